@@ -1,0 +1,2 @@
+//! gnomon.
+fn main() {}
