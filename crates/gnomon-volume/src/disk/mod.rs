@@ -4,12 +4,18 @@
 //! Errors are neutral here; each front translates them in one table.
 
 mod file;
+pub mod layered;
+mod tracked;
+mod volume;
 
 use std::io;
 
 use gnomon_terms::{Bytes, ErrorKind};
 
-pub use file::FileDisk;
+pub use file::{FileDisk, Mode, OpenError};
+pub use layered::LayeredDisk;
+pub use tracked::TrackedDisk;
+pub use volume::{Role, VolumeDisk};
 
 /// A run of bytes that are in the same state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +58,16 @@ pub trait Disk: Send + Sync {
     /// Whether a read of these bytes is answered by this host alone, without waiting for another.
     fn is_local(&self, _at: u64, _len: u64) -> bool {
         true
+    }
+
+    /// Fills `into` if that needs no waiting, neither for another host nor for a device; false when it does, and
+    /// then `into` may hold anything. A front serves such reads at once and hands the others to a helper thread.
+    fn try_read_at(&self, into: &mut [u8], at: u64) -> Result<bool, DiskError> {
+        if !self.is_local(at, into.len() as u64) {
+            return Ok(false);
+        }
+        self.read_at(into, at)?;
+        Ok(true)
     }
 
     /// Describes `at .. at + len` in order, without gap; adjacent equal segments may be merged.

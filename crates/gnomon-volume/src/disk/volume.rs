@@ -1,0 +1,187 @@
+//! A volume as its guest sees it, whatever role this host has for it: the gate that every request passes.
+//!
+//! ```text
+//!                 begin_shadow                    hand_over
+//!   Primary ───────────────────► Primary, tracked ───────────► Fenced
+//!      ▲                                                          │ (rollback: same as activate)
+//!      │ release                        activate                  ▼
+//!      └──────────────── Draining ◄──────────────────────────── Shadow
+//! ```
+//!
+//! **Forecasts advise, epochs decide:** the role changes only when the handover of the volume's epoch says so (see
+//! gnomon-proto), and a change waits for the writes that are under way. Reads need no fence: a guest that is stopped
+//! for a switchover reads nothing, and a read that began before it is ordered before it.
+
+use std::sync::Arc;
+
+use gnomon_proto::frame::Content;
+use gnomon_terms::{Bytes, Epoch, Extent};
+use parking_lot::RwLock;
+
+use super::{
+    Disk, DiskError, FileDisk, LayeredDisk, Segment, TrackedDisk,
+    layered::{FETCH_BLOCKS, Peer},
+};
+use crate::stripes::split;
+
+/// What this host is for a volume.
+#[derive(Clone)]
+pub enum Role {
+    /// The only writer; all bytes are here.
+    Primary,
+    /// The only writer; writes are noted as owed to a shadow.
+    Tracked(Arc<TrackedDisk>),
+    /// Not a writer: reads are passed to the primary, so that a waiting QEMU can open the disk.
+    Shadow(Arc<dyn Peer>),
+    /// The only writer; some bytes are still at the peer.
+    Draining(Arc<LayeredDisk>),
+    /// Was the writer; another host is now.
+    Fenced {
+        /// Who.
+        to: String,
+    },
+}
+
+impl Role {
+    /// Its name in records and on the screen.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Tracked(_) => "primary, shadowed",
+            Role::Shadow(_) => "shadow",
+            Role::Draining(_) => "primary, draining",
+            Role::Fenced { .. } => "fenced",
+        }
+    }
+}
+
+/// A volume behind its gate.
+pub struct VolumeDisk {
+    local: Arc<FileDisk>,
+    gate: RwLock<(Epoch, Role)>,
+}
+
+impl VolumeDisk {
+    /// A volume in `local` with the role and epoch its record tells.
+    pub fn new(local: Arc<FileDisk>, epoch: Epoch, role: Role) -> VolumeDisk {
+        VolumeDisk { local, gate: RwLock::new((epoch, role)) }
+    }
+
+    /// The file or device below.
+    pub fn local(&self) -> &Arc<FileDisk> {
+        &self.local
+    }
+
+    /// The epoch and role now.
+    pub fn state(&self) -> (Epoch, Role) {
+        self.gate.read().clone()
+    }
+
+    /// Changes the role; returns when no write under the old one is under way. An older epoch is refused.
+    pub fn become_role(&self, epoch: Epoch, role: Role) -> Result<(), DiskError> {
+        let mut gate = self.gate.write();
+        if epoch < gate.0 {
+            return Err(DiskError::Fenced { why: format!("{epoch} is over, the volume is at {}", gate.0) });
+        }
+        *gate = (epoch, role);
+        Ok(())
+    }
+
+    /// Runs a change under the gate, on the disk that the role writes to.
+    fn change(&self, deed: impl FnOnce(&dyn Disk) -> Result<(), DiskError>) -> Result<(), DiskError> {
+        let gate = self.gate.read();
+        match &gate.1 {
+            Role::Primary => deed(&*self.local),
+            Role::Tracked(disk) => deed(&**disk),
+            Role::Draining(disk) => deed(&**disk),
+            Role::Shadow(peer) => Err(DiskError::Fenced { why: format!("the volume is still at {}", peer.name()) }),
+            Role::Fenced { to } => Err(DiskError::Fenced { why: format!("the volume has been handed to {to}") }),
+        }
+    }
+
+    /// Fills `into` from the primary, stripe by stripe, keeping nothing: it may change the next moment.
+    fn read_through(&self, peer: &dyn Peer, into: &mut [u8], at: u64) -> Result<(), DiskError> {
+        for piece in split(Extent::touching(at, into.len() as u64)) {
+            debug_assert!(piece.len.0 <= FETCH_BLOCKS, "a stripe fits a fetch");
+            let content = peer.fetch(piece)?;
+            copy_part(&content, piece, into, at);
+        }
+        Ok(())
+    }
+}
+
+/// Copies what a fetched piece has of the bytes from `at` on.
+fn copy_part(content: &Content, piece: Extent, into: &mut [u8], at: u64) {
+    let from = piece.start.byte().max(at);
+    let to = piece.end().byte().min(at + into.len() as u64);
+    let target = &mut into[(from - at) as usize..(to - at) as usize];
+    match content {
+        Content::Zero => target.fill(0),
+        Content::Data(data) => {
+            let skip = (from - piece.start.byte()) as usize;
+            let have = data.len().saturating_sub(skip).min(target.len());
+            target[..have].copy_from_slice(&data[skip..skip + have]);
+        }
+    }
+}
+
+impl Disk for VolumeDisk {
+    fn size(&self) -> Bytes {
+        self.local.size()
+    }
+
+    fn read_at(&self, into: &mut [u8], at: u64) -> Result<(), DiskError> {
+        // The guard is not held while a read waits for the peer, so a role can change meanwhile.
+        let role = {
+            let gate = self.gate.read();
+            if let Role::Primary | Role::Tracked(_) = gate.1 {
+                return self.local.read_at(into, at);
+            }
+            gate.1.clone()
+        };
+        match role {
+            Role::Primary | Role::Tracked(_) => self.local.read_at(into, at),
+            Role::Draining(disk) => disk.read_at(into, at),
+            Role::Shadow(peer) => self.read_through(&*peer, into, at),
+            Role::Fenced { to } => Err(DiskError::Fenced { why: format!("the volume has been handed to {to}") }),
+        }
+    }
+
+    fn write_at(&self, data: &[u8], at: u64) -> Result<(), DiskError> {
+        self.change(|disk| disk.write_at(data, at))
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64, punch: bool) -> Result<(), DiskError> {
+        self.change(|disk| disk.write_zeroes(at, len, punch))
+    }
+
+    fn discard(&self, at: u64, len: u64) -> Result<(), DiskError> {
+        self.change(|disk| disk.discard(at, len))
+    }
+
+    /// A disk that may not write has nothing to make durable: QEMU flushes what it lets go of.
+    fn flush(&self) -> Result<(), DiskError> {
+        let role = self.gate.read().1.clone();
+        match role {
+            Role::Draining(disk) => disk.flush(),
+            _ => self.local.flush(),
+        }
+    }
+
+    fn is_local(&self, at: u64, len: u64) -> bool {
+        match &self.gate.read().1 {
+            Role::Primary | Role::Tracked(_) | Role::Fenced { .. } => true,
+            Role::Draining(disk) => disk.is_local(at, len),
+            Role::Shadow(_) => false,
+        }
+    }
+
+    fn segments(&self, at: u64, len: u64) -> Result<Vec<Segment>, DiskError> {
+        let role = self.gate.read().1.clone();
+        match role {
+            Role::Draining(disk) => disk.segments(at, len),
+            Role::Shadow(_) => Ok(vec![Segment { len, hole: false, zero: false, local: false }]),
+            _ => self.local.segments(at, len),
+        }
+    }
+}

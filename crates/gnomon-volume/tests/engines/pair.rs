@@ -1,0 +1,357 @@
+//! A source and a destination in one process.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use gnomon_proto::{
+    Class,
+    frame::{Message, Stream},
+};
+use gnomon_terms::{
+    BLOCK_SIZE, BlockCount, Bytes, Epoch, Event, Extent, Instant, Move, MoveId, Place, Priority, ResourceId, Verb,
+};
+use gnomon_volume::{
+    blockmap::BlockMap,
+    disk::{Disk, FileDisk, LayeredDisk, Role, TrackedDisk, VolumeDisk},
+    mover::{Mover, MoverParts, Phase},
+    outbox::Outbox,
+    shadow::{Shadow, ShadowParts},
+    stripes::Stripes,
+    tap::Tap,
+    wire::{Wire, WireClosed},
+};
+
+/// A disk of 4 MiB.
+pub const BLOCKS: u64 = 1024;
+const RESOURCE: ResourceId = ResourceId(1);
+const PLACE: Place = Place(1);
+
+/// One direction of a session: a queue for each class, and a switch that cuts both directions.
+struct ChannelWire {
+    queues: Vec<SyncSender<Message>>,
+    cut: Arc<AtomicBool>,
+}
+
+impl Wire for ChannelWire {
+    fn send(&self, message: Message) -> Result<(), WireClosed> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(WireClosed);
+        }
+        self.queues[message.class().index()].send(message).map_err(|_| WireClosed)
+    }
+}
+
+fn channel(cut: &Arc<AtomicBool>) -> (ChannelWire, Vec<Receiver<Message>>) {
+    let (queues, receivers) = (0..Class::COUNT).map(|_| sync_channel(64)).unzip();
+    (ChannelWire { queues, cut: Arc::clone(cut) }, receivers)
+}
+
+/// Hands what arrives in each class to an engine, until the wire is cut or dropped.
+fn pump(receivers: Vec<Receiver<Message>>, cut: &Arc<AtomicBool>, handle: impl Fn(Message) + Send + Sync + 'static) {
+    let handle = Arc::new(handle);
+    for receiver in receivers {
+        let (handle, cut) = (Arc::clone(&handle), Arc::clone(cut));
+        thread::spawn(move || {
+            while let Ok(message) = receiver.recv() {
+                // What is under way when a link is cut is lost.
+                if !cut.load(Ordering::SeqCst) {
+                    handle(message);
+                }
+            }
+        });
+    }
+}
+
+fn tap() -> Arc<Tap> {
+    Arc::new(Tap::since(std::time::Instant::now()))
+}
+
+pub struct Pair {
+    pub source: Arc<VolumeDisk>,
+    pub destination: Arc<VolumeDisk>,
+    dir: tempfile::TempDir,
+    source_local: Arc<FileDisk>,
+    destination_local: Arc<FileDisk>,
+    source_outbox: Arc<Outbox>,
+    source_stripes: Arc<Stripes>,
+    source_tap: Arc<Tap>,
+    valid: Arc<BlockMap>,
+    destination_outbox: Arc<Outbox>,
+    destination_stripes: Arc<Stripes>,
+    shadow: Arc<Shadow>,
+    mover: Option<Arc<Mover>>,
+    cut: Arc<AtomicBool>,
+    epoch: Epoch,
+    /// What each block must read as: written and acknowledged.
+    model: Vec<Vec<u8>>,
+    next_move: u64,
+    outstanding: usize,
+}
+
+impl Pair {
+    pub fn new() -> Pair {
+        let dir = tempfile::tempdir().expect("dir");
+        let size = Bytes(BLOCKS * BLOCK_SIZE);
+        let file = |name: &str| Arc::new(FileDisk::create(&dir.path().join(name), size).expect("disk"));
+        let map = || BlockMap::volatile(BlockCount(BLOCKS)).expect("map");
+        let (source_local, destination_local) = (file("source"), file("destination"));
+        let source_outbox = Arc::new(Outbox::new(map()).expect("outbox"));
+        source_outbox.owe(Extent::new(0, BLOCKS));
+        let source_stripes = Arc::new(Stripes::default());
+        let tracked = TrackedDisk {
+            local: Arc::clone(&source_local),
+            outbox: Arc::clone(&source_outbox),
+            stripes: Arc::clone(&source_stripes),
+        };
+        let source =
+            Arc::new(VolumeDisk::new(Arc::clone(&source_local), Epoch(1), Role::Tracked(Arc::new(tracked))));
+        let valid = Arc::new(map());
+        let destination_outbox = Arc::new(Outbox::new(map()).expect("outbox"));
+        let destination_stripes = Arc::new(Stripes::default());
+        let shadow = Shadow::start(ShadowParts {
+            resource: RESOURCE,
+            stream: Stream(1),
+            peer: "source".to_string(),
+            local: Arc::clone(&destination_local),
+            valid: Arc::clone(&valid),
+            outbox: Arc::clone(&destination_outbox),
+            stripes: Arc::clone(&destination_stripes),
+            tap: tap(),
+            reverse: true,
+            patience: Duration::from_secs(60),
+            mirror_patience: Duration::from_secs(60),
+            phase: Phase::Priming,
+            epoch: Epoch(1),
+        });
+        let role = Role::Shadow(shadow.clone());
+        let destination = Arc::new(VolumeDisk::new(Arc::clone(&destination_local), Epoch(1), role));
+        Pair {
+            source,
+            destination,
+            dir,
+            source_local,
+            destination_local,
+            source_outbox,
+            source_stripes,
+            source_tap: tap(),
+            valid,
+            destination_outbox,
+            destination_stripes,
+            shadow,
+            mover: None,
+            cut: Arc::new(AtomicBool::new(true)),
+            epoch: Epoch(1),
+            model: vec![vec![0; BLOCK_SIZE as usize]; BLOCKS as usize],
+            next_move: 0,
+            outstanding: 0,
+        }
+    }
+
+    /// Begins a session, as after a start of either daemon.
+    pub fn connect(&mut self) {
+        let cut = Arc::new(AtomicBool::new(false));
+        let (to_destination, at_destination) = channel(&cut);
+        let (to_source, at_source) = channel(&cut);
+        let mover = Mover::start(MoverParts {
+            resource: RESOURCE,
+            place: PLACE,
+            stream: Stream(1),
+            local: Arc::clone(&self.source_local),
+            outbox: Arc::clone(&self.source_outbox),
+            stripes: Arc::clone(&self.source_stripes),
+            tap: Arc::clone(&self.source_tap),
+            wire: Arc::new(to_destination),
+            phase: if self.epoch == Epoch(1) { Phase::Priming } else { Phase::Draining },
+            epoch: self.epoch,
+        });
+        let (engine, shadow) = (Arc::clone(&mover), Arc::clone(&self.shadow));
+        pump(at_source, &cut, move |message| engine.handle(message));
+        pump(at_destination, &cut, move |message| shadow.handle(message));
+        self.shadow.attach(Arc::new(to_source));
+        self.mover = Some(mover);
+        self.cut = cut;
+    }
+
+    /// Ends the session at an arbitrary frame; what the destination has is owed no longer, what it lacks is.
+    pub fn cut(&mut self) {
+        self.cut.store(true, Ordering::SeqCst);
+        if let Some(mover) = self.mover.take() {
+            mover.stop();
+        }
+        self.shadow.detach();
+        self.settle();
+        for missing in self.valid.runs(Extent::new(0, BLOCKS), false) {
+            self.source_outbox.owe(missing);
+        }
+    }
+
+    pub fn copy(&mut self, extent: Extent) {
+        self.begin(extent, Verb::Copy);
+    }
+
+    pub fn drop_copy(&mut self, extent: Extent) {
+        self.begin(extent, Verb::Drop);
+    }
+
+    fn begin(&mut self, extent: Extent, verb: Verb) {
+        self.next_move += 1;
+        self.outstanding += 1;
+        let mover = self.mover.as_ref().expect("connected");
+        let priority = if self.next_move.is_multiple_of(3) { Priority::Prefetch } else { Priority::Background };
+        let due = Instant::ORIGIN;
+        mover.begin(Move { id: MoveId(self.next_move), resource: RESOURCE, extent, to: PLACE, verb, priority, due });
+    }
+
+    /// Waits until every move has settled.
+    pub fn settle(&mut self) {
+        let mut events = Vec::new();
+        while self.outstanding > 0 {
+            self.source_tap.wait(Duration::from_secs(1));
+            self.source_tap.drain(&mut events);
+            self.outstanding -= events.drain(..).filter(|event| matches!(event, Event::Settled(_))).count();
+        }
+    }
+
+    pub fn copy_all_owed(&mut self) {
+        while self.owed() > BlockCount(0) {
+            for run in self.source_outbox.owed_runs(Extent::new(0, BLOCKS)) {
+                self.copy(run);
+            }
+            self.settle();
+        }
+    }
+
+    /// What the roof does with proto's handover, without its records.
+    pub fn hand_over(&mut self) {
+        self.settle();
+        let epoch = self.epoch.next();
+        self.source.become_role(epoch, Role::Fenced { to: "destination".to_string() }).expect("fence");
+        let lacking = self.source_outbox.owed_runs(Extent::new(0, BLOCKS));
+        self.valid.retract(&lacking).expect("retract");
+        self.shadow.take_over(epoch);
+        let layered = self.layered(Arc::clone(&self.shadow));
+        self.destination.become_role(epoch, Role::Draining(layered)).expect("activate");
+        self.mover.as_ref().expect("connected").handed_over(epoch);
+        self.epoch = epoch;
+    }
+
+    fn layered(&self, shadow: Arc<Shadow>) -> Arc<LayeredDisk> {
+        Arc::new(LayeredDisk {
+            local: Arc::clone(&self.destination_local),
+            valid: Arc::clone(&self.valid),
+            peer: shadow,
+            outbox: Some(Arc::clone(&self.destination_outbox)),
+            stripes: Arc::clone(&self.destination_stripes),
+        })
+    }
+
+    /// The same disk, with an engine that has no session and waits no longer than `patience` for one.
+    pub fn destination_with_patience(&self, patience: Duration) -> Arc<LayeredDisk> {
+        self.layered(Shadow::start(ShadowParts {
+            resource: RESOURCE,
+            stream: Stream(1),
+            peer: "source".to_string(),
+            local: Arc::clone(&self.destination_local),
+            valid: Arc::clone(&self.valid),
+            outbox: Arc::clone(&self.destination_outbox),
+            stripes: Arc::clone(&self.destination_stripes),
+            tap: tap(),
+            reverse: true,
+            patience,
+            mirror_patience: patience,
+            phase: Phase::Draining,
+            epoch: self.epoch,
+        }))
+    }
+
+    /// A read that begins without a session is answered in the next one.
+    pub fn read_across_a_reconnection(&mut self, block: u64) {
+        let disk = Arc::clone(&self.destination);
+        let reader = thread::spawn(move || {
+            let mut bytes = vec![0; BLOCK_SIZE as usize];
+            disk.read_at(&mut bytes, block * BLOCK_SIZE).map(|()| bytes)
+        });
+        self.connect();
+        let bytes = reader.join().expect("reader").expect("read");
+        assert_eq!(bytes, self.model[block as usize]);
+    }
+
+    /// Fills every block with its own pattern.
+    pub fn fill(&mut self, seed: u64) {
+        for block in 0..BLOCKS {
+            self.write_at_source(block, seed);
+        }
+    }
+
+    pub fn write_at_source(&mut self, block: u64, value: u64) {
+        let content = pattern(block, value);
+        self.source.write_at(&content, block * BLOCK_SIZE).expect("write");
+        self.model[block as usize] = content;
+    }
+
+    pub fn write_at_destination(&mut self, block: u64, value: u64) {
+        let content = pattern(block, value);
+        self.destination.write_at(&content, block * BLOCK_SIZE).expect("write");
+        self.model[block as usize] = content;
+    }
+
+    pub fn write_bytes_at_destination(&mut self, at: u64, data: &[u8]) {
+        self.destination.write_at(data, at).expect("write");
+        for (offset, byte) in data.iter().enumerate() {
+            let place = at + offset as u64;
+            self.model[(place / BLOCK_SIZE) as usize][(place % BLOCK_SIZE) as usize] = *byte;
+        }
+    }
+
+    pub fn discard_at_destination(&mut self, block: u64) {
+        self.destination.discard(block * BLOCK_SIZE, BLOCK_SIZE).expect("discard");
+        self.model[block as usize].fill(0);
+    }
+
+    pub fn read_at_destination(&self, block: u64) {
+        let mut bytes = vec![0; BLOCK_SIZE as usize];
+        self.destination.read_at(&mut bytes, block * BLOCK_SIZE).expect("read");
+        assert!(bytes == self.model[block as usize], "block {block} reads as something else");
+    }
+
+    pub fn assert_destination_reads_what_was_written(&self) {
+        for block in 0..BLOCKS {
+            self.read_at_destination(block);
+        }
+    }
+
+    pub fn assert_source_has(&self, block: u64) {
+        let mut bytes = vec![0; BLOCK_SIZE as usize];
+        self.source_local.read_at(&mut bytes, block * BLOCK_SIZE).expect("read");
+        assert!(bytes == self.model[block as usize], "block {block} is something else at the source");
+    }
+
+    pub fn owed(&self) -> BlockCount {
+        self.source_outbox.owed()
+    }
+
+    pub fn owed_back(&self) -> BlockCount {
+        self.destination_outbox.owed()
+    }
+
+    pub fn missing(&self) -> BlockCount {
+        BlockCount(BLOCKS - self.valid.count().0)
+    }
+
+    pub fn destination_allocated(&self) -> u64 {
+        std::fs::metadata(self.dir.path().join("destination")).expect("stat").blocks() * 512
+    }
+}
+
+fn pattern(block: u64, value: u64) -> Vec<u8> {
+    let word = (block << 32 | value).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    word.to_le_bytes().repeat(BLOCK_SIZE as usize / 8)
+}
