@@ -114,7 +114,7 @@ impl Handshake<'_> {
             Some((_, TlsMode::Offered)) => TlsState::Offered,
             Some((_, TlsMode::Required)) => TlsState::Required,
         });
-        let mut inbox = Inbox::new(PIECE.max(OPTION_HEADER_LEN + OPTION_LIMIT as usize));
+        let mut inbox = Inbox::new(WRITE_PIECE.max(OPTION_HEADER_LEN + OPTION_LIMIT as usize));
         stream.send_all(&greeting())?;
         self.need(&stream, &mut inbox, CLIENT_FLAGS_LEN)?;
         haggle.client_flags(inbox.take().expect("as many bytes were waited for"))?;
@@ -329,7 +329,7 @@ impl Transmission {
     fn whole_payload(&mut self, len: usize) -> Result<Vec<u8>, ConnectionError> {
         let mut data = Vec::with_capacity(len);
         while data.len() < len {
-            let step = (len - data.len()).min(PIECE);
+            let step = (len - data.len()).min(WRITE_PIECE);
             self.need(step)?;
             data.extend_from_slice(&self.inbox.bytes()[..step]);
             self.inbox.consume(step);
@@ -340,7 +340,7 @@ impl Transmission {
     fn skip(&mut self, len: u64) -> Served {
         let mut left = len;
         while left > 0 {
-            let step = left.min(PIECE as u64) as usize;
+            let step = left.min(WRITE_PIECE as u64) as usize;
             self.need(step)?;
             self.inbox.consume(step);
             left -= step as u64;
@@ -353,8 +353,8 @@ impl Transmission {
     fn need(&mut self, len: usize) -> Served {
         while self.inbox.bytes().len() < len {
             self.flush()?;
-            let stream = self.link.outlet.stream();
-            if self.inbox.receive_up_to(len, |into| stream.recv(into, true))? == 0 {
+            let (spin, stream) = (&mut self.spin, self.link.outlet.stream());
+            if self.inbox.receive_up_to(len, |into| spin.recv(stream, into))? == 0 {
                 return Err(ConnectionError::CutShort);
             }
         }
