@@ -1,2 +1,81 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: the workshop. Everything that is done to gnomon, as opposed to with it, has a name here, and CI
+//! calls the same names.
+//!
+//! Floor: beside the house. Depends on nothing of gnomon and on two small crates, so that it starts in seconds on a
+//! fresh clone.
+
+mod args;
+mod bench;
+mod check;
+mod demo;
+mod guest_image;
+mod initramfs;
+mod kernel;
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+mod wire;
+
+use std::process::ExitCode;
+
+use args::Args;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test                 everything CI runs: setup, all tests, tidy, format, clippy, docs
+  check                format, clippy, docs, tidy (no tests)
+  tidy                 what a compiler does not see: dependency arrows, purity, module docs, sizes, papers
+  demo                 the main job: two nodes and a real guest on this machine
+                         [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post] [--keep]
+  bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
+  setup                install the Debian packages that tests and demo need (root), or say which
+  wire                 a link with a rate and a delay, for hand tests
+                         --listen ADDR --to ADDR [--rate 400mbit] [--delay 1ms]
+
+Exit code: 0 done, 1 failed, 2 wrong usage, 3 refused because of how this machine is.";
+
+/// What a command ends with, when it is not an error.
+type Ended = anyhow::Result<ExitCode>;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let Some((command, rest)) = words.split_first() else { return help() };
+    if command == "--help" || command == "help" || rest.iter().any(|word| word == "--help") {
+        return help();
+    }
+    match dispatch(command, rest) {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("xtask {command}: {err:#}");
+            let code = if err.is::<args::Misuse>() {
+                2
+            } else if err.is::<setup::Refusal>() {
+                3
+            } else {
+                1
+            };
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(command: &str, rest: &[String]) -> Ended {
+    let args = |flags, options| Args::parse(rest, flags, options);
+    match command {
+        "test" => args(&[], &[]).map_err(Into::into).and_then(|_| test::run()),
+        "check" => args(&[], &[]).map_err(Into::into).and_then(|_| check::run()),
+        "tidy" => args(&[], &[]).map_err(Into::into).and_then(|_| tidy::run()),
+        "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
+        "bench" => bench::run(&args(&["json"], &["plot", "rounds"])?),
+        "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "seed"])?),
+        "wire" => wire::run(&args(&[], &["listen", "to", "rate", "delay"])?),
+        _ => Err(args::Misuse("no such command; see `cargo xtask --help`".to_owned()).into()),
+    }
+}
+
+fn help() -> ExitCode {
+    println!("{HELP}");
+    ExitCode::SUCCESS
+}

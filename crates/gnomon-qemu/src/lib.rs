@@ -1,1 +1,36 @@
-//! Skeleton.
+//! Stock QEMU as it is: its process, its monitor, its migration stream. Nothing in QEMU is patched.
+//!
+//! ```text
+//!  VmSpec ── resolve ──► Resolved ── command_line ──► Qemu (a process that outlives us)
+//!                                                       │ qmp()
+//!                              Outgoing, Incoming ◄─── Qmp ───► EventStream
+//! ```
+//!
+//! Where to enter: [`VmSpec`] says what a guest is, [`Qemu::launch`] starts it, [`Qemu::adopt`] finds it again
+//! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it, [`prove_kvm`] and
+//! [`HostFacts`] say what the host can do.
+//!
+//! Everything here blocks and uses plain threads: callers on an async runtime call it from a blocking thread. All
+//! waits are for an event with a deadline; nothing sleeps and looks again.
+
+mod doctor;
+mod kvm;
+mod migrate;
+mod process;
+mod qmp;
+mod spec;
+
+pub use doctor::{HostFacts, KvmNode, QemuBinary, find_qemu};
+pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
+pub use migrate::{
+    Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,
+};
+pub use process::{ExitWatch, Exited, Launch, ProcessError, Qemu, QemuRecord, StopDeadlines};
+pub use qmp::{
+    CloseReason, EventError, EventStream, MachineInfo, MigrationProgress, MigrationStatus, Qmp, QmpError, QmpEvent,
+    RunState, VmStatus,
+};
+pub use spec::{
+    Accel, Accelerator, DiskSource, DiskSpec, NetSpec, NoVersion, PortSpec, QemuVersion, RamBacking, Resolved, Role,
+    SpecError, VmPaths, VmSpec, command_line, resolve, safe_memory_size,
+};

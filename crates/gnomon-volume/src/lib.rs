@@ -16,6 +16,7 @@
 pub mod blockmap;
 pub mod disk;
 pub mod front;
+pub mod import;
 pub mod mover;
 pub mod outbox;
 pub mod plane;

@@ -257,6 +257,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Name of the export.
+    pub fn name(&self) -> &str {
+        &self.shelf.export.name
+    }
+
     /// Size of the disk.
     pub fn size(&self) -> Bytes {
         Bytes(self.shelf.size)

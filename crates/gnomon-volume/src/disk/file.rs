@@ -86,11 +86,8 @@ pub struct FileDisk {
 impl FileDisk {
     /// Opens a raw image or block device. With `expected`, a file of another size is refused.
     pub fn open(path: &Path, expected: Option<Bytes>, mode: Mode) -> Result<FileDisk, OpenError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(mode == Mode::ReadWrite)
-            .open(path)
-            .map_err(failed("open", path))?;
+        let file =
+            OpenOptions::new().read(true).write(mode == Mode::ReadWrite).open(path).map_err(failed("open", path))?;
         let (size, sparse) = measure(&file, path)?;
         match expected {
             Some(Bytes(expected)) if expected != size => {
@@ -102,12 +99,8 @@ impl FileDisk {
 
     /// Makes a new sparse file of `size` and opens it. Refuses to replace a file that is there.
     pub fn create(path: &Path, size: Bytes) -> Result<FileDisk, OpenError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map_err(failed("create", path))?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(failed("create", path))?;
         file.set_len(size.0).map_err(failed("size", path))?;
         Ok(FileDisk::over(file, size.0, true))
     }

@@ -15,7 +15,6 @@ use gnomon_terms::Op;
 use rustls::ServerConfig;
 
 use super::{
-    helpers::{Helpers, Job},
     inbox::Inbox,
     options::{CLIENT_FLAGS_LEN, Haggle, HandshakeError, Next, OPTION_HEADER_LEN, OPTION_LIMIT, OptionFrame, Terms},
     options::{TlsState, greeting},
@@ -26,7 +25,10 @@ use super::{
     stream::{Stream, hang_up},
     wire::{self, Command, Errno, NotARequest, Request, request_flag},
 };
-use crate::serve::{Exports, Facts, ServeError, Session, Span};
+use crate::{
+    front::helpers::{Helpers, Job},
+    serve::{Exports, Facts, ServeError, Session, Span},
+};
 
 /// Long reads are served in pieces of this size: a piece stays in the core's cache between disk and socket, and the
 /// client takes the first while the next is read. Measured: 64 KiB lose a third to 256 KiB, 1 MiB wins nothing.
@@ -78,17 +80,13 @@ pub(super) struct Common {
 pub(super) fn attend(common: &Common, socket: Arc<OwnedFd>) -> Result<(), ConnectionError> {
     let stream = Stream::plain(socket.clone());
     stream.set_timeout(Some(HANDSHAKE_TIME))?;
-    let Some(opened) = (Handshake { common, until: Instant::now() + HANDSHAKE_TIME }).run(stream)? else {
+    let handshake = Handshake { common, socket, until: Instant::now() + HANDSHAKE_TIME };
+    let Some(Opened { stream, inbox, session, terms }) = handshake.run(stream)? else {
         return Ok(());
     };
-    let session = common.exports.open(&opened.facts.name, move || hang_up(&socket))?;
-    if session.size() != opened.facts.size {
-        // Replaced between the client's being told and the opening.
-        return Err(ServeError::Removed.into());
-    }
-    opened.stream.set_timeout(None)?;
-    let link = Arc::new(Link { outlet: Outlet::new(opened.stream), session, terms: opened.terms });
-    let result = Transmission::new(link.clone(), opened.inbox, common.lookouts.clone()).run();
+    stream.set_timeout(None)?;
+    let link = Arc::new(Link { outlet: Outlet::new(stream), session, terms });
+    let result = Transmission::new(link.clone(), inbox, common.lookouts.clone()).run();
     link.outlet.stream().say_goodbye();
     result
 }
@@ -97,12 +95,13 @@ pub(super) fn attend(common: &Common, socket: Arc<OwnedFd>) -> Result<(), Connec
 struct Opened {
     stream: Stream,
     inbox: Inbox,
-    facts: Facts,
+    session: Session,
     terms: Terms,
 }
 
 struct Handshake<'a> {
     common: &'a Common,
+    socket: Arc<OwnedFd>,
     until: Instant,
 }
 
@@ -119,32 +118,49 @@ impl Handshake<'_> {
         self.need(&stream, &mut inbox, CLIENT_FLAGS_LEN)?;
         haggle.client_flags(inbox.take().expect("as many bytes were waited for"))?;
         for _ in 0..OPTIONS_LIMIT {
-            match self.option(&stream, &mut inbox, &mut haggle)? {
-                Next::Option => {}
+            let (next, replies) = self.option(&stream, &mut inbox, &mut haggle)?;
+            if let Next::Open { facts, terms } = next {
+                // Opened before the client is told so: what it was told holds until it leaves or is sent away.
+                let session = self.open(&facts)?;
+                stream.send_all(&replies)?;
+                return Ok(Some(Opened { stream, inbox, session, terms }));
+            }
+            stream.send_all(&replies)?;
+            match next {
                 Next::HangUp => return Ok(None),
-                Next::Open { facts, terms } => return Ok(Some(Opened { stream, inbox, facts, terms })),
                 Next::StartTls => {
                     stream = self.start_tls(stream, &inbox)?;
                     haggle.tls_started();
                 }
+                Next::Option | Next::Open { .. } => {}
             }
         }
         Err(ConnectionError::TooSlow)
     }
 
-    /// Receives one option and answers it.
-    fn option(&self, stream: &Stream, inbox: &mut Inbox, haggle: &mut Haggle) -> Result<Next, ConnectionError> {
-        let mut replies = Vec::new();
-        let next = loop {
+    /// Receives one option; returns what comes next and the replies to send before.
+    fn option(
+        &self,
+        stream: &Stream,
+        inbox: &mut Inbox,
+        haggle: &mut Haggle,
+    ) -> Result<(Next, Vec<u8>), ConnectionError> {
+        loop {
             if let Some((frame, len)) = OptionFrame::decode(inbox.bytes())? {
+                let mut replies = Vec::new();
                 let next = haggle.handle(frame, &self.common.exports, &mut replies);
                 inbox.consume(len);
-                break next;
+                return Ok((next, replies));
             }
             self.need(stream, inbox, inbox.bytes().len() + 1)?;
-        };
-        stream.send_all(&replies)?;
-        Ok(next)
+        }
+    }
+
+    fn open(&self, facts: &Facts) -> Result<Session, ServeError> {
+        let socket = self.socket.clone();
+        let session = self.common.exports.open(&facts.name, move || hang_up(&socket))?;
+        // Another disk may have taken the name since the client was told of it.
+        if session.size() == facts.size { Ok(session) } else { Err(ServeError::Removed) }
     }
 
     fn start_tls(&self, stream: Stream, inbox: &Inbox) -> Result<Stream, ConnectionError> {

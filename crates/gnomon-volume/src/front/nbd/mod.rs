@@ -12,7 +12,6 @@
 //! `options` and `wire` are pure; `connection`, `stream` and `server` are the rim.
 
 mod connection;
-mod helpers;
 mod inbox;
 mod options;
 mod reply;
@@ -23,7 +22,7 @@ mod stream;
 pub mod wire;
 
 pub use options::{
-    BASE_ALLOCATION, CONTEXTS, Contexts, GNOMON_SHADOW, HandshakeError, Haggle, Next, OPTION_LIMIT, OptionFrame,
+    BASE_ALLOCATION, CONTEXTS, Contexts, GNOMON_SHADOW, Haggle, HandshakeError, Next, OPTION_LIMIT, OptionFrame,
     Terms, TlsState, greeting,
 };
 pub use server::{NbdAddress, NbdLimits, NbdServer, TlsMode};

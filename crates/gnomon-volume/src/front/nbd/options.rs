@@ -303,7 +303,10 @@ impl Haggle {
             }
         }
         // Told to all: a client that did not ask may ignore it, and one that forgot to ask is better off.
-        replies.info(info::BLOCK_SIZE, &BLOCK_SIZES.each_ref().map(|size| size.to_be_bytes()).each_ref().map(|b| &b[..]));
+        replies.info(
+            info::BLOCK_SIZE,
+            &BLOCK_SIZES.each_ref().map(|size| size.to_be_bytes()).each_ref().map(|b| &b[..]),
+        );
         replies.ack();
         if replies.option == option::GO { self.open(facts, name.as_bytes()) } else { Next::Option }
     }

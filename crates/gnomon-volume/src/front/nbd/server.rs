@@ -4,10 +4,7 @@ use std::{
     collections::HashMap,
     fmt, fs, io,
     net::{SocketAddr, TcpListener},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
-    },
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -27,7 +24,7 @@ use super::{
     spin::Lookouts,
     stream::{hang_up, stop_receiving},
 };
-use crate::serve::Exports;
+use crate::{front::socket, serve::Exports};
 
 /// Whether a client must use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,8 +172,7 @@ impl Drop for NbdServer {
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &OwnedFd) {
         loop {
-            let mut ready =
-                [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+            let mut ready = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             if let Err(error) = retry_on_intr(|| poll(&mut ready, None)) {
                 tracing::error!(%error, "cannot wait for clients any more");
                 return;
@@ -252,13 +248,7 @@ impl Drop for Leaving<'_> {
 fn listen(address: NbdAddress) -> io::Result<(OwnedFd, NbdAddress)> {
     match address {
         NbdAddress::Unix(path) => {
-            let listener = match UnixListener::bind(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(&path) => {
-                    fs::remove_file(&path)?;
-                    UnixListener::bind(&path)?
-                }
-                bound => bound?,
-            };
+            let listener = socket::listen(&path)?;
             listener.set_nonblocking(true)?;
             Ok((listener.into(), NbdAddress::Unix(path)))
         }
@@ -278,11 +268,6 @@ fn listen_tcp(at: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let at = listener.local_addr()?;
     Ok((listener.into(), at))
-}
-
-/// A socket file nobody listens at, left by a server that was killed.
-fn is_stale(path: &PathBuf) -> bool {
-    matches!(UnixStream::connect(path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Replies leave at once, a vanished client is noticed, and a long reply fits the socket.

@@ -113,7 +113,8 @@ impl Tls {
                 done => return done,
             }
             if incoming.start == incoming.end {
-                incoming.start = 0;
+                // Empty before the call, which may fail for having nothing.
+                (incoming.start, incoming.end) = (0, 0);
                 incoming.end = receive(socket, &mut incoming.bytes, wait)?;
                 if incoming.end == 0 {
                     return Ok(0);

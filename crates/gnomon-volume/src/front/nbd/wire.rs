@@ -370,7 +370,10 @@ mod tests {
             *b"\x66\x8e\x33\xef\0\x01\0\x02\0\0\0\0\0\0\0\x01\0\0\0\x0c\0\0\0\0\0\0\x10\0\0\0\x02\0"
         );
         assert_eq!(data_chunk(1, 4096, 512, false)[16..], *b"\0\0\x02\x08\0\0\0\0\0\0\x10\0");
-        assert_eq!(error_chunk(1, Errno::Perm, "no")[4..], *b"\0\x01\x80\x01\0\0\0\0\0\0\0\x01\0\0\0\x08\0\0\0\x01\0\x02no");
+        assert_eq!(
+            error_chunk(1, Errno::Perm, "no")[4..],
+            *b"\0\x01\x80\x01\0\0\0\0\0\0\0\x01\0\0\0\x08\0\0\0\x01\0\x02no"
+        );
         assert_eq!(error_chunk(1, Errno::Perm, &"ü".repeat(4000)).len(), CHUNK_LEN + 6 + 1024);
         assert_eq!(status_chunk(1, 7, &[(1, 2)], true)[16..], *b"\0\0\0\x0c\0\0\0\x07\0\0\0\x01\0\0\0\x02");
     }

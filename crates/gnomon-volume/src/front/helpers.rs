@@ -1,4 +1,4 @@
-//! Helper threads of one connection: they carry out what would make its own thread wait.
+//! Helper threads of one client: they carry out what would make its own thread wait.
 //!
 //! They belong to one connection, so a client whose requests all wait for a silent host holds up nobody else. They
 //! are started when there is work and none is idle, and leave after a while without work. The queue is bounded in
@@ -9,25 +9,25 @@ use std::{collections::VecDeque, sync::Arc, thread, time::Duration};
 use parking_lot::{Condvar, Mutex};
 
 /// Threads of one connection: as many requests wait at once, which hides a WAN's latency at queue depths in use.
-pub(super) const THREADS: usize = 16;
+pub(in crate::front) const THREADS: usize = 16;
 
 /// Requests that wait for a thread.
 const QUEUE: usize = 64;
 
 /// Bytes of payload that all requests of one connection hold: one of the longest writes, or many short ones.
-pub(super) const BUDGET: usize = 32 << 20;
+pub(in crate::front) const BUDGET: usize = 32 << 20;
 
 /// How long a thread stays without work.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// What a helper does, and how many bytes of memory it holds until then.
-pub(super) struct Job {
-    pub(super) bytes: usize,
-    pub(super) work: Box<dyn FnOnce() + Send>,
+pub(in crate::front) struct Job {
+    pub(in crate::front) bytes: usize,
+    pub(in crate::front) work: Box<dyn FnOnce() + Send>,
 }
 
 /// The helpers of one connection. Dropping it waits until all work is done.
-pub(super) struct Helpers {
+pub(in crate::front) struct Helpers {
     shared: Arc<Shared>,
 }
 
@@ -44,6 +44,8 @@ struct State {
     queue: VecDeque<Job>,
     /// Held by requests in the queue and in the threads' hands.
     bytes: usize,
+    /// Requests in the queue and in the threads' hands.
+    pending: usize,
     idle: usize,
     threads: usize,
     closing: bool,
@@ -57,20 +59,21 @@ impl State {
 }
 
 impl Helpers {
-    pub(super) fn new() -> Helpers {
+    pub(in crate::front) fn new() -> Helpers {
         Helpers { shared: Arc::default() }
     }
 
     /// Whether [`Helpers::hand_over`] would return at once. Only the connection's thread adds, so yes stays yes.
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
+    pub(in crate::front) fn has_room(&self, bytes: usize) -> bool {
         self.shared.state.lock().has_room(bytes)
     }
 
     /// Hands work to a thread. Blocks while the queue is full.
-    pub(super) fn hand_over(&self, job: Job) {
+    pub(in crate::front) fn hand_over(&self, job: Job) {
         let mut state = self.shared.state.lock();
         self.shared.room.wait_while(&mut state, |state| !state.has_room(job.bytes));
         state.bytes += job.bytes;
+        state.pending += 1;
         state.queue.push_back(job);
         if state.queue.len() > state.idle && state.threads < THREADS {
             state.threads += 1;
@@ -79,6 +82,12 @@ impl Helpers {
         } else {
             self.shared.work.notify_one();
         }
+    }
+
+    /// Blocks until all work handed over so far is done. Only for the thread that hands it over.
+    pub(in crate::front) fn wait_until_idle(&self) {
+        let mut state = self.shared.state.lock();
+        self.shared.room.wait_while(&mut state, |state| state.pending > 0);
     }
 
     fn start_thread(&self) {
@@ -109,7 +118,8 @@ impl Shared {
                 (job.work)();
                 state = self.state.lock();
                 state.bytes -= job.bytes;
-                self.room.notify_one();
+                state.pending -= 1;
+                self.room.notify_all();
             }
             if state.closing {
                 break;
@@ -128,7 +138,9 @@ impl Shared {
         let job = self.state.lock().queue.pop_front();
         if let Some(job) = job {
             (job.work)();
-            self.state.lock().bytes -= job.bytes;
+            let mut state = self.state.lock();
+            state.bytes -= job.bytes;
+            state.pending -= 1;
         }
     }
 

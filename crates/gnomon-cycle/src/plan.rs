@@ -1,0 +1,126 @@
+//! In which order lacking units are asked for.
+//!
+//! ```text
+//!   prefetch (reactive, while due) ─► queue (ranked) ─► cursor (the rest, by address) ─► again (came back)
+//! ```
+//! Every unit that lacks something is on its way, in the queue, past the cursor, or in `again`: so everything is
+//! asked for in the end, whatever a predictor says or leaves out.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use gnomon_forecast::{BlockMap, Chance, Geometry, UnitIndex};
+use gnomon_terms::{BlockIndex, Instant};
+
+use crate::flights::Flights;
+
+/// Reactive forecasts kept at most: 4,096 units of 64 KiB are two seconds of 1 Gbit/s; what is older is not worth
+/// more than what is newer.
+const PREFETCHES: usize = 4096;
+
+/// The units that are still to be asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    geometry: Geometry,
+    prefetch: VecDeque<Chance>,
+    queue: Vec<UnitIndex>,
+    at: usize,
+    cursor: BlockIndex,
+    again: VecDeque<(Instant, UnitIndex)>,
+}
+
+impl Plan {
+    pub(crate) fn new(geometry: Geometry) -> Plan {
+        let (prefetch, queue, again) = (VecDeque::new(), Vec::new(), VecDeque::new());
+        Plan { geometry, prefetch, queue, at: 0, cursor: BlockIndex(0), again }
+    }
+
+    /// Starts over with a new ranking; what it leaves out follows by address.
+    pub(crate) fn rerank(&mut self, queue: Vec<UnitIndex>) {
+        (self.queue, self.at, self.cursor) = (queue, 0, BlockIndex(0));
+        self.again.clear();
+    }
+
+    /// A vector to rank into.
+    pub(crate) fn take_queue(&mut self) -> Vec<UnitIndex> {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.clear();
+        queue
+    }
+
+    /// `unit` lacks something again and is asked for once more, not before `wait` has passed.
+    pub(crate) fn again(&mut self, unit: UnitIndex, now: Instant, wait: Duration) {
+        self.again.push_back((now.after(wait), unit));
+    }
+
+    pub(crate) fn prefetch(&mut self, chance: Chance) {
+        if self.prefetch.len() == PREFETCHES {
+            self.prefetch.pop_front();
+        }
+        self.prefetch.push_back(chance);
+    }
+
+    /// The next reactive forecast that is still due and lacking; the same again until it is on its way.
+    pub(crate) fn next_prefetch(&mut self, now: Instant, lacking: &BlockMap, flights: &Flights) -> Option<Chance> {
+        while let Some(chance) = self.prefetch.front() {
+            if chance.due >= now && self.wanted(chance.unit, lacking, flights) {
+                return Some(*chance);
+            }
+            self.prefetch.pop_front();
+        }
+        None
+    }
+
+    /// `unit` is on its way: from here on it comes back only through [`Plan::again`].
+    pub(crate) fn begun(&mut self, unit: UnitIndex) {
+        if self.queue.get(self.at) == Some(&unit) {
+            self.at += 1;
+        }
+        let extent = self.geometry.extent_of(unit);
+        if extent.start <= self.cursor && self.cursor < extent.end() {
+            self.cursor = extent.end();
+        }
+        if self.again.front().is_some_and(|(_, front)| *front == unit) {
+            self.again.pop_front();
+        }
+    }
+
+    /// The next unit of the background order; asked again, the same, until it is on its way.
+    pub(crate) fn next_background(
+        &mut self,
+        now: Instant,
+        lacking: &BlockMap,
+        flights: &Flights,
+    ) -> Option<UnitIndex> {
+        while let Some(unit) = self.queue.get(self.at).copied() {
+            if self.wanted(unit, lacking, flights) {
+                return Some(unit);
+            }
+            self.at += 1;
+        }
+        while let Some(block) = lacking.next_from(self.cursor) {
+            let unit = UnitIndex((block.0 / u64::from(self.geometry.blocks_per_unit())) as u32);
+            self.cursor = block;
+            if !flights.over(unit) {
+                return Some(unit);
+            }
+            self.cursor = self.geometry.extent_of(unit).end();
+        }
+        self.cursor = self.geometry.whole().end();
+        self.next_again(now, lacking, flights)
+    }
+
+    fn next_again(&mut self, now: Instant, lacking: &BlockMap, flights: &Flights) -> Option<UnitIndex> {
+        while let Some((not_before, unit)) = self.again.front().copied() {
+            if self.wanted(unit, lacking, flights) {
+                return (not_before <= now).then_some(unit);
+            }
+            self.again.pop_front();
+        }
+        None
+    }
+
+    fn wanted(&self, unit: UnitIndex, lacking: &BlockMap, flights: &Flights) -> bool {
+        !flights.over(unit) && lacking.contains_any(self.geometry.extent_of(unit))
+    }
+}

@@ -1,0 +1,6 @@
+//! The loop end to end, over a plane that only pretends.
+
+mod hints;
+mod life;
+mod plane;
+mod stories;

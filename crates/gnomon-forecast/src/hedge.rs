@@ -1,0 +1,67 @@
+//! Who to believe: multiplicative weights over experts.
+//!
+//! Each time the truth is known every expert is charged a loss between 0 and 1 and its weight shrinks by
+//! `exp(-rate × loss)`; then weights are scaled to sum to one and none is let below a floor, so that an expert that
+//! was wrong for a day can come back within minutes.
+//!
+//! Source: Littlestone and Warmuth, "The weighted majority algorithm"; Freund and Schapire's Hedge; the floor is
+//! the fixed share of Herbster and Warmuth.
+
+/// Weights over `N` experts; they sum to one.
+#[derive(Clone, Debug)]
+pub struct Hedge<const N: usize> {
+    weights: [f32; N],
+    rate: f32,
+    floor: f32,
+}
+
+impl<const N: usize> Hedge<N> {
+    /// Equal weights. `rate` is how strongly a loss of 1 counts; `floor` is the least weight, below `1 / N`.
+    pub fn new(rate: f32, floor: f32) -> Hedge<N> {
+        Hedge { weights: [1.0 / N as f32; N], rate, floor: floor.min(1.0 / N as f32) }
+    }
+
+    /// Charges each expert its loss, 0 (would have served the guest) to 1 (would have let it wait).
+    pub fn charge(&mut self, losses: &[f32; N]) {
+        let least = losses.iter().copied().fold(f32::INFINITY, f32::min);
+        for (weight, loss) in self.weights.iter_mut().zip(losses) {
+            // Only differences matter; charging them instead of the losses keeps the weights from vanishing. The
+            // exponent is at most `rate`, so one term of the series is enough while the rate is small.
+            *weight = (*weight * (1.0 - self.rate * (loss - least)).max(0.0)).max(self.floor);
+        }
+        let sum: f32 = self.weights.iter().sum();
+        self.weights.iter_mut().for_each(|weight| *weight /= sum);
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &[f32; N] {
+        &self.weights
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_better_expert_takes_over_and_can_lose_again() {
+        let mut hedge = Hedge::<2>::new(0.05, 0.01);
+        (0..500).for_each(|_| hedge.charge(&[0.0, 1.0]));
+        assert!(hedge.weights()[0] > 0.98);
+        (0..500).for_each(|_| hedge.charge(&[1.0, 0.0]));
+        assert!(hedge.weights()[1] > 0.98);
+    }
+
+    proptest! {
+        #[test]
+        fn weights_stay_a_distribution(losses in prop::collection::vec(prop::array::uniform3(0f32..=1.0), 0..300)) {
+            let mut hedge = Hedge::<3>::new(0.1, 0.02);
+            for loss in losses {
+                hedge.charge(&loss);
+            }
+            prop_assert!((hedge.weights().iter().sum::<f32>() - 1.0).abs() < 1e-4);
+            prop_assert!(hedge.weights().iter().all(|w| *w >= 0.01));
+        }
+    }
+}

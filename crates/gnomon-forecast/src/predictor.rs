@@ -1,0 +1,142 @@
+//! The role of a predictor, and the two plainest ones.
+//!
+//! A predictor answers on two clocks. On the *background* clock it says in which order a whole set of lacking units
+//! is best pulled ([`Predictor::rank`]): asked rarely, it may cost time in proportion to the set. On the *reactive*
+//! clock it says, access by access, what is likely to be read next ([`Predictor::react`]): asked always, it must
+//! cost well under a microsecond. Neither answer can do harm: what is wrongly predicted costs bytes and time only.
+
+use std::time::Duration;
+
+use gnomon_terms::{Access, Instant};
+
+use crate::{BlockMap, Geometry, UnitIndex};
+
+/// What a predictor expects of one unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chance {
+    /// Which unit.
+    pub unit: UnitIndex,
+    /// That it is read before `due`, 0 to 1.
+    pub probability: f32,
+    /// When the forecast stops being of use.
+    pub due: Instant,
+}
+
+/// How much an expert of an ensemble counts at present.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weight {
+    /// The expert's name.
+    pub expert: &'static str,
+    /// Its share of the weights of its clock, 0 to 1.
+    pub weight: f32,
+}
+
+/// Accesses in, chances out.
+///
+/// Predictors keep no clock and no random source: the same calls bring the same answers.
+pub trait Predictor: Send {
+    /// The name under which scores and tables show it: lower case, no blanks.
+    fn name(&self) -> &'static str;
+
+    /// Notes what a guest did. Called for each access, in order.
+    fn observe(&mut self, access: &Access);
+
+    /// Appends to `out` the units of `lacking` it has an opinion about, best to pull first. Units it leaves out go
+    /// last, in address order; units that are named twice or are not lacking are passed over.
+    fn rank(&mut self, now: Instant, lacking: &BlockMap, out: &mut Vec<UnitIndex>);
+
+    /// Appends to `out` what is likely to be read soon after `access`, which has just been observed.
+    fn react(&mut self, _access: &Access, _out: &mut Vec<Chance>) {}
+
+    /// How likely `unit` is to be read, 0 to 1, as far as this predictor can tell.
+    fn probability(&self, _now: Instant, _unit: UnitIndex) -> f32 {
+        0.0
+    }
+
+    /// From now on what `lacking` does not hold is at the guest's place: history ends and the forecast is tested.
+    fn begin(&mut self, _now: Instant, _lacking: &BlockMap) {}
+
+    /// A read of `unit` had to wait: the order was wrong, or too slow.
+    fn missed(&mut self, _now: Instant, _unit: UnitIndex) {}
+
+    /// The chance below which a reactive forecast is not worth the link, and how far ahead forecasts look.
+    fn bar(&self) -> (f32, Duration) {
+        (0.0, DEFAULT_HORIZON)
+    }
+
+    /// The weights of the experts, for those that have any.
+    fn weights(&self) -> Vec<Weight> {
+        Vec::new()
+    }
+}
+
+/// How far ahead reactive forecasts look at first. Ten seconds: a guest's scan has passed by then, and a link of
+/// 100 Mbit/s has carried 2,000 units.
+pub const DEFAULT_HORIZON: Duration = Duration::from_secs(10);
+
+/// Predicts nothing: the baseline every other predictor must beat.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SilentPredictor;
+
+impl Predictor for SilentPredictor {
+    fn name(&self) -> &'static str {
+        "silence"
+    }
+    fn observe(&mut self, _: &Access) {}
+    fn rank(&mut self, _: Instant, _: &BlockMap, _: &mut Vec<UnitIndex>) {}
+}
+
+/// Expects everything that is allocated, in address order: what a plain disk mirror does, and the floor that users
+/// can check every other predictor against.
+#[derive(Clone, Copy, Debug)]
+pub struct SequentialPredictor {
+    geometry: Geometry,
+}
+
+impl SequentialPredictor {
+    /// For a resource cut as `geometry` says.
+    pub fn new(geometry: Geometry) -> SequentialPredictor {
+        SequentialPredictor { geometry }
+    }
+}
+
+impl Predictor for SequentialPredictor {
+    fn name(&self) -> &'static str {
+        "sequential"
+    }
+    fn observe(&mut self, _: &Access) {}
+    fn rank(&mut self, _: Instant, lacking: &BlockMap, out: &mut Vec<UnitIndex>) {
+        out.extend(lacking_units(self.geometry, lacking));
+    }
+}
+
+/// The units that hold any block of `lacking`, in address order.
+pub fn lacking_units(geometry: Geometry, lacking: &BlockMap) -> impl Iterator<Item = UnitIndex> {
+    let per_unit = u64::from(geometry.blocks_per_unit());
+    let mut from = gnomon_terms::BlockIndex(0);
+    std::iter::from_fn(move || {
+        let unit = lacking.next_from(from)?.0 / per_unit;
+        from = gnomon_terms::BlockIndex((unit + 1) * per_unit);
+        Some(UnitIndex(unit as u32))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gnomon_terms::{BlockCount, Extent};
+
+    #[test]
+    fn sequence_is_address_order_and_silence_is_silent() {
+        let geometry = Geometry::new(BlockCount(100), 16).unwrap();
+        let mut lacking = BlockMap::empty(BlockCount(100));
+        for start in [97, 17, 31, 2] {
+            lacking.insert(Extent::new(start, 1));
+        }
+        let mut out = Vec::new();
+        SilentPredictor.rank(Instant::ORIGIN, &lacking, &mut out);
+        assert!(out.is_empty());
+        SequentialPredictor::new(geometry).rank(Instant::ORIGIN, &lacking, &mut out);
+        assert_eq!(out, [UnitIndex(0), UnitIndex(1), UnitIndex(6)]);
+    }
+}

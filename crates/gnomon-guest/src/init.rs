@@ -1,0 +1,135 @@
+//! PID 1: mounts, modules, ports, one session, power off.
+//!
+//! Whatever goes wrong is printed to the console and the machine is powered off: a guest that hangs silently would
+//! cost its reader an evening.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    mount::{MountFlags, mount},
+    system::{RebootCommand, finit_module, reboot},
+};
+
+use crate::{
+    heartbeat,
+    params::Params,
+    ram::Ram,
+    session::{self, Session},
+    workload::Workload,
+};
+
+/// How long devices may take to appear after their modules are loaded. TCG on a busy machine takes about one second.
+const DEVICES_WITHIN: Duration = Duration::from_secs(30);
+
+/// The modules to load, one path a line, each after those it needs.
+const MODULE_LIST: &str = "/modules.list";
+
+/// Runs the guest and powers it off. Never returns.
+pub fn run() -> ! {
+    match guest() {
+        Ok(()) => println!("gnomon-guest: done"),
+        Err(err) => println!("gnomon-guest: {err}"),
+    }
+    rustix::fs::sync();
+    if let Err(err) = reboot(RebootCommand::PowerOff) {
+        println!("gnomon-guest: power off: {err}");
+    }
+    // Leaving PID 1 makes the kernel panic, which ends the machine as well (panic=-1).
+    std::process::exit(1)
+}
+
+fn guest() -> io::Result<()> {
+    mount_all()?;
+    load_modules()?;
+    let line = fs::read_to_string("/proc/cmdline").map_err(|err| about("/proc/cmdline", err))?;
+    let params = Params::from_kernel(&line).map_err(|fault| io::Error::other(fault.to_string()))?;
+    await_device("disk", || Path::new(&params.disk).exists().then(|| PathBuf::from(&params.disk)))?;
+    let ram = Arc::new(Ram::new(params.buf_mib, params.seed));
+    let ticks = heartbeat::start(open_port(&params.heartbeat)?, params.tick, params.dirty, Arc::clone(&ram))?;
+    let port = open_port(&params.report)?;
+    let commands = session::listen(port.try_clone()?)?;
+    let workload = Workload::start(&params)?;
+    println!("gnomon-guest: at work on {} with seed {}", params.disk, params.seed);
+    Session::new(workload, params.seed, ram, ticks, port).run(&commands, None)
+}
+
+fn mount_all() -> io::Result<()> {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        fs::create_dir_all(target).map_err(|err| about(target, err))?;
+        match mount(kind, target, kind, MountFlags::empty(), None) {
+            // A kernel with CONFIG_DEVTMPFS_MOUNT may have been there before us.
+            Ok(()) | Err(rustix::io::Errno::BUSY) => {}
+            Err(err) => return Err(about(target, err.into())),
+        }
+    }
+    Ok(())
+}
+
+fn load_modules() -> io::Result<()> {
+    let Ok(list) = fs::read_to_string(MODULE_LIST) else { return Ok(()) };
+    for path in list.lines().filter(|line| !line.is_empty()) {
+        let file = File::open(path).map_err(|err| about(path, err))?;
+        match finit_module(&file, c"", 0) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(err) => return Err(about(path, err.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Opens the virtio-serial port called `name`, once it is there.
+fn open_port(name: &str) -> io::Result<File> {
+    let path = await_device(name, || find_port(Path::new("/sys/class/virtio-ports"), name))?;
+    OpenOptions::new().read(true).write(true).open(&path).map_err(|err| about(name, err))
+}
+
+/// The device of the port whose `name` file says so. Without udev there is no `/dev/virtio-ports`.
+fn find_port(class: &Path, name: &str) -> Option<PathBuf> {
+    let ports = fs::read_dir(class).ok()?;
+    ports.flatten().find_map(|port| {
+        let said = fs::read_to_string(port.path().join("name")).ok()?;
+        (said.trim() == name).then(|| Path::new("/dev").join(port.file_name()))
+    })
+}
+
+/// Looks each 5 ms: before the modules have settled there is nothing to be woken by.
+fn await_device(name: &str, look: impl Fn() -> Option<PathBuf>) -> io::Result<PathBuf> {
+    let started = Instant::now();
+    loop {
+        match look() {
+            Some(path) if path.exists() => return Ok(path),
+            _ if started.elapsed() > DEVICES_WITHIN => {
+                return Err(io::Error::other(format!("{name} did not appear within {DEVICES_WITHIN:?}")));
+            }
+            _ => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn about(what: &str, err: io::Error) -> io::Error {
+    io::Error::new(err.kind(), format!("{what}: {err}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_found_by_its_name() {
+        let class = tempfile::tempdir().unwrap();
+        for (port, name) in [("vport1p1", "org.other"), ("vport1p2", "gnomon.report")] {
+            fs::create_dir(class.path().join(port)).unwrap();
+            fs::write(class.path().join(port).join("name"), format!("{name}\n")).unwrap();
+        }
+        assert_eq!(find_port(class.path(), "gnomon.report"), Some(PathBuf::from("/dev/vport1p2")));
+        assert_eq!(find_port(class.path(), "gnomon"), None);
+        assert_eq!(find_port(&class.path().join("absent"), "gnomon.report"), None);
+    }
+}

@@ -1,0 +1,365 @@
+//! Messages: what a frame means.
+
+use std::fmt;
+
+use gnomon_terms::{BlockIndex, Epoch, Extent, Instant, Op};
+
+use super::Kind;
+use crate::Class;
+
+/// Which volume (or guest memory) of a session a frame belongs to; agreed by a request before the first frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Stream(pub u32);
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0)
+    }
+}
+
+/// The first frame of each connection, from both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The speaker's name; the receiver compares it with the name in the speaker's certificate.
+    pub node: String,
+    /// Drawn at random when the speaker's process started: tells a restart from a reconnection.
+    pub boot: u128,
+    /// What this connection carries.
+    pub class: Class,
+    /// Joins the connections of one session; drawn at random by the side that connects.
+    pub session: u128,
+}
+
+/// The content of blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The bytes. Whole blocks, except that the last block of a volume may be cut at its end.
+    Data(Vec<u8>),
+    /// All zero: nothing has to be carried, and the receiver keeps a hole.
+    Zero,
+}
+
+/// What a guest did to a run of bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Wrote these bytes.
+    Data(Vec<u8>),
+    /// Wrote zeroes.
+    Zero,
+    /// Gave the bytes up: what they read as from now on does not matter.
+    Discard,
+}
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Settlement {
+    /// The blocks are in the shadow.
+    Done,
+    /// They were there already, or newer ones.
+    Needless,
+    /// They could not be written. Push them again later.
+    Failed,
+    /// The push was of an epoch that is over. The sender is not the writer it believes to be.
+    Stale,
+}
+
+/// The answer to a fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The blocks.
+    Blocks(Content),
+    /// Not served: the epoch is over, or the copy has been given up. Asking again will not help.
+    Refused,
+    /// The source could not read them. Asking again may help.
+    Failed,
+}
+
+/// One access, as the node where the guest runs reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// When, on the clock of the reporting node.
+    pub at: Instant,
+    /// Which blocks; at least one.
+    pub extent: Extent,
+    /// What was done.
+    pub op: Op,
+    /// True if the guest had to wait because the blocks were not there.
+    pub stalled: bool,
+}
+
+/// One step of the two-phase handover of a stream's epoch (see [`crate::handover`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// Writer to successor: can you take over at this epoch?
+    Prepare,
+    /// Successor to writer: yes, and it is written down. Said again, it asks what came of it.
+    Prepared,
+    /// Writer to successor: you are the writer. The bitmap that belongs to it has `lacking` bits set and the
+    /// check `check`; the successor must have exactly that one.
+    Commit {
+        /// Bits set in the bitmap.
+        lacking: u64,
+        /// [`crate::bitmap::Bitmap::check`] of it.
+        check: u64,
+    },
+    /// Successor to writer: I am the writer, and it is written down.
+    Committed,
+    /// Writer to successor: this epoch will never be yours.
+    Abort,
+    /// Successor to writer: I will not take over at this epoch.
+    Aborted,
+}
+
+/// Everything two nodes say to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// First frame of each connection.
+    Hello(Hello),
+    /// A question of one roof to the other; JSON, up to [`super::MAX_RPC`] bytes.
+    Request {
+        /// Names the reply.
+        id: u64,
+        /// The question.
+        body: Vec<u8>,
+    },
+    /// The answer to a request.
+    Reply {
+        /// The request's id.
+        id: u64,
+        /// False if `body` is an error.
+        ok: bool,
+        /// The answer.
+        body: Vec<u8>,
+    },
+    /// Heartbeat.
+    Ping {
+        /// Comes back in the pong.
+        seq: u64,
+    },
+    /// Answer to a heartbeat.
+    Pong {
+        /// The ping's number.
+        seq: u64,
+    },
+    /// The last frame of a session.
+    Goodbye {
+        /// For the log of the other side; up to [`super::MAX_REASON`] bytes.
+        reason: String,
+    },
+    /// Blocks for a shadow.
+    Push {
+        /// Which volume.
+        stream: Stream,
+        /// The epoch the sender believes in.
+        epoch: Epoch,
+        /// Names the acknowledgement.
+        seq: u64,
+        /// Which blocks.
+        extent: Extent,
+        /// [`Class::Prefetch`] or [`Class::Background`] (any class but pulse is allowed).
+        class: Class,
+        /// What is in them.
+        content: Content,
+    },
+    /// What became of a push or a drop.
+    PushAck {
+        /// Which volume.
+        stream: Stream,
+        /// The push's (or drop's) number.
+        seq: u64,
+        /// How it ended.
+        settled: Settlement,
+    },
+    /// A guest waits for blocks.
+    Fetch {
+        /// Which volume.
+        stream: Stream,
+        /// The asker's epoch.
+        epoch: Epoch,
+        /// Names the answer.
+        id: u64,
+        /// Which blocks; up to 1 MiB of them come back as data.
+        extent: Extent,
+    },
+    /// The answer to a fetch.
+    Fetched {
+        /// Which volume.
+        stream: Stream,
+        /// The fetch's id.
+        id: u64,
+        /// The fetch's extent.
+        extent: Extent,
+        /// The blocks, or why not.
+        answer: Answer,
+    },
+    /// Give a spare copy up. Carries an epoch so that a late one cannot take blocks from a new writer; overtakes
+    /// pushes, so the sender waits for the acknowledgement of those it touches first.
+    Drop {
+        /// Which volume.
+        stream: Stream,
+        /// The epoch the sender believes in.
+        epoch: Epoch,
+        /// Names the acknowledgement.
+        seq: u64,
+        /// Which blocks.
+        extent: Extent,
+    },
+    /// What the guest touched, oldest first; up to [`super::MAX_ACCESSES`].
+    Accesses {
+        /// Which volume.
+        stream: Stream,
+        /// The accesses.
+        touches: Vec<Touch>,
+    },
+    /// A guest's write, for the second copy.
+    Mirror {
+        /// Which volume.
+        stream: Stream,
+        /// The writer's epoch.
+        epoch: Epoch,
+        /// Names the acknowledgement; writes are applied in this order.
+        seq: u64,
+        /// First byte.
+        at: u64,
+        /// How many bytes; as many as the data has.
+        len: u32,
+        /// What was done to them.
+        change: Change,
+    },
+    /// What became of a mirrored write or flush.
+    MirrorAck {
+        /// Which volume.
+        stream: Stream,
+        /// Everything up to this number is meant.
+        seq: u64,
+        /// True if it is on stable storage.
+        durable: bool,
+        /// False if it could not be written: the second copy is no longer whole.
+        ok: bool,
+    },
+    /// Make every mirrored write up to `seq` durable, then acknowledge.
+    MirrorFlush {
+        /// Which volume.
+        stream: Stream,
+        /// The last write that is meant.
+        seq: u64,
+    },
+    /// A piece of a bitmap over blocks.
+    Bitmap {
+        /// Which volume.
+        stream: Stream,
+        /// The epoch it belongs to.
+        epoch: Epoch,
+        /// Which bitmap; the meaning is between the two roofs (0 is "lacking" in a handover).
+        which: u8,
+        /// The blocks the piece is about.
+        extent: Extent,
+        /// The piece as [`crate::bitmap::encode`] writes it.
+        bits: Vec<u8>,
+    },
+    /// A piece of a guest's memory stream.
+    Ram {
+        /// Which guest.
+        stream: Stream,
+        /// The bytes, in order.
+        bytes: Vec<u8>,
+    },
+    /// The end of a memory stream.
+    RamEnd {
+        /// Which guest.
+        stream: Stream,
+        /// False if the stream was cut off at the sender.
+        ok: bool,
+    },
+    /// One step of a handover.
+    Handover {
+        /// Which volume.
+        stream: Stream,
+        /// The epoch that is handed over: that of the writer to come.
+        epoch: Epoch,
+        /// The step.
+        step: Step,
+    },
+    /// Hash these blocks.
+    HashRange {
+        /// Which volume.
+        stream: Stream,
+        /// Names the answer.
+        id: u64,
+        /// Which blocks.
+        extent: Extent,
+    },
+    /// The hashes, one per unit; up to [`super::MAX_HASHES`].
+    Hashes {
+        /// Which volume.
+        stream: Stream,
+        /// The question's id.
+        id: u64,
+        /// First block of the first unit.
+        start: BlockIndex,
+        /// A 32-byte hash per unit.
+        hashes: Vec<[u8; 32]>,
+    },
+}
+
+impl Message {
+    /// The kind of frame it becomes.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Message::Hello(_) => Kind::Hello,
+            Message::Request { .. } => Kind::Request,
+            Message::Reply { .. } => Kind::Reply,
+            Message::Ping { .. } => Kind::Ping,
+            Message::Pong { .. } => Kind::Pong,
+            Message::Goodbye { .. } => Kind::Goodbye,
+            Message::Push { .. } => Kind::Push,
+            Message::PushAck { .. } => Kind::PushAck,
+            Message::Fetch { .. } => Kind::Fetch,
+            Message::Fetched { .. } => Kind::Fetched,
+            Message::Drop { .. } => Kind::Drop,
+            Message::Accesses { .. } => Kind::Accesses,
+            Message::Mirror { .. } => Kind::Mirror,
+            Message::MirrorAck { .. } => Kind::MirrorAck,
+            Message::MirrorFlush { .. } => Kind::MirrorFlush,
+            Message::Bitmap { .. } => Kind::Bitmap,
+            Message::Ram { .. } => Kind::Ram,
+            Message::RamEnd { .. } => Kind::RamEnd,
+            Message::Handover { step, .. } => step.kind(),
+            Message::HashRange { .. } => Kind::HashRange,
+            Message::Hashes { .. } => Kind::Hashes,
+        }
+    }
+
+    /// The class it travels in.
+    ///
+    /// Acknowledgements travel as control, apart from what they acknowledge: if both ends were full of bulk on
+    /// one connection, each would wait for the other to read before it could acknowledge.
+    pub fn class(&self) -> Class {
+        match self {
+            Message::Hello(hello) => hello.class,
+            Message::Push { class, .. } => *class,
+            Message::Ping { .. } | Message::Pong { .. } | Message::Goodbye { .. } => Class::Pulse,
+            Message::Request { .. } | Message::Reply { .. } | Message::Handover { .. } => Class::Control,
+            Message::PushAck { .. } | Message::MirrorAck { .. } | Message::Drop { .. } => Class::Control,
+            Message::Accesses { .. } | Message::Bitmap { .. } => Class::Control,
+            Message::Fetch { .. } | Message::Fetched { .. } => Class::Demand,
+            Message::Mirror { .. } | Message::MirrorFlush { .. } => Class::Mirror,
+            Message::Ram { .. } | Message::RamEnd { .. } => Class::Ram,
+            Message::HashRange { .. } | Message::Hashes { .. } => Class::Background,
+        }
+    }
+}
+
+impl Step {
+    /// The kind of frame it becomes.
+    pub fn kind(self) -> Kind {
+        match self {
+            Step::Prepare => Kind::Prepare,
+            Step::Prepared => Kind::Prepared,
+            Step::Commit { .. } => Kind::Commit,
+            Step::Committed => Kind::Committed,
+            Step::Abort => Kind::Abort,
+            Step::Aborted => Kind::Aborted,
+        }
+    }
+}

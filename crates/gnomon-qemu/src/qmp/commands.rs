@@ -1,0 +1,147 @@
+//! The commands we use, each with its types. All block for up to [`ANSWER_TIMEOUT`] unless they say otherwise.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use gnomon_terms::BytesPerSecond;
+use serde_json::{Value, json};
+
+use super::{MachineInfo, MigrationProgress, Qmp, QmpError, RunState, VmStatus};
+use crate::spec::QemuVersion;
+
+/// How long an ordinary command may take. They answer within a millisecond; one that drains a disk first (`stop`)
+/// waits for its requests, which on a slow network disk is seconds.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Qmp {
+    /// Whether the guest runs.
+    pub fn query_status(&self) -> Result<VmStatus, QmpError> {
+        let answer = self.ask("query-status", json!({}))?;
+        let word = answer.get("status").and_then(Value::as_str);
+        let running = answer.get("running").and_then(Value::as_bool);
+        match (word, running) {
+            (Some(word), Some(running)) => Ok(VmStatus { running, state: RunState::of(word) }),
+            _ => Err(unexpected("query-status", &answer)),
+        }
+    }
+
+    /// Makes the guest run.
+    pub fn cont(&self) -> Result<(), QmpError> {
+        self.tell("cont", json!({}))
+    }
+
+    /// Makes the guest stand, after its disk requests in flight have ended.
+    pub fn stop(&self) -> Result<(), QmpError> {
+        self.tell("stop", json!({}))
+    }
+
+    /// Asks the guest's operating system to shut down (the power button). Returns at once.
+    pub fn system_powerdown(&self) -> Result<(), QmpError> {
+        self.tell("system_powerdown", json!({}))
+    }
+
+    /// Ends QEMU without asking the guest. What the guest has not flushed is lost to it, as with a power cut.
+    pub fn quit(&self) -> Result<(), QmpError> {
+        self.tell("quit", json!({}))
+    }
+
+    /// Which QEMU this is, from its greeting.
+    pub fn version(&self) -> Result<QemuVersion, QmpError> {
+        QemuVersion::of_greeting(self.greeting()).ok_or_else(|| unexpected("greeting", self.greeting()))
+    }
+
+    /// Every machine type that this QEMU knows.
+    pub fn query_machines(&self) -> Result<Vec<MachineInfo>, QmpError> {
+        let answer = self.ask("query-machines", json!({}))?;
+        serde_json::from_value(answer)
+            .map_err(|e| QmpError::Unexpected { command: "query-machines".into(), what: e.to_string() })
+    }
+
+    /// The machine type that this QEMU runs, versioned: what a destination must be started with.
+    pub fn current_machine(&self) -> Result<String, QmpError> {
+        let answer = self.ask("qom-get", json!({ "path": "/machine", "property": "type" }))?;
+        let kind = answer.as_str().ok_or_else(|| unexpected("qom-get", &answer))?;
+        Ok(kind.strip_suffix("-machine").unwrap_or(kind).to_string())
+    }
+
+    /// Gives QEMU a descriptor under a name, for `fd:name`. A descriptor that had the name is closed. It lasts until
+    /// it is used or closed.
+    pub fn getfd(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        self.execute_with_fd("getfd", json!({ "fdname": name }), fd, ANSWER_TIMEOUT).map(drop)
+    }
+
+    /// Takes a descriptor back that was given by [`Qmp::getfd`] and never used.
+    pub fn closefd(&self, name: &str) -> Result<(), QmpError> {
+        self.tell("closefd", json!({ "fdname": name }))
+    }
+
+    /// Gives QEMU a descriptor and returns the number of the set it is in: `/dev/fdset/N` names it wherever QEMU
+    /// opens a file.
+    pub fn add_fd(&self, fd: BorrowedFd<'_>) -> Result<u64, QmpError> {
+        let answer = self.execute_with_fd("add-fd", json!({}), fd, ANSWER_TIMEOUT)?;
+        answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| unexpected("add-fd", &answer))
+    }
+
+    /// Starts an outgoing migration. It goes on after this returns.
+    pub fn migrate(&self, uri: &str) -> Result<(), QmpError> {
+        self.tell("migrate", json!({ "uri": uri }))
+    }
+
+    /// Lets a QEMU that was started with `-incoming defer` take its guest from `uri`.
+    pub fn migrate_incoming(&self, uri: &str) -> Result<(), QmpError> {
+        self.tell("migrate-incoming", json!({ "uri": uri }))
+    }
+
+    /// Switches migration capabilities on or off. Refused while a migration is active.
+    pub fn migrate_set_capabilities(&self, capabilities: &[(&str, bool)]) -> Result<(), QmpError> {
+        let list: Vec<Value> =
+            capabilities.iter().map(|(name, on)| json!({ "capability": name, "state": on })).collect();
+        self.tell("migrate-set-capabilities", json!({ "capabilities": list }))
+    }
+
+    /// Sets how fast QEMU may send and how long the guest may stand. Allowed at any time.
+    pub fn migrate_set_parameters(&self, bandwidth: BytesPerSecond, downtime: Duration) -> Result<(), QmpError> {
+        let millis = u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX).min(DOWNTIME_LIMIT_MS);
+        let bandwidth = bandwidth.0.min(BANDWIDTH_LIMIT);
+        self.tell("migrate-set-parameters", json!({ "max-bandwidth": bandwidth, "downtime-limit": millis }))
+    }
+
+    /// How the migration stands.
+    pub fn query_migrate(&self) -> Result<MigrationProgress, QmpError> {
+        self.ask("query-migrate", json!({})).map(|answer| MigrationProgress::of(&answer))
+    }
+
+    /// Cancels the migration, if there is one. It is over once its status says so.
+    pub fn migrate_cancel(&self) -> Result<(), QmpError> {
+        self.tell("migrate_cancel", json!({}))
+    }
+
+    /// Goes on from pre-switchover: QEMU sends the device state and ends. Refused in any other state.
+    pub fn migrate_continue(&self) -> Result<(), QmpError> {
+        self.tell("migrate-continue", json!({ "state": "pre-switchover" }))
+    }
+
+    /// Makes the guest's network cards announce themselves, so that switches learn where the guest is now: five
+    /// frames over about 0.8 s. Returns at once.
+    pub fn announce_self(&self) -> Result<(), QmpError> {
+        self.tell("announce-self", json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 }))
+    }
+
+    fn ask(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.execute(command, arguments, ANSWER_TIMEOUT)
+    }
+
+    fn tell(&self, command: &str, arguments: Value) -> Result<(), QmpError> {
+        self.ask(command, arguments).map(drop)
+    }
+}
+
+/// The largest downtime limit QEMU accepts: 2000 s.
+const DOWNTIME_LIMIT_MS: u64 = 2_000_000;
+
+/// The largest bandwidth that every QEMU accepts and that survives its inner conversions: 2^53 bytes a second.
+const BANDWIDTH_LIMIT: u64 = 1 << 53;
+
+fn unexpected(command: &str, answer: &Value) -> QmpError {
+    let what: String = answer.to_string().chars().take(200).collect();
+    QmpError::Unexpected { command: command.to_string(), what }
+}

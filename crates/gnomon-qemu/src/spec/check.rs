@@ -1,0 +1,223 @@
+//! What cannot be: everything about a description that is wrong on any host.
+
+use std::path::{Path, PathBuf};
+
+use gnomon_terms::ErrorKind;
+
+use super::{DiskSource, DiskSpec, NetSpec, QemuVersion, RamBacking, VmSpec};
+
+/// The most processors we ask for; machine types have lower limits of their own.
+const MAX_CPUS: u32 = 1024;
+
+/// The longest name. Half of a file name's 255 bytes, so that suffixes always fit.
+const MAX_NAME: usize = 128;
+
+/// Bytes in the path of a unix socket: the kernel's 108 without the closing zero.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Why a guest cannot be as it was described.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A name that files, QEMU or the guest could not bear.
+    #[error("{what} '{name}' is no name: use 1 to 128 letters, digits, '.', '_' and '-', a letter or digit first")]
+    BadName {
+        /// What it should name.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Two of the same name.
+    #[error("two {what}s are called '{name}'; give each its own name")]
+    Twice {
+        /// Two of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A number out of range.
+    #[error("{what} is {value}; it must be at least {least} and at most {most}")]
+    OutOfRange {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// The least allowed.
+        least: u64,
+        /// The most allowed.
+        most: u64,
+    },
+    /// A unix socket's path is longer than the kernel allows.
+    #[error("the path {} has {length} bytes; the kernel allows {MAX_SOCKET_PATH} for a unix socket, use a shorter directory", path.display())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A path or text with bytes that QEMU's command line cannot carry.
+    #[error(
+        "{what} {text:?} holds bytes that QEMU's command line cannot carry; use plain UTF-8 without control characters"
+    )]
+    BadText {
+        /// What it is.
+        what: &'static str,
+        /// The text, as far as it can be shown.
+        text: String,
+    },
+    /// A vhost-user disk on RAM that its backend cannot map.
+    #[error("disk '{disk}' is a vhost-user disk, which needs ram = \"shared\"")]
+    RamNotShared {
+        /// Which disk.
+        disk: String,
+    },
+    /// No such machine type.
+    #[error("QEMU {version} has no machine type '{machine}'; see qemu-system-x86_64 -machine help")]
+    NoSuchMachine {
+        /// What was asked for.
+        machine: String,
+        /// Of which QEMU.
+        version: QemuVersion,
+    },
+    /// KVM was insisted on and does not run stock guests here.
+    #[error("accel = \"kvm\" was asked for, but {why}; use accel = \"auto\" or \"tcg\"")]
+    NoKvm {
+        /// What the proof said.
+        why: String,
+    },
+}
+
+impl SpecError {
+    /// What a caller can do about it: always change the description.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Refused
+    }
+}
+
+impl VmSpec {
+    /// Checks everything that can be known without the host. [`crate::resolve`] and [`crate::Qemu::launch`] call it.
+    pub fn check(&self) -> Result<(), SpecError> {
+        check_name("the guest", &self.name)?;
+        in_range("memory (bytes)", self.memory, 1 << 20, 1 << 46)?;
+        in_range("cpus", u64::from(self.cpus), 1, u64::from(MAX_CPUS))?;
+        check_names("disk", self.disks.iter().map(|d| &d.name))?;
+        check_names("port", self.ports.iter().map(|p| &p.name))?;
+        for (what, text) in [("machine", Some(&self.machine)), ("cpu_model", self.cpu_model.as_ref())] {
+            text.map_or(Ok(()), |text| check_text(what, text))?;
+        }
+        for path in [&self.kernel, &self.initrd].into_iter().flatten() {
+            check_path("path", path)?;
+        }
+        if let Some(cmdline) = &self.cmdline {
+            check_text("cmdline", cmdline)?;
+        }
+        for port in &self.ports {
+            check_socket(&port.socket)?;
+        }
+        if let NetSpec::User { mac: Some(mac), .. } = &self.net {
+            check_text("mac", mac)?;
+        }
+        self.disks.iter().try_for_each(|disk| self.check_disk(disk))
+    }
+
+    fn check_disk(&self, disk: &DiskSpec) -> Result<(), SpecError> {
+        match &disk.source {
+            DiskSource::Nbd { socket, export } => check_socket(socket).and_then(|()| check_text("export", export)),
+            DiskSource::File { path, format } => check_path("path", path).and_then(|()| check_text("format", format)),
+            DiskSource::VhostUser { .. } if self.ram == RamBacking::Private => {
+                Err(SpecError::RamNotShared { disk: disk.name.clone() })
+            }
+            DiskSource::VhostUser { socket } => check_socket(socket),
+        }
+    }
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), SpecError> {
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    match first && rest && name.len() <= MAX_NAME {
+        true => Ok(()),
+        false => Err(SpecError::BadName { what, name: name.chars().take(MAX_NAME).collect() }),
+    }
+}
+
+fn check_names<'a>(what: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), SpecError> {
+    let mut seen = std::collections::HashSet::new();
+    for name in names {
+        check_name(what, name)?;
+        if !seen.insert(name) {
+            return Err(SpecError::Twice { what, name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn in_range(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), SpecError> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(SpecError::OutOfRange { what, value, least, most }),
+    }
+}
+
+fn check_text(what: &'static str, text: &str) -> Result<(), SpecError> {
+    match text.chars().any(char::is_control) {
+        false => Ok(()),
+        true => Err(SpecError::BadText { what, text: text.to_string() }),
+    }
+}
+
+fn check_path(what: &'static str, path: &Path) -> Result<(), SpecError> {
+    match path.to_str() {
+        Some(text) => check_text(what, text),
+        None => Err(SpecError::BadText { what, text: path.to_string_lossy().into_owned() }),
+    }
+}
+
+pub(super) fn check_socket(path: &Path) -> Result<(), SpecError> {
+    check_path("path", path)?;
+    let length = path.as_os_str().len();
+    match length <= MAX_SOCKET_PATH {
+        true => Ok(()),
+        false => Err(SpecError::PathTooLong { path: path.to_path_buf(), length }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::PortSpec;
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        type Change = fn(&mut VmSpec);
+        let table: [(Change, &str); 10] = [
+            (|s| s.name = String::new(), "is no name"),
+            (|s| s.name = "../etc".into(), "is no name"),
+            (|s| s.memory = 0, "memory"),
+            (|s| s.cpus = 0, "cpus"),
+            (
+                |s| {
+                    s.disks = vec![DiskSpec::raw_file("a", Path::new("/x")), DiskSpec::raw_file("a", Path::new("/y"))]
+                },
+                "two disks",
+            ),
+            (|s| s.disks = vec![DiskSpec::raw_file("a,b", Path::new("/x"))], "is no name"),
+            (|s| s.disks = vec![DiskSpec::nbd("a", Path::new(&"/x".repeat(60)), "e")], "120 bytes"),
+            (|s| s.ports = vec![PortSpec { name: "p".into(), socket: "/a\nb".into() }], "control characters"),
+            (|s| s.cmdline = Some("a\0b".into()), "control characters"),
+            (
+                |s| {
+                    s.disks = vec![DiskSpec::raw_file("v", Path::new("/x"))];
+                    s.disks[0].source = DiskSource::VhostUser { socket: "/v".into() };
+                },
+                "ram = \"shared\"",
+            ),
+        ];
+        for (change, words) in table {
+            let mut spec = VmSpec::new("web", 1 << 30);
+            assert_eq!(spec.check(), Ok(()));
+            change(&mut spec);
+            let error = spec.check().expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

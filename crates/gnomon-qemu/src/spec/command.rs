@@ -1,0 +1,302 @@
+//! The QEMU command line of a guest: a pure function, tested by tables.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::kvm::KVM_CPU;
+
+use super::{Accelerator, DiskSource, DiskSpec, NetSpec, PortSpec, RamBacking, Resolved, VmPaths, VmSpec};
+
+/// How long QEMU may wait at its start for an NBD server that is not there yet, in seconds. Less than we wait for
+/// QEMU's greeting, so that the error told is QEMU's own.
+const OPEN_TIMEOUT: u32 = 10;
+
+/// In which role QEMU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The guest boots.
+    Boot,
+    /// QEMU is ready and the guest does not run until `cont`.
+    BootPaused,
+    /// Waits for `migrate-incoming`; the guest runs as soon as it has been loaded.
+    Incoming,
+    /// Waits for `migrate-incoming`; once loaded the guest does not run until `cont`.
+    IncomingPaused,
+}
+
+/// The arguments (without the program) that start `spec`. The same spec and the same [`Resolved`] give the same
+/// devices in the same order at the same addresses, which is what makes two QEMUs able to exchange a guest.
+pub fn command_line(spec: &VmSpec, resolved: &Resolved, paths: &VmPaths, role: Role) -> Vec<String> {
+    let mut args = Args::default();
+    basics(&mut args, spec);
+    machine(&mut args, spec, resolved, paths);
+    monitor_and_console(&mut args, spec, paths);
+    for (index, disk) in spec.disks.iter().enumerate() {
+        add_disk(&mut args, disk, index);
+    }
+    add_boot(&mut args, spec);
+    add_ports(&mut args, &spec.ports);
+    add_net(&mut args, &spec.net);
+    args.flags(match role {
+        Role::Boot => &[],
+        Role::BootPaused => &["-S"],
+        Role::Incoming => &["-incoming", "defer"],
+        Role::IncomingPaused => &["-incoming", "defer", "-S"],
+    });
+    args.0.extend(spec.extra_args.iter().cloned());
+    args.0
+}
+
+/// An argument list that grows.
+#[derive(Default)]
+struct Args(Vec<String>);
+
+impl Args {
+    fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.0.extend([name.to_string(), value.into()]);
+    }
+
+    fn flags(&mut self, flags: &[&str]) {
+        self.0.extend(flags.iter().map(|flag| flag.to_string()));
+    }
+}
+
+/// Nothing that QEMU would add by itself, and nothing from files of the host: what runs is what is written here.
+fn basics(args: &mut Args, spec: &VmSpec) {
+    args.option("-name", format!("guest={}", escape(&spec.name)));
+    args.flags(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    args.option("-msg", "timestamp=on");
+}
+
+fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths) {
+    let machine = escape(&resolved.machine);
+    let backend = match (paths.ram_fd, spec.ram) {
+        (Some(fd), _) => {
+            // A file backend counts as "named", which newer QEMU demands of RAM that x-ignore-shared leaves out.
+            Some(format!("memory-backend-file,id=ram0,size={},mem-path=/proc/self/fd/{fd},share=on", resolved.memory))
+        }
+        (None, RamBacking::Shared) => Some(format!("memory-backend-memfd,id=ram0,size={},share=on", resolved.memory)),
+        (None, RamBacking::Private) => None,
+    };
+    match backend {
+        Some(backend) => {
+            args.option("-object", backend);
+            args.option("-machine", format!("{machine},memory-backend=ram0"));
+        }
+        None => args.option("-machine", machine),
+    }
+    args.option("-accel", resolved.accelerator.to_string());
+    args.option("-m", format!("size={}b", resolved.memory));
+    args.option("-smp", spec.cpus.to_string());
+    match (&spec.cpu_model, resolved.accelerator) {
+        (Some(model), _) => args.option("-cpu", model.clone()),
+        (None, Accelerator::Kvm) => args.option("-cpu", KVM_CPU),
+        (None, Accelerator::Tcg) => {}
+    }
+}
+
+fn monitor_and_console(args: &mut Args, spec: &VmSpec, paths: &VmPaths) {
+    let at = match paths.qmp_fd {
+        Some(fd) => format!("fd={fd}"),
+        None => format!("path={}", escape_path(&paths.qmp())),
+    };
+    args.option("-chardev", format!("socket,id=qmp,{at},server=on,wait=off"));
+    args.option("-mon", "chardev=qmp,mode=control");
+    let log = match spec.console_log {
+        true => format!(",logfile={},logappend=on", escape_path(&paths.console_log())),
+        false => String::new(),
+    };
+    let socket = escape_path(&paths.console());
+    args.option("-chardev", format!("socket,id=console,path={socket},server=on,wait=off{log}"));
+    args.option("-serial", "chardev:console");
+}
+
+fn add_disk(args: &mut Args, disk: &DiskSpec, index: usize) {
+    let id = format!("disk-{}", disk.name);
+    let boot = index + 1;
+    if let DiskSource::VhostUser { socket } = &disk.source {
+        args.option("-chardev", format!("socket,id={id},path={},reconnect=1", escape_path(socket)));
+        args.option("-device", format!("vhost-user-blk-pci,chardev={id},id=dev-{id},bootindex={boot}"));
+        return;
+    }
+    args.option("-blockdev", blockdev(disk, &id));
+    // A failing disk makes the guest stand instead of seeing errors: its owner decides, and `cont` tries again.
+    args.option(
+        "-device",
+        format!(
+            "virtio-blk-pci,drive={id},id=dev-{id},serial={},bootindex={boot},rerror=stop,werror=stop",
+            &disk.name[..disk.name.len().min(20)]
+        ),
+    );
+}
+
+/// JSON, so that no byte of a path or an export name needs escaping rules of QEMU's own.
+fn blockdev(disk: &DiskSpec, id: &str) -> String {
+    let read_only = disk.read_only;
+    match &disk.source {
+        DiskSource::Nbd { socket, export } => json!({
+            "driver": "nbd", "node-name": id, "read-only": read_only, "discard": "unmap",
+            "server": { "type": "unix", "path": socket }, "export": export,
+            "reconnect-delay": disk.reconnect_seconds, "open-timeout": OPEN_TIMEOUT,
+        }),
+        DiskSource::File { path, format } => json!({
+            "driver": format, "node-name": id, "read-only": read_only, "discard": "unmap",
+            "file": { "driver": "file", "filename": path, "discard": "unmap" },
+        }),
+        DiskSource::VhostUser { .. } => unreachable!("vhost-user disks have no block node; add_disk returned"),
+    }
+    .to_string()
+}
+
+fn add_boot(args: &mut Args, spec: &VmSpec) {
+    let path = |p: &Path| p.to_string_lossy().into_owned();
+    if let Some(kernel) = &spec.kernel {
+        args.option("-kernel", path(kernel));
+    }
+    if let Some(initrd) = &spec.initrd {
+        args.option("-initrd", path(initrd));
+    }
+    if let Some(cmdline) = &spec.cmdline {
+        args.option("-append", cmdline.clone());
+    }
+}
+
+fn add_ports(args: &mut Args, ports: &[PortSpec]) {
+    if ports.is_empty() {
+        return;
+    }
+    args.option("-device", "virtio-serial-pci,id=vserial");
+    for (index, port) in ports.iter().enumerate() {
+        let socket = escape_path(&port.socket);
+        args.option("-chardev", format!("socket,id=port{index},path={socket},server=on,wait=off"));
+        args.option("-device", format!("virtserialport,bus=vserial.0,chardev=port{index},name={}", port.name));
+    }
+}
+
+fn add_net(args: &mut Args, net: &NetSpec) {
+    let NetSpec::User { mac, forward } = net else { return };
+    let mut user = "user,id=net0".to_string();
+    for (host, guest) in forward {
+        user.push_str(&format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+    }
+    args.option("-netdev", user);
+    let mac = mac.as_ref().map(|mac| format!(",mac={}", escape(mac))).unwrap_or_default();
+    args.option("-device", format!("virtio-net-pci,netdev=net0{mac}"));
+}
+
+/// A comma within a value is written twice.
+fn escape(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn escape_path(path: &Path) -> String {
+    escape(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn resolved(accelerator: Accelerator) -> Resolved {
+        Resolved { machine: "pc-q35-7.2".into(), accelerator, memory: 64 << 20 }
+    }
+
+    fn line(spec: &VmSpec, role: Role) -> String {
+        command_line(spec, &resolved(Accelerator::Tcg), &VmPaths::new(Path::new("/run/web")), role).join(" ")
+    }
+
+    #[test]
+    fn the_plainest_guest() {
+        let expected = "-name guest=web -nodefaults -no-user-config -display none -msg timestamp=on \
+             -machine pc-q35-7.2 -accel tcg -m size=67108864b -smp 1 \
+             -chardev socket,id=qmp,path=/run/web/qmp.sock,server=on,wait=off -mon chardev=qmp,mode=control \
+             -chardev socket,id=console,path=/run/web/console.sock,server=on,wait=off,logfile=/run/web/console.log,logappend=on \
+             -serial chardev:console";
+        assert_eq!(line(&VmSpec::new("web", 64 << 20), Role::Boot), expected);
+    }
+
+    #[test]
+    fn each_role_differs_only_in_its_flags() {
+        let spec = VmSpec::new("web", 64 << 20);
+        let boot = line(&spec, Role::Boot);
+        let table = [
+            (Role::BootPaused, " -S"),
+            (Role::Incoming, " -incoming defer"),
+            (Role::IncomingPaused, " -incoming defer -S"),
+        ];
+        for (role, flags) in table {
+            assert_eq!(line(&spec, role), format!("{boot}{flags}"));
+        }
+    }
+
+    #[test]
+    fn each_part_of_a_spec_appears() {
+        type Change = fn(&mut VmSpec);
+        let table: [(Change, &str); 9] = [
+            (|s| s.console_log = false, "console.sock,server=on,wait=off -serial"),
+            (|s| s.cpus = 4, "-smp 4"),
+            (|s| s.cpu_model = Some("qemu64".into()), "-cpu qemu64"),
+            (
+                |s| s.ram = RamBacking::Shared,
+                "-object memory-backend-memfd,id=ram0,size=67108864,share=on -machine pc-q35-7.2,memory-backend=ram0",
+            ),
+            (
+                |s| {
+                    (s.kernel, s.initrd, s.cmdline) = (Some("/k".into()), Some("/i".into()), Some("quiet a,b".into()))
+                },
+                "-kernel /k -initrd /i -append quiet a,b",
+            ),
+            (
+                |s| s.ports = vec![PortSpec { name: "agent".into(), socket: "/run/a,b".into() }],
+                "-device virtio-serial-pci,id=vserial -chardev socket,id=port0,path=/run/a,,b,server=on,wait=off \
+                 -device virtserialport,bus=vserial.0,chardev=port0,name=agent",
+            ),
+            (
+                |s| s.net = NetSpec::User { mac: Some("52:54:00:00:00:01".into()), forward: vec![(2222, 22)] },
+                "-netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22 -device virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01",
+            ),
+            (|s| s.extra_args = vec!["-no-reboot".into()], "-no-reboot"),
+            (
+                |s| {
+                    let source = DiskSource::VhostUser { socket: "/v".into() };
+                    s.disks = vec![DiskSpec { source, ..DiskSpec::raw_file("fast", Path::new("/x")) }];
+                },
+                "-chardev socket,id=disk-fast,path=/v,reconnect=1 -device vhost-user-blk-pci,chardev=disk-fast,id=dev-disk-fast,bootindex=1",
+            ),
+        ];
+        for (change, words) in table {
+            let mut spec = VmSpec::new("web", 64 << 20);
+            change(&mut spec);
+            let line = line(&spec, Role::Boot);
+            assert!(line.contains(words), "{words}\nis not in\n{line}");
+        }
+    }
+
+    #[test]
+    fn an_nbd_disk_is_patient_and_its_guest_stands_on_errors() {
+        let mut spec = VmSpec::new("web", 64 << 20);
+        spec.disks = vec![DiskSpec::nbd("root", Path::new("/run/n,1"), "a\"b,c")];
+        let args = command_line(&spec, &resolved(Accelerator::Tcg), &VmPaths::new(Path::new("/r")), Role::Boot);
+        let at = args.iter().position(|a| a == "-blockdev").expect("has a disk");
+        let node: Value = serde_json::from_str(&args[at + 1]).expect("JSON");
+        assert_eq!(node["server"], json!({ "type": "unix", "path": "/run/n,1" }));
+        assert_eq!((&node["export"], &node["reconnect-delay"]), (&json!("a\"b,c"), &json!(300)));
+        assert!(args[at + 3].ends_with("rerror=stop,werror=stop"), "{}", args[at + 3]);
+    }
+
+    #[test]
+    fn ram_of_ours_goes_before_any_other() {
+        let paths = VmPaths { ram_fd: Some(7), qmp_fd: Some(5), ..VmPaths::new(Path::new("/r")) };
+        let spec = VmSpec { ram: RamBacking::Shared, ..VmSpec::new("web", 64 << 20) };
+        let line = command_line(&spec, &resolved(Accelerator::Kvm), &paths, Role::Boot).join(" ");
+        assert!(
+            line.contains("memory-backend-file,id=ram0,size=67108864,mem-path=/proc/self/fd/7,share=on"),
+            "{line}"
+        );
+        assert!(line.contains("socket,id=qmp,fd=5,") && line.contains("-cpu host"), "{line}");
+        assert!(!line.contains("memfd"), "{line}");
+    }
+}

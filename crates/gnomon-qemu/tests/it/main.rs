@@ -1,0 +1,9 @@
+//! The crate against real QEMU processes.
+
+mod disk;
+mod doctor;
+mod guests;
+mod hostile;
+mod migrate;
+mod process;
+mod qmp;

@@ -1,0 +1,300 @@
+//! The routes: each turns a request into a call on the daemon, and the result into JSON.
+//!
+//! What blocks (disks, QEMU, the store) runs on blocking threads, so that a slow guest never holds up the API.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path as Segment, Query, State},
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::net::UnixListener;
+use utoipa::OpenApi;
+
+use super::{
+    ApiError,
+    types::{
+        AdoptVm, CreateVolume, ImportVolume, JobView, MoveRequest, NodeView, PeerView, RunVm, SetBandwidth, StopVm,
+        TraceQuery, VmView, VolumeView, WatchQuery,
+    },
+};
+use crate::{daemon::Daemon, daemon::moving, metrics, trace};
+
+type Daemoned = State<Arc<Daemon>>;
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// Binds the API's socket, for its owner only. One that is left over from a daemon that is gone is replaced.
+pub fn bind(socket: &Path) -> Result<UnixListener, ApiError> {
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .map_err(|error| ApiError::unavailable(format!("cannot listen on {}: {error}", socket.display())))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the API until the process ends.
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), ApiError> {
+    Ok(axum::serve(listener, router(daemon)).await?)
+}
+
+/// The document that describes the API.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "gnomon", description = "Predictive shadowing for virtual machines, beside stock QEMU."),
+    paths(
+        node, nodes, volumes, create_volume, import_volume, volume, remove_volume, move_volume, volume_bandwidth,
+        cancel_volume, rollback_volume, verify_volume, trace_volume, forecast_volume, vms, run_vm, adopt_vm, vm,
+        stop_vm, move_vm, cancel_vm, rollback_vm, jobs, job, cancel_job
+    )
+)]
+struct Document;
+
+fn router(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/openapi.json", get(|| async { Json(Document::openapi()) }))
+        .route("/metrics", get(metrics_page))
+        .route("/v1/node", get(node))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/volumes/import", post(import_volume))
+        .route("/v1/volumes/{name}", get(volume).delete(remove_volume))
+        .route("/v1/volumes/{name}/move", post(move_volume))
+        .route("/v1/volumes/{name}/bandwidth", post(volume_bandwidth))
+        .route("/v1/volumes/{name}/cancel", post(cancel_volume))
+        .route("/v1/volumes/{name}/rollback", post(rollback_volume))
+        .route("/v1/volumes/{name}/verify", post(verify_volume))
+        .route("/v1/volumes/{name}/trace", get(trace_volume))
+        .route("/v1/volumes/{name}/forecast", get(forecast_volume))
+        .route("/v1/vms", get(vms).post(run_vm))
+        .route("/v1/vms/adopt", post(adopt_vm))
+        .route("/v1/vms/{name}", get(vm))
+        .route("/v1/vms/{name}/stop", post(stop_vm))
+        .route("/v1/vms/{name}/move", post(move_vm))
+        .route("/v1/vms/{name}/cancel", post(cancel_vm))
+        .route("/v1/vms/{name}/rollback", post(rollback_vm))
+        .route("/v1/jobs", get(jobs))
+        .route("/v1/jobs/{id}", get(job))
+        .route("/v1/jobs/{id}/cancel", post(cancel_job))
+        .fallback(|| async { ApiError::new(super::Kind::NotFound, "there is no such route: see /openapi.json") })
+        .with_state(daemon)
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    daemon: Arc<Daemon>,
+    deed: impl FnOnce(&Arc<Daemon>) -> Result<T, ApiError> + Send + 'static,
+) -> Answer<T> {
+    tokio::task::spawn_blocking(move || deed(&daemon)).await.map_err(ApiError::internal)?.map(Json)
+}
+
+async fn metrics_page(State(daemon): Daemoned) -> Result<Response, ApiError> {
+    let page = tokio::task::spawn_blocking(move || metrics::page(&daemon)).await.map_err(ApiError::internal)??;
+    Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response())
+}
+
+/// This daemon.
+#[utoipa::path(get, path = "/v1/node", responses((status = 200, body = NodeView)))]
+async fn node(State(daemon): Daemoned) -> Json<NodeView> {
+    Json(daemon.view())
+}
+
+/// This node and those it knows.
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = [PeerView])))]
+async fn nodes(State(daemon): Daemoned) -> Json<Vec<PeerView>> {
+    Json(daemon.peers().await)
+}
+
+/// All volumes.
+#[utoipa::path(get, path = "/v1/volumes", responses((status = 200, body = [VolumeView])))]
+async fn volumes(State(daemon): Daemoned) -> Json<Vec<VolumeView>> {
+    Json(daemon.keeper.all().iter().map(|handle| daemon.keeper.view(handle)).collect())
+}
+
+/// Makes an empty volume.
+#[utoipa::path(post, path = "/v1/volumes", request_body = CreateVolume, responses((status = 200, body = VolumeView)))]
+async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -> Answer<VolumeView> {
+    blocking(daemon, move |daemon| {
+        let handle = daemon.keeper.create(&ask.name, ask.size)?;
+        Ok(daemon.keeper.view(&handle))
+    })
+    .await
+}
+
+/// Makes a volume of a disk image.
+#[utoipa::path(post, path = "/v1/volumes/import", request_body = ImportVolume, responses((status = 200, body = JobView)))]
+async fn import_volume(State(daemon): Daemoned, Json(ask): Json<ImportVolume>) -> Answer<JobView> {
+    crate::daemon::importing::start(&daemon, ask).map(Json)
+}
+
+/// One volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}", responses((status = 200, body = VolumeView)))]
+async fn volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VolumeView> {
+    let handle = daemon.keeper.get(&name)?;
+    Ok(Json(daemon.keeper.view(&handle)))
+}
+
+/// Removes a volume and its data.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", responses((status = 200)))]
+async fn remove_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<serde_json::Value> {
+    blocking(daemon, move |daemon| {
+        daemon.keeper.remove(&name)?;
+        Ok(serde_json::json!({ "removed": name }))
+    })
+    .await
+}
+
+/// Moves a volume to another node while it is in use.
+#[utoipa::path(post, path = "/v1/volumes/{name}/move", request_body = MoveRequest, responses((status = 200, body = JobView)))]
+async fn move_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<MoveRequest>,
+) -> Answer<JobView> {
+    moving::start_volume(&daemon, &name, ask).map(Json)
+}
+
+/// Changes what a running move may use.
+#[utoipa::path(post, path = "/v1/volumes/{name}/bandwidth", request_body = SetBandwidth, responses((status = 200, body = JobView)))]
+async fn volume_bandwidth(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<SetBandwidth>,
+) -> Answer<JobView> {
+    moving::set_bandwidth(&daemon, &name, ask.rate).map(Json)
+}
+
+/// Cancels a volume's move that has not switched yet.
+#[utoipa::path(post, path = "/v1/volumes/{name}/cancel", responses((status = 200, body = JobView)))]
+async fn cancel_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
+    moving::cancel_volume(&daemon, &name).map(Json)
+}
+
+/// Brings a volume back after its move has switched.
+#[utoipa::path(post, path = "/v1/volumes/{name}/rollback", responses((status = 200, body = JobView)))]
+async fn rollback_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
+    moving::rollback_volume(&daemon, &name).map(Json)
+}
+
+/// Reads a whole volume and tells its digest; while it moves, compares both copies.
+#[utoipa::path(post, path = "/v1/volumes/{name}/verify", responses((status = 200, body = JobView)))]
+async fn verify_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
+    moving::verify(&daemon, &name).map(Json)
+}
+
+/// A volume's accesses as they happen, as lines of CSV.
+#[utoipa::path(get, path = "/v1/volumes/{name}/trace", params(TraceQuery), responses((status = 200, body = String)))]
+async fn trace_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Query(query): Query<TraceQuery>,
+) -> Result<Response, ApiError> {
+    let handle = daemon.keeper.get(&name)?;
+    let lines = trace::follow(handle.watcher.record(), query.for_s);
+    Ok(([(CONTENT_TYPE, "text/csv")], Body::from_stream(lines)).into_response())
+}
+
+/// What a volume's loop expects, and how good it was.
+#[utoipa::path(get, path = "/v1/volumes/{name}/forecast", responses((status = 200, body = Object)))]
+async fn forecast_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<serde_json::Value> {
+    let handle = daemon.keeper.get(&name)?;
+    Ok(Json(handle.watcher.run(|cycle, _| moving::progress::score_json(cycle)).await?))
+}
+
+/// All VMs.
+#[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [VmView])))]
+async fn vms(State(daemon): Daemoned) -> Answer<Vec<VmView>> {
+    blocking(daemon, |daemon| Ok(daemon.vms.list())).await
+}
+
+/// Starts a VM on volumes.
+#[utoipa::path(post, path = "/v1/vms", request_body = RunVm, responses((status = 200, body = VmView)))]
+async fn run_vm(State(daemon): Daemoned, Json(ask): Json<RunVm>) -> Answer<VmView> {
+    blocking(daemon, move |daemon| daemon.vms.run(&ask)).await
+}
+
+/// Looks after a QEMU that is running already.
+#[utoipa::path(post, path = "/v1/vms/adopt", request_body = AdoptVm, responses((status = 200, body = VmView)))]
+async fn adopt_vm(State(daemon): Daemoned, Json(ask): Json<AdoptVm>) -> Answer<VmView> {
+    blocking(daemon, move |daemon| daemon.vms.adopt(&ask.name, &ask.qmp)).await
+}
+
+/// One VM.
+#[utoipa::path(get, path = "/v1/vms/{name}", responses((status = 200, body = VmView)))]
+async fn vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VmView> {
+    blocking(daemon, move |daemon| Ok(daemon.vms.view(&*daemon.vms.get(&name)?))).await
+}
+
+/// Stops a VM.
+#[utoipa::path(post, path = "/v1/vms/{name}/stop", request_body = StopVm, responses((status = 200, body = VmView)))]
+async fn stop_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<StopVm>,
+) -> Answer<VmView> {
+    blocking(daemon, move |daemon| daemon.vms.stop(&name, ask.force)).await
+}
+
+/// Moves a VM with its volumes to another node while it runs.
+#[utoipa::path(post, path = "/v1/vms/{name}/move", request_body = MoveRequest, responses((status = 200, body = JobView)))]
+async fn move_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<MoveRequest>,
+) -> Answer<JobView> {
+    moving::start_vm(&daemon, &name, ask).map(Json)
+}
+
+/// Cancels a VM's move that has not switched yet.
+#[utoipa::path(post, path = "/v1/vms/{name}/cancel", responses((status = 200, body = JobView)))]
+async fn cancel_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
+    moving::cancel_vm(&daemon, &name).map(Json)
+}
+
+/// Brings a VM back after its move has switched.
+#[utoipa::path(post, path = "/v1/vms/{name}/rollback", responses((status = 200, body = JobView)))]
+async fn rollback_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
+    moving::rollback_vm(&daemon, &name).map(Json)
+}
+
+/// All jobs, oldest first.
+#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = [JobView])))]
+async fn jobs(State(daemon): Daemoned) -> Json<Vec<JobView>> {
+    Json(daemon.jobs.list())
+}
+
+/// One job; with `watch=true` a line of JSON at each change until it is over.
+#[utoipa::path(get, path = "/v1/jobs/{id}", params(WatchQuery), responses((status = 200, body = JobView)))]
+async fn job(
+    State(daemon): Daemoned,
+    Segment(id): Segment<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<Response, ApiError> {
+    let job = daemon.jobs.get(&id)?;
+    if !query.watch {
+        return Ok(Json(job.view()).into_response());
+    }
+    let lines = futures_util::stream::unfold(Some(job.follow()), |follower| async {
+        let mut follower = follower?;
+        let view = follower.borrow_and_update().clone();
+        let mut line = serde_json::to_string(&view).unwrap_or_default();
+        line.push('\n');
+        let next = if view.state.is_over() || follower.changed().await.is_err() { None } else { Some(follower) };
+        Some((Ok::<_, std::convert::Infallible>(line), next))
+    });
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+/// Wishes a job to end early.
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", responses((status = 200, body = JobView)))]
+async fn cancel_job(State(daemon): Daemoned, Segment(id): Segment<String>) -> Answer<JobView> {
+    let job = daemon.jobs.get(&id)?;
+    job.cancel();
+    Ok(Json(job.view()))
+}

@@ -1,0 +1,288 @@
+//! What crosses the API: requests and views. Sizes are bytes, times seconds; nothing here acts.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::ApiError;
+
+/// This daemon.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// The program's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub up_s: u64,
+    /// The unix socket where disks are offered.
+    pub nbd_socket: String,
+    /// Where disks are offered over TCP and TLS.
+    pub nbd_tcp: Option<String>,
+    /// Where other nodes reach it.
+    pub link: Option<String>,
+}
+
+/// A node as seen from this one.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PeerView {
+    /// Its name.
+    pub name: String,
+    /// `host:port`; empty for this node when it has no link.
+    pub address: String,
+    /// Whether it is the one that was asked.
+    pub here: bool,
+    /// Whether its port accepts a connection right now.
+    pub reachable: bool,
+}
+
+/// Asks for a new, empty volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreateVolume {
+    /// Its name, which is also the name of its NBD export.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Asks for a volume with the content of a disk image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImportVolume {
+    /// Its name.
+    pub name: String,
+    /// An image on the daemon's host: raw or qcow2.
+    pub file: PathBuf,
+    /// The volume's size in bytes, if it is to be larger than the image.
+    #[serde(default)]
+    pub size: Option<u64>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeView {
+    /// Its name.
+    pub name: String,
+    /// What it is here: primary, shadow, released.
+    pub role: String,
+    /// Size in bytes as its guest sees it.
+    pub size: u64,
+    /// Bytes of storage it takes.
+    pub allocated: u64,
+    /// The file that holds it.
+    pub path: String,
+    /// When it was made, seconds since 1970.
+    pub created: u64,
+    /// Who may write: rises with each handover.
+    pub epoch: u64,
+    /// Where a guest of this host finds it.
+    pub nbd: String,
+    /// NBD connections open now.
+    pub clients: u64,
+    /// What its guest did since the daemon started.
+    pub accesses: AccessCounts,
+    /// A move under way.
+    pub job: Option<String>,
+}
+
+/// What a guest did with a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccessCounts {
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Trims and write-zeroes.
+    pub discards: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Accesses the tap had no room for: the guest was served, only the forecast did not see them.
+    pub lost: u64,
+}
+
+/// How a move hands the guest over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum MoveMode {
+    /// Switch only when everything is there.
+    Pre,
+    /// Switch when the forecast stall is under its bound.
+    #[default]
+    Hybrid,
+    /// Switch at once and fetch the rest afterwards.
+    Post,
+}
+
+/// Asks for a volume, or a VM with its volumes, to be moved to another node.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MoveRequest {
+    /// The node it goes to.
+    pub to: String,
+    /// When to switch.
+    #[serde(default)]
+    pub mode: MoveMode,
+    /// The most it may use, bytes a second.
+    pub bandwidth: Option<u64>,
+    /// Send the destination's writes back while draining, so that a rollback loses nothing acknowledged.
+    pub reverse: bool,
+}
+
+/// Changes what a running move may use.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SetBandwidth {
+    /// Bytes a second; `None`: no limit.
+    pub rate: Option<u64>,
+}
+
+/// A port of a VM, offered to the host as a unix socket.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PortView {
+    /// The port's name in the guest: `/dev/virtio-ports/NAME`.
+    pub name: String,
+    /// The socket's path.
+    pub socket: String,
+}
+
+/// Asks for a VM.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RunVm {
+    /// Its name.
+    pub name: String,
+    /// Its memory in bytes.
+    pub memory: u64,
+    /// How many processors.
+    pub cpus: u32,
+    /// Names of volumes, in order: the first is the boot disk.
+    pub disks: Vec<String>,
+    /// A kernel to boot instead of the first disk.
+    pub kernel: Option<PathBuf>,
+    /// Its initial ram disk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub append: Option<String>,
+    /// `auto` (KVM when a tiny guest proves it), `kvm` or `tcg`.
+    pub accel: String,
+    /// Virtio-serial ports.
+    pub ports: Vec<String>,
+}
+
+/// Asks the daemon to look after a QEMU that somebody else started.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AdoptVm {
+    /// The name it is to have here.
+    pub name: String,
+    /// Its QMP socket.
+    pub qmp: PathBuf,
+}
+
+/// A VM.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VmView {
+    /// Its name.
+    pub name: String,
+    /// QEMU's own word (running, paused, io-error…), or `exited`, `unreachable`.
+    pub status: String,
+    /// QEMU's process.
+    pub pid: Option<u32>,
+    /// Memory in bytes; 0 when it was adopted and not asked.
+    pub memory: u64,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// Its volumes.
+    pub disks: Vec<String>,
+    /// Its ports.
+    pub ports: Vec<PortView>,
+    /// The serial console's socket.
+    pub console: Option<String>,
+    /// The QMP socket.
+    pub qmp: String,
+    /// How it ended, when it did.
+    pub exit: Option<String>,
+    /// The last lines it wrote to its error output, when it ended.
+    pub stderr: Option<String>,
+}
+
+/// How a VM is stopped.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct StopVm {
+    /// Do not ask the guest: end QEMU.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Under way.
+    Running,
+    /// Ended well.
+    Done,
+    /// Ended badly; `error` says why.
+    Failed,
+    /// Ended because somebody asked for it; everything is as before.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen.
+    pub fn is_over(self) -> bool {
+        self != JobState::Running
+    }
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// What it is doing: a word.
+    pub phase: String,
+    /// Bytes done in this phase.
+    pub done_bytes: u64,
+    /// Bytes to do in this phase; 0 when not known.
+    pub total_bytes: u64,
+    /// Bytes a second lately.
+    pub rate: u64,
+    /// Seconds until it is done, when that can be said.
+    pub eta_s: Option<f64>,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// Work that takes long.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct JobView {
+    /// Its id.
+    pub id: String,
+    /// What it does: import, verify, move.
+    pub kind: String,
+    /// The volume or VM it is about.
+    pub subject: String,
+    /// Where it is.
+    pub state: JobState,
+    /// How far it is.
+    pub progress: Progress,
+    /// Why it failed.
+    pub error: Option<ApiError>,
+    /// What came of it.
+    #[schema(value_type = Option<Object>)]
+    pub result: Option<serde_json::Value>,
+}
+
+/// Whether to follow a job.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+pub struct WatchQuery {
+    /// `true`: one JSON object per line with each change, until the job is over.
+    #[serde(default)]
+    pub watch: bool,
+}
+
+/// How long to record accesses.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+pub struct TraceQuery {
+    /// Seconds; without it, until the connection is closed.
+    pub for_s: Option<f64>,
+}

@@ -1,0 +1,40 @@
+//! `gnomon serve`: the daemon in the foreground.
+
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::Ended;
+use crate::{config::Config, daemon};
+
+/// `gnomon serve`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  gnomon serve\n  gnomon serve --config /etc/gnomon.toml\n  \
+                        GNOMON_LOG=debug gnomon serve --log-json\n\n\
+                        A configuration file may have [node] name, run_dir, state_dir; [api] socket;\n\
+                        [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki.")]
+pub struct Args {
+    /// The configuration, in TOML; without it everything has its default
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Log in JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+pub(super) fn run(args: Args) -> Ended {
+    let config = Config::load(args.config.as_deref())?;
+    start_log(args.log_json);
+    let runtime = tokio::runtime::Runtime::new().map_err(crate::api::ApiError::from)?;
+    runtime.block_on(daemon::run(config))?;
+    Ok(())
+}
+
+fn start_log(json: bool) {
+    let filter = EnvFilter::try_from_env("GNOMON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match json {
+        true => log.json().init(),
+        false => log.init(),
+    }
+}

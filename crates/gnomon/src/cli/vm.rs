@@ -1,0 +1,232 @@
+//! `gnomon vm`: virtual machines.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use gnomon_terms::{Bytes, BytesPerSecond};
+
+use super::{
+    Context, Ended, Failure, forecast,
+    output::{facts, table},
+    volume::{MoveArgs, absolute, begin},
+};
+use crate::{
+    api::types::{AdoptVm, MoveMode, RunVm, StopVm, VmView},
+    daemon::console,
+    names,
+};
+
+/// `gnomon vm`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a VM on volumes
+    #[command(after_help = "Examples:\n  gnomon vm run web --memory 2G --disk root\n  \
+                            gnomon vm run db --memory 4G --cpus 2 --disk root-db --disk data --port heartbeat\n  \
+                            gnomon vm run tiny --memory 256M --kernel vmlinuz --initrd init.img --append console=ttyS0")]
+    Run(RunArgs),
+    /// List VMs
+    #[command(after_help = "Examples:\n  gnomon vm ls")]
+    Ls,
+    /// Show one VM: QEMU's status, process, ports; how it ended, when it did
+    #[command(after_help = "Examples:\n  gnomon vm show web\n  gnomon vm show web --json")]
+    Show {
+        /// Which VM
+        name: String,
+    },
+    /// Stop a VM: ask its guest to power off, then end it
+    #[command(after_help = "Examples:\n  gnomon vm stop web\n  gnomon vm stop web --force")]
+    Stop {
+        /// Which VM
+        name: String,
+        /// Do not ask the guest
+        #[arg(long)]
+        force: bool,
+    },
+    /// Look after a QEMU that is running already
+    #[command(after_help = "Examples:\n  gnomon vm adopt old-web --qmp /run/qemu/web.qmp")]
+    Adopt {
+        /// The name it is to have here
+        #[arg(value_parser = names::parse)]
+        name: String,
+        /// Its QMP socket
+        #[arg(long)]
+        qmp: PathBuf,
+    },
+    /// Talk to a VM's serial console; ctrl-] leaves
+    #[command(after_help = "Examples:\n  gnomon vm console web")]
+    Console {
+        /// Which VM
+        name: String,
+    },
+    /// Move a VM with its volumes to another node while it runs
+    #[command(after_help = "Examples:\n  gnomon vm move web --to node-b\n  \
+                            gnomon vm move web --to node-b --bandwidth 400mbit --detach\n  \
+                            gnomon vm move web --to node-b --dry-run --trace web.csv.zst\n  \
+                            gnomon vm move web --cancel\n  gnomon vm move web --rollback")]
+    Move(VmMoveArgs),
+}
+
+/// `gnomon vm run`
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Its name
+    #[arg(value_parser = names::parse)]
+    name: String,
+    /// Its memory: 512M, 2G
+    #[arg(long)]
+    memory: Bytes,
+    /// How many processors
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// A volume as a disk; the first one is booted from
+    #[arg(long = "disk", value_name = "VOLUME")]
+    disks: Vec<String>,
+    /// A kernel to boot instead of the first disk
+    #[arg(long)]
+    kernel: Option<PathBuf>,
+    /// Its initial ram disk
+    #[arg(long, requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, requires = "kernel", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// auto (KVM when a tiny guest proves it), kvm or tcg
+    #[arg(long, default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
+    accel: String,
+    /// A virtio-serial port, offered as a unix socket
+    #[arg(long = "port", value_name = "NAME", value_parser = names::parse)]
+    ports: Vec<String>,
+}
+
+/// `gnomon vm move`
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("deed").required(true).args(["to", "cancel", "rollback"])))]
+pub struct VmMoveArgs {
+    /// Which VM
+    name: String,
+    /// The node it goes to
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
+    /// When to switch: pre (when everything is there), hybrid (when the forecast stall is small), post (at once)
+    #[arg(long, value_enum, default_value = "hybrid")]
+    mode: MoveMode,
+    /// The most it may use: 400mbit, 50MB/s
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<BytesPerSecond>,
+    /// Do not send the destination's writes back while draining: cheaper, but no lossless rollback
+    #[arg(long)]
+    no_reverse: bool,
+    /// Do not wait
+    #[arg(long)]
+    detach: bool,
+    /// Cancel a move that has not switched yet
+    #[arg(long)]
+    cancel: bool,
+    /// Bring it back after the move has switched, without loss
+    #[arg(long)]
+    rollback: bool,
+    /// Move nothing: say what would have happened to the recorded guest of --trace
+    #[arg(long, requires = "trace", conflicts_with_all = ["cancel", "rollback"])]
+    dry_run: bool,
+    /// A recording for --dry-run
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    trace: Option<PathBuf>,
+}
+
+pub(super) async fn run(command: Command, context: &Context) -> Ended {
+    let Context { client, output } = context;
+    match command {
+        Command::Run(args) => {
+            let vm: VmView = client.post("/v1/vms", &request(args)?).await?;
+            output.result(&vm, words);
+        }
+        Command::Ls => {
+            let vms: Vec<VmView> = client.get("/v1/vms").await?;
+            output.result(&vms, |vms| list(vms));
+        }
+        Command::Show { name } => output.result(&show(&name, context).await?, words),
+        Command::Stop { name, force } => {
+            let vm: VmView = client.post(&format!("/v1/vms/{name}/stop"), &StopVm { force }).await?;
+            output.result(&vm, |vm| format!("{} stopped", vm.name));
+        }
+        Command::Adopt { name, qmp } => {
+            let vm: VmView = client.post("/v1/vms/adopt", &AdoptVm { name, qmp: absolute(qmp)? }).await?;
+            output.result(&vm, words);
+        }
+        Command::Console { name } => attach(&name, context).await?,
+        Command::Move(args) => move_vm(args, context).await?,
+    }
+    Ok(())
+}
+
+fn request(args: RunArgs) -> Result<RunVm, Failure> {
+    if args.disks.is_empty() && args.kernel.is_none() {
+        return Err(Failure::usage("a VM needs something to boot: give --disk VOLUME or --kernel FILE"));
+    }
+    Ok(RunVm {
+        name: args.name,
+        memory: args.memory.0,
+        cpus: args.cpus,
+        disks: args.disks,
+        kernel: args.kernel.map(absolute).transpose()?,
+        initrd: args.initrd.map(absolute).transpose()?,
+        append: args.append,
+        accel: args.accel,
+        ports: args.ports,
+    })
+}
+
+async fn show(name: &str, context: &Context) -> Result<VmView, Failure> {
+    Ok(context.client.get(&format!("/v1/vms/{name}")).await?)
+}
+
+async fn attach(name: &str, context: &Context) -> Ended {
+    let vm = show(name, context).await?;
+    match vm.console {
+        Some(socket) => Ok(console::attach(&socket).await?),
+        None => Err(crate::api::ApiError::refused(format!("VM '{name}' has no console of ours: it was adopted")).into()),
+    }
+}
+
+async fn move_vm(args: VmMoveArgs, context: &Context) -> Ended {
+    let path = format!("/v1/vms/{}", args.name);
+    match (args.to, args.trace) {
+        (Some(_), Some(trace)) => forecast::dry_run(&trace, args.bandwidth, context),
+        (Some(to), None) => {
+            let VmMoveArgs { mode, bandwidth, no_reverse, detach, .. } = args;
+            let how = MoveArgs { to, mode, bandwidth, no_reverse, detach };
+            begin(&format!("{path}/move"), &how.request(), detach, context).await
+        }
+        (None, _) if args.cancel => begin(&format!("{path}/cancel"), &(), args.detach, context).await,
+        (None, _) => begin(&format!("{path}/rollback"), &(), args.detach, context).await,
+    }
+}
+
+fn list(vms: &[VmView]) -> String {
+    let rows: Vec<[String; 6]> = vms
+        .iter()
+        .map(|vm| {
+            let pid = vm.pid.map(|pid| pid.to_string()).unwrap_or_default();
+            let memory = Bytes(vm.memory).to_string();
+            [vm.name.clone(), vm.status.clone(), pid, memory, vm.accel.clone(), vm.disks.join(",")]
+        })
+        .collect();
+    table(["NAME", "STATUS", "PID", "MEMORY", "ACCEL", "DISKS"], &rows)
+}
+
+fn words(vm: &VmView) -> String {
+    let mut pairs = vec![
+        ("name", vm.name.clone()),
+        ("status", vm.status.clone()),
+        ("pid", vm.pid.map(|pid| pid.to_string()).unwrap_or_default()),
+        ("memory", Bytes(vm.memory).to_string()),
+        ("accel", vm.accel.clone()),
+        ("disks", vm.disks.join(", ")),
+        ("console", vm.console.clone().unwrap_or_default()),
+        ("qmp", vm.qmp.clone()),
+    ];
+    pairs.extend(vm.ports.iter().map(|port| ("port", format!("{} at {}", port.name, port.socket))));
+    pairs.push(("exit", vm.exit.clone().unwrap_or_default()));
+    pairs.push(("stderr", vm.stderr.clone().unwrap_or_default()));
+    facts(&pairs)
+}

@@ -1,0 +1,271 @@
+//! The keeper of this node's volumes: their records, files, exports and loops.
+//!
+//! A volume is whole here or not at all: every verb first does what can fail, then writes the record, then shows the
+//! volume to others. After a restart everything is brought back from the records.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant as Clock, SystemTime, UNIX_EPOCH},
+};
+
+use gnomon_terms::{Bytes, ResourceId};
+use gnomon_volume::{
+    blockmap::BootId,
+    disk::{FileDisk, Mode},
+    serve::{Export, Exports},
+    tap::Tap,
+    volume::{Volume, VolumeParts, remove_files},
+};
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    records::{Records, StandingRecord, VolumeRecord},
+    watcher::Watcher,
+};
+use crate::{
+    api::{ApiError, types::VolumeView},
+    names,
+};
+
+/// Free space that is left to the file system when a volume is made: a full root file system takes the host down.
+const SPARE_SPACE: u64 = 64 << 20;
+
+/// A volume of this node, open.
+pub struct VolumeHandle {
+    record: Mutex<VolumeRecord>,
+    /// The volume plane's side of it.
+    pub volume: Arc<Volume>,
+    /// Its loop.
+    pub watcher: Watcher,
+    /// The job of the move it takes part in.
+    pub job: Mutex<Option<String>>,
+}
+
+/// All volumes of this node.
+pub struct Keeper {
+    dir: PathBuf,
+    nbd_socket: PathBuf,
+    records: Arc<Records>,
+    exports: Arc<Exports>,
+    volumes: RwLock<BTreeMap<String, Arc<VolumeHandle>>>,
+    next_resource: AtomicU64,
+    boot: BootId,
+    origin: Clock,
+}
+
+impl Keeper {
+    /// Opens every volume on record. One that cannot be opened is told in the log and left out: the others matter.
+    pub fn open(dir: &Path, nbd_socket: &Path, records: Arc<Records>) -> Result<Keeper, ApiError> {
+        std::fs::create_dir_all(dir)?;
+        let keeper = Keeper {
+            dir: dir.to_path_buf(),
+            nbd_socket: nbd_socket.to_path_buf(),
+            records,
+            exports: Exports::new(),
+            volumes: RwLock::default(),
+            next_resource: AtomicU64::new(1),
+            boot: BootId::of_this_host()?,
+            origin: Clock::now(),
+        };
+        for record in keeper.records.volumes()? {
+            let name = record.name.clone();
+            if let Err(error) = keeper.bring_back(record) {
+                tracing::error!(volume = name, %error, "the volume cannot be opened and is not served");
+            }
+        }
+        Ok(keeper)
+    }
+
+    fn bring_back(&self, record: VolumeRecord) -> Result<(), ApiError> {
+        let local = FileDisk::open(&record.path, Some(Bytes(record.size)), Mode::ReadWrite)?;
+        self.show(record, local)?;
+        Ok(())
+    }
+
+    /// What fronts serve.
+    pub fn exports(&self) -> &Arc<Exports> {
+        &self.exports
+    }
+
+    /// The socket where guests of this host find their disks.
+    pub fn nbd_socket(&self) -> &Path {
+        &self.nbd_socket
+    }
+
+    /// The volume called `name`.
+    pub fn get(&self, name: &str) -> Result<Arc<VolumeHandle>, ApiError> {
+        self.volumes.read().get(name).cloned().ok_or_else(|| ApiError::not_found("volume", name))
+    }
+
+    /// All volumes, by name.
+    pub fn all(&self) -> Vec<Arc<VolumeHandle>> {
+        self.volumes.read().values().cloned().collect()
+    }
+
+    /// Where the file of a volume called `name` goes. Refused when one of that name is there.
+    pub fn place_for(&self, name: &str) -> Result<PathBuf, ApiError> {
+        names::check(name).map_err(|error| ApiError::usage(error.to_string()))?;
+        if self.volumes.read().contains_key(name) {
+            return Err(ApiError::refused(format!("there is a volume '{name}' already"))
+                .then("choose another name, or remove it with `gnomon volume rm`"));
+        }
+        Ok(self.dir.join(format!("{name}.raw")))
+    }
+
+    /// Refuses what would not fit into the file system of the volumes.
+    pub fn check_space(&self, needed: u64, what: &str) -> Result<(), ApiError> {
+        let stat = rustix::fs::statvfs(&self.dir).map_err(std::io::Error::from)?;
+        let free = stat.f_bavail * stat.f_frsize;
+        if needed.saturating_add(SPARE_SPACE) > free {
+            return Err(ApiError::unavailable(format!(
+                "{what} needs {} in {} and {} are free",
+                Bytes(needed),
+                self.dir.display(),
+                Bytes(free)
+            ))
+            .then("free some space there, or set volume.dir to a larger file system"));
+        }
+        Ok(())
+    }
+
+    /// Makes an empty volume. It takes space as it is written.
+    pub fn create(&self, name: &str, size: u64) -> Result<Arc<VolumeHandle>, ApiError> {
+        let path = self.place_for(name)?;
+        if size == 0 {
+            return Err(ApiError::usage("a volume of no bytes is of no use: give it a size such as 20G"));
+        }
+        self.check_space(0, "a volume")?;
+        let local = FileDisk::create(&path, Bytes(size))?;
+        let record = self.new_record(name, path, size, 1, StandingRecord::Primary);
+        self.keep(record, local)
+    }
+
+    /// Takes over a file at the place that [`Keeper::place_for`] gave.
+    pub fn take_over(&self, name: &str, path: PathBuf) -> Result<Arc<VolumeHandle>, ApiError> {
+        let local = FileDisk::open(&path, None, Mode::ReadWrite)?;
+        let size = gnomon_volume::disk::Disk::size(&local).0;
+        let record = self.new_record(name, path, size, 1, StandingRecord::Primary);
+        self.keep(record, local)
+    }
+
+    /// Makes the volume that a move brings here.
+    pub fn create_shadow(&self, draft: VolumeRecord) -> Result<Arc<VolumeHandle>, ApiError> {
+        let local = FileDisk::create(&draft.path, Bytes(draft.size))?;
+        self.keep(draft, local)
+    }
+
+    /// A record of a volume that begins now.
+    pub fn new_record(
+        &self,
+        name: &str,
+        path: PathBuf,
+        size: u64,
+        epoch: u64,
+        standing: StandingRecord,
+    ) -> VolumeRecord {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        VolumeRecord { name: name.to_string(), path, size, created, epoch, standing, move_id: None, handover: None }
+    }
+
+    fn keep(&self, record: VolumeRecord, local: FileDisk) -> Result<Arc<VolumeHandle>, ApiError> {
+        self.records.put_volume(&record)?;
+        self.show(record, local)
+    }
+
+    /// Opens the plane's side, starts the loop, and shows the volume to fronts.
+    fn show(&self, record: VolumeRecord, local: FileDisk) -> Result<Arc<VolumeHandle>, ApiError> {
+        let resource = ResourceId(self.next_resource.fetch_add(1, Ordering::Relaxed));
+        let tap = Arc::new(Tap::since(self.origin));
+        let parts = VolumeParts {
+            name: record.name.clone(),
+            resource,
+            path: record.path.clone(),
+            local: Arc::new(local),
+            tap: Arc::clone(&tap),
+            boot: self.boot,
+        };
+        let volume = Arc::new(Volume::open(parts, record.epoch(), record.standing())?);
+        let watcher = Watcher::start(&volume)?;
+        self.exports.add(Export {
+            name: record.name.clone(),
+            description: format!("gnomon volume {}", record.name),
+            disk: volume.disk().clone(),
+            read_only: false,
+            resource,
+            tap: Some(tap),
+        })?;
+        let name = record.name.clone();
+        let handle = Arc::new(VolumeHandle { record: Mutex::new(record), volume, watcher, job: Mutex::default() });
+        self.volumes.write().insert(name, Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    /// Changes a volume's record; it is durable before this returns. `deed` changes a copy, so nothing is believed
+    /// that was not written.
+    pub fn update<T>(&self, handle: &VolumeHandle, deed: impl FnOnce(&mut VolumeRecord) -> T) -> Result<T, ApiError> {
+        let mut record = handle.record.lock();
+        let mut draft = record.clone();
+        let result = deed(&mut draft);
+        self.records.put_volume(&draft)?;
+        *record = draft;
+        Ok(result)
+    }
+
+    /// Removes a volume and its data.
+    pub fn remove(&self, name: &str) -> Result<(), ApiError> {
+        let handle = self.get(name)?;
+        let clients = self.exports.clients(name);
+        if clients > 0 {
+            return Err(ApiError::refused(format!("volume '{name}' is in use by {clients} clients"))
+                .then("stop its VM, or disconnect them, first"));
+        }
+        let record = handle.record();
+        if record.move_id.is_some() {
+            return Err(ApiError::refused(format!("volume '{name}' takes part in a move"))
+                .then("let the move end, or cancel it, first"));
+        }
+        self.discard(&handle)
+    }
+
+    /// Lets a volume go without asking who uses it: the end of a move that was given up.
+    pub fn discard(&self, handle: &VolumeHandle) -> Result<(), ApiError> {
+        let record = handle.record();
+        self.exports.remove(&record.name)?;
+        self.volumes.write().remove(&record.name);
+        self.records.remove_volume(&record.name)?;
+        Ok(remove_files(&record.path)?)
+    }
+
+    /// The volume as the API shows it.
+    pub fn view(&self, handle: &VolumeHandle) -> VolumeView {
+        use std::os::unix::fs::MetadataExt;
+        let record = handle.record();
+        let (epoch, role) = handle.volume.disk().state();
+        let released = matches!(record.standing, StandingRecord::Released(_));
+        VolumeView {
+            role: if released { "released".to_string() } else { role.name().to_string() },
+            size: record.size,
+            allocated: std::fs::metadata(&record.path).map_or(0, |meta| meta.blocks() * 512),
+            path: record.path.display().to_string(),
+            created: record.created,
+            epoch: epoch.0,
+            nbd: format!("nbd+unix:///{}?socket={}", record.name, self.nbd_socket.display()),
+            clients: self.exports.clients(&record.name) as u64,
+            accesses: handle.watcher.counts(),
+            job: handle.job.lock().clone(),
+            name: record.name,
+        }
+    }
+}
+
+impl VolumeHandle {
+    /// A copy of its record.
+    pub fn record(&self) -> VolumeRecord {
+        self.record.lock().clone()
+    }
+}

@@ -1,0 +1,207 @@
+//! The daemon: the one place where the parts are wired together.
+//!
+//! `run` brings back what is on record (volumes, VMs, moves), opens the doors (NBD, API, link), and waits to be told
+//! to stop. Guests and their QEMUs go on without it.
+
+pub mod console;
+pub mod importing;
+pub mod jobs;
+pub mod keeper;
+pub mod moving;
+pub mod records;
+pub mod serve_file;
+mod tls;
+pub mod vms;
+pub mod watcher;
+
+use std::{fs::File, path::Path, sync::Arc, time::Instant};
+
+use gnomon_link::{Identity, Listener, Options, Session};
+use gnomon_store::RedbStore;
+use gnomon_volume::front::nbd::{NbdAddress, NbdServer, TlsMode};
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpStream;
+
+use self::{jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, vms::Vms};
+use crate::{
+    api::{
+        self, ApiError,
+        types::{NodeView, PeerView},
+    },
+    config::Config,
+};
+
+/// Everything the daemon has. Shared by the API and the moves.
+pub struct Daemon {
+    /// What it was told to be.
+    pub config: Config,
+    /// What it must know again.
+    pub records: Arc<Records>,
+    /// Its volumes.
+    pub keeper: Arc<Keeper>,
+    /// Its VMs.
+    pub vms: Arc<Vms>,
+    /// Its long work.
+    pub jobs: Jobs,
+    /// The moves it takes part in.
+    pub moves: Moves,
+    identity: Option<Identity>,
+    started: Instant,
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub async fn run(config: Config) -> Result<(), ApiError> {
+    std::fs::create_dir_all(&config.run_dir)?;
+    std::fs::create_dir_all(&config.state_dir)?;
+    let _lock = lock(&config.state_dir)?;
+    let daemon = tokio::task::spawn_blocking(move || Daemon::open(config)).await.map_err(ApiError::internal)??;
+    let nbd = open_nbd(&daemon)?;
+    let api = api::bind(&daemon.config.socket)?;
+    let link = open_link(&daemon).await?;
+    say_where(&daemon);
+    moving::resume(&daemon)?;
+    tokio::select! {
+        ended = api::serve(api, Arc::clone(&daemon)) => ended?,
+        () = accept_all(link, &daemon) => {}
+        told = serve_file::until_told_to_stop() => told?,
+    }
+    tracing::info!("stopping; guests go on and are found again");
+    for server in nbd {
+        tokio::task::spawn_blocking(move || server.stop()).await.map_err(ApiError::internal)?;
+    }
+    // The socket's end tells clients that nobody answers; one that is left over would be replaced anyway.
+    let _ = std::fs::remove_file(&daemon.config.socket);
+    Ok(())
+}
+
+impl Daemon {
+    /// Brings back everything on record. Blocks.
+    fn open(config: Config) -> Result<Arc<Daemon>, ApiError> {
+        let store = RedbStore::open(&config.state_dir.join("gnomon.redb"))?;
+        let records = Arc::new(Records::new(Arc::new(store)));
+        let jobs = Jobs::new(records.count_start()?);
+        let identity = config.link.as_ref().map(|link| Identity::load(&link.pki)).transpose()?;
+        if let Some(identity) = &identity
+            && identity.name() != config.node
+        {
+            return Err(ApiError::refused(format!(
+                "the certificate is for node '{}', and this node is called '{}'",
+                identity.name(),
+                config.node
+            ))
+            .then("set node.name to the name given to `gnomon node init`, or make certificates for this name"));
+        }
+        let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records))?);
+        let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
+        let moves = Moves::default();
+        Ok(Arc::new(Daemon { config, records, keeper, vms, jobs, moves, identity, started: Instant::now() }))
+    }
+
+    /// Connects to the node called `name`.
+    pub async fn dial(&self, name: &str) -> Result<Session, ApiError> {
+        let peer = self.config.peers.iter().find(|peer| peer.name == name).ok_or_else(|| {
+            ApiError::new(crate::api::Kind::NotFound, format!("node '{name}' is not known here"))
+                .then("add it as [[peer]] with name and address to the configuration of this node")
+        })?;
+        let identity = self.identity.as_ref().ok_or_else(no_link)?;
+        Ok(gnomon_link::connect_with(&peer.address, Some(name), identity, self.link_options()).await?)
+    }
+
+    /// Refuses early what cannot work: a node that is not known, or no link at all.
+    pub fn check_peer(&self, name: &str) -> Result<(), ApiError> {
+        self.identity.as_ref().ok_or_else(no_link)?;
+        if name == self.config.node {
+            return Err(ApiError::refused(format!("'{name}' is this very node")).then("name another node"));
+        }
+        match self.config.peers.iter().any(|peer| peer.name == name) {
+            true => Ok(()),
+            false => Err(ApiError::new(crate::api::Kind::NotFound, format!("node '{name}' is not known here"))
+                .then("add it as [[peer]] with name and address to the configuration of this node")),
+        }
+    }
+
+    fn link_options(&self) -> Options {
+        Options { rate: self.config.link.as_ref().and_then(|link| link.rate), ..Options::default() }
+    }
+
+    /// This daemon, as the API shows it.
+    pub fn view(&self) -> NodeView {
+        NodeView {
+            name: self.config.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            pid: std::process::id(),
+            up_s: self.started.elapsed().as_secs(),
+            nbd_socket: self.config.nbd_socket.display().to_string(),
+            nbd_tcp: self.config.nbd_tcp.as_ref().map(|tcp| tcp.listen.to_string()),
+            link: self.config.link.as_ref().map(|link| link.listen.to_string()),
+        }
+    }
+
+    /// This node and those it knows.
+    pub async fn peers(&self) -> Vec<PeerView> {
+        let address = self.config.link.as_ref().map(|link| link.listen.to_string()).unwrap_or_default();
+        let mut all = vec![PeerView { name: self.config.node.clone(), address, here: true, reachable: true }];
+        for peer in &self.config.peers {
+            let tried = tokio::time::timeout(std::time::Duration::from_secs(1), TcpStream::connect(&peer.address));
+            let reachable = matches!(tried.await, Ok(Ok(_)));
+            all.push(PeerView { name: peer.name.clone(), address: peer.address.clone(), here: false, reachable });
+        }
+        all
+    }
+}
+
+fn no_link() -> ApiError {
+    ApiError::refused("this node has no link to others")
+        .then("make certificates with `gnomon node init` and add a [link] section to the configuration")
+}
+
+/// One daemon for one state folder: two would each believe to be the only writer.
+fn lock(state_dir: &Path) -> Result<File, ApiError> {
+    let file = File::create(state_dir.join("lock"))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        ApiError::refused(format!("another daemon uses {}", state_dir.display()))
+            .then("stop it, or give this one another node.state_dir")
+    })?;
+    Ok(file)
+}
+
+fn open_nbd(daemon: &Daemon) -> Result<Vec<NbdServer>, ApiError> {
+    let exports = daemon.keeper.exports();
+    let mut servers =
+        vec![NbdServer::bind(NbdAddress::Unix(daemon.config.nbd_socket.clone()), Arc::clone(exports))?];
+    if let Some(tcp) = &daemon.config.nbd_tcp {
+        let address =
+            NbdAddress::TcpTls { address: tcp.listen, config: tls::server_config(&tcp.pki)?, mode: TlsMode::Required };
+        servers.push(NbdServer::bind(address, Arc::clone(exports))?);
+    }
+    Ok(servers)
+}
+
+async fn open_link(daemon: &Daemon) -> Result<Option<Listener>, ApiError> {
+    let (Some(link), Some(identity)) = (&daemon.config.link, &daemon.identity) else { return Ok(None) };
+    Ok(Some(Listener::bind_with(&link.listen.to_string(), identity, daemon.link_options()).await?))
+}
+
+/// Serves every session that comes; never returns without a link either.
+async fn accept_all(link: Option<Listener>, daemon: &Arc<Daemon>) {
+    if let Some(listener) = link {
+        while let Some(session) = listener.accept().await {
+            tokio::spawn(moving::serve_session(Arc::clone(daemon), session));
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+fn say_where(daemon: &Daemon) {
+    let view = daemon.view();
+    tracing::info!(node = view.name, version = view.version, "gnomon serves");
+    tracing::info!("api   {}", daemon.config.socket.display());
+    tracing::info!("disks {}", view.nbd_socket);
+    if let Some(tcp) = view.nbd_tcp {
+        tracing::info!("disks {tcp} (TLS, client certificates)");
+    }
+    match view.link {
+        Some(link) => tracing::info!("link  {link}"),
+        None => tracing::info!("link  none: this node stands alone"),
+    }
+}

@@ -1,0 +1,169 @@
+//! Questions between two daemons: JSON in the request and reply frames of a session.
+//!
+//! Bulk never travels here. A question that the other side does not know is an error of the other side's version and
+//! is said so; a reply that nobody waits for is passed over.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use gnomon_link::SessionSender;
+use gnomon_proto::frame::Message;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::oneshot;
+
+use crate::api::ApiError;
+
+/// How long an answer may take. Launching a QEMU that waits for a guest takes the longest: a second or two.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// What the source of a move asks of the destination.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Ask {
+    /// Make room for a volume, or find the one of an interrupted move; then say which blocks are there by `Bitmap`
+    /// frames of the volume's stream, and reply.
+    Open {
+        /// Names the move on both nodes.
+        move_id: String,
+        /// The volume.
+        volume: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes that will have to be stored.
+        needed: u64,
+        /// Its epoch at the source.
+        epoch: u64,
+        /// Its number in sessions of this move.
+        stream: u32,
+        /// Whether the guest's writes are to be mirrored back.
+        reverse: bool,
+    },
+    /// How far is it?
+    State {
+        /// Which volume.
+        stream: u32,
+    },
+    /// Start a QEMU that waits for this guest; its memory comes as `Ram` frames of `stream`.
+    Incoming {
+        /// The guest, as the source's QEMU runs it.
+        spec: gnomon_qemu::spec::VmSpec,
+        /// The stream of its memory.
+        stream: u32,
+    },
+    /// Wait until the guest runs here.
+    Running,
+    /// End the QEMU that waits: the guest stays where it is.
+    Withdraw,
+    /// Everything is there: the source is no longer needed.
+    Release {
+        /// Which volume.
+        stream: u32,
+    },
+    /// The move is off: forget the spare copy.
+    Abandon {
+        /// Which volume.
+        stream: u32,
+    },
+}
+
+/// Where the destination is with a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// What it is there.
+    pub role: String,
+    /// Its epoch there.
+    pub epoch: u64,
+    /// Blocks that are not there yet.
+    pub missing: u64,
+    /// Blocks written there that the source lacks.
+    pub owed: u64,
+    /// Why a copy could not be stored lately.
+    pub fault: Option<String>,
+    /// Whether flushes no longer wait for the source.
+    pub degraded: bool,
+    /// Reads that the guest has made since it runs there.
+    pub reads: u64,
+    /// How many of them had to wait.
+    pub stalled: u64,
+}
+
+/// The asking side of a session.
+pub struct Rpc {
+    sender: SessionSender,
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Vec<u8>, Vec<u8>>>>>,
+}
+
+impl Rpc {
+    /// Asks over `sender`; replies are handed in by [`Rpc::replied`].
+    pub fn new(sender: SessionSender) -> Rpc {
+        Rpc { sender, next: AtomicU64::new(1), waiting: Mutex::default() }
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask<A: DeserializeOwned>(&self, question: &Ask) -> Result<A, ApiError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let body = serde_json::to_vec(question).map_err(ApiError::internal)?;
+        let (tell, answer) = oneshot::channel();
+        self.waiting.lock().insert(id, tell);
+        self.sender.send(Message::Request { id, body }).await.map_err(|e| lost(self.sender.peer(), &e.to_string()))?;
+        let answered = tokio::time::timeout(ANSWER_WITHIN, answer).await;
+        self.waiting.lock().remove(&id);
+        match answered {
+            Ok(Ok(Ok(body))) => serde_json::from_slice(&body).map_err(ApiError::internal),
+            Ok(Ok(Err(body))) => Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
+                lost(self.sender.peer(), "it answered with an error that cannot be read; is it the same version?")
+            })),
+            Ok(Err(_)) => Err(lost(self.sender.peer(), "the link ended")),
+            Err(_) => Err(lost(self.sender.peer(), "it did not answer within a minute")),
+        }
+    }
+
+    /// A reply has come.
+    pub fn replied(&self, id: u64, ok: bool, body: Vec<u8>) {
+        if let Some(tell) = self.waiting.lock().remove(&id) {
+            // Whoever asked may have given up.
+            let _ = tell.send(if ok { Ok(body) } else { Err(body) });
+        }
+    }
+
+    /// The session is over: nobody will be answered.
+    pub fn end(&self) {
+        self.waiting.lock().clear();
+    }
+}
+
+/// Answers a question.
+pub async fn reply<A: Serialize>(sender: &SessionSender, id: u64, answer: Result<A, ApiError>) {
+    let (ok, body) = match answer {
+        Ok(answer) => (true, serde_json::to_vec(&answer)),
+        Err(error) => (false, serde_json::to_vec(&error)),
+    };
+    // A session that ends meanwhile tells the asker by itself.
+    let _ = sender.send(Message::Reply { id, ok, body: body.unwrap_or_default() }).await;
+}
+
+/// The peer cannot be reached; the move goes on when it can.
+pub fn lost(peer: &str, why: &str) -> ApiError {
+    ApiError::unavailable(format!("node {peer} cannot be reached: {why}"))
+        .then("the move goes on by itself when the node is back; cancel it with --cancel while it is priming")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_read_back_as_they_were_asked() {
+        let questions = [Ask::Running, Ask::State { stream: 3 }, Ask::Release { stream: 1 }];
+        for question in questions {
+            let text = serde_json::to_string(&question).expect("json");
+            assert_eq!(serde_json::from_str::<Ask>(&text).expect("question"), question, "{text}");
+        }
+        assert!(serde_json::from_str::<Ask>(r#"{"ask":"dance"}"#).is_err());
+    }
+}

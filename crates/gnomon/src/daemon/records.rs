@@ -1,0 +1,265 @@
+//! What the daemon must know again after a restart, as JSON in the store. Nothing else is kept anywhere.
+
+use std::{path::PathBuf, sync::Arc};
+
+use gnomon_proto::frame::Stream;
+use gnomon_store::{Store, extents::ExtentTable};
+use gnomon_terms::Epoch;
+use gnomon_volume::volume::{Patience, Source, Standing};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::api::{ApiError, Kind, types::MoveMode};
+
+/// A volume of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Its name, also of its export.
+    pub name: String,
+    /// The file with its bytes.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was made here, seconds since 1970.
+    pub created: u64,
+    /// Who may write: rises with each handover.
+    pub epoch: u64,
+    /// What this node is for it.
+    pub standing: StandingRecord,
+    /// The move it takes part in, on either side.
+    #[serde(default)]
+    pub move_id: Option<String>,
+    /// A handover that is under way, on either side.
+    #[serde(default)]
+    pub handover: Option<HandoverRecord>,
+}
+
+/// What this node is for a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StandingRecord {
+    /// The only writer, whole.
+    Primary,
+    /// The only writer; a shadow is being made.
+    Shadowed,
+    /// A shadow in the making.
+    Shadow(SourceRecord),
+    /// The only writer; some blocks are still at the source.
+    Draining(SourceRecord),
+    /// Was the writer; this node is now.
+    Fenced(String),
+    /// Was the writer; a move ended and the data here is of no more use.
+    Released(String),
+}
+
+/// The source of a move, as the destination records it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Its name.
+    pub node: String,
+    /// The volume's number in sessions with it.
+    pub stream: u32,
+    /// Whether writes are mirrored back.
+    pub reverse: bool,
+}
+
+/// What a node has promised or decided about a volume's next epoch. See gnomon-proto's handover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandoverRecord {
+    /// The epoch of the writer to come.
+    pub epoch: u64,
+    /// The promise or decision, as the handover machine writes it down.
+    pub state: String,
+}
+
+/// A move that this node is the source of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// Names it on both nodes.
+    pub id: String,
+    /// The VM that goes along.
+    pub vm: Option<String>,
+    /// Its volumes; the place in the list is the stream.
+    pub volumes: Vec<String>,
+    /// Where it goes.
+    pub to: String,
+    /// When to switch.
+    pub mode: MoveMode,
+    /// The most it may use, bytes a second.
+    pub bandwidth: Option<u64>,
+    /// Whether the destination's writes are mirrored back.
+    pub reverse: bool,
+    /// Whether the handover has been decided: the guest runs, or will run, at the destination.
+    pub switched: bool,
+}
+
+/// A VM of this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its name.
+    pub name: String,
+    /// Its volumes.
+    pub disks: Vec<String>,
+    /// The process, while there is one.
+    pub qemu: Option<gnomon_qemu::QemuRecord>,
+    /// How it ended, when it did.
+    pub exit: Option<String>,
+    /// What it said when it ended.
+    pub stderr: Option<String>,
+}
+
+impl VolumeRecord {
+    /// The standing as the volume plane takes it.
+    pub fn standing(&self) -> Standing {
+        match &self.standing {
+            StandingRecord::Primary => Standing::Primary,
+            StandingRecord::Shadowed => Standing::Shadowed,
+            StandingRecord::Shadow(source) => Standing::Shadow(source.source()),
+            StandingRecord::Draining(source) => Standing::Draining(source.source()),
+            StandingRecord::Fenced(to) | StandingRecord::Released(to) => Standing::Fenced(to.clone()),
+        }
+    }
+
+    /// The epoch as the volume plane takes it.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+}
+
+impl SourceRecord {
+    /// As the volume plane takes it.
+    pub fn source(&self) -> Source {
+        Source {
+            node: self.node.clone(),
+            stream: Stream(self.stream),
+            reverse: self.reverse,
+            patience: Patience::default(),
+        }
+    }
+}
+
+/// The store, by kind of record.
+pub struct Records {
+    store: Arc<dyn Store>,
+}
+
+impl Records {
+    /// Records in `store`.
+    pub fn new(store: Arc<dyn Store>) -> Records {
+        Records { store }
+    }
+
+    /// The store itself, for what is not a record of these kinds.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// Counts the daemon's starts, from 1.
+    pub fn count_start(&self) -> Result<u64, ApiError> {
+        let last: u64 = self.get("daemon/starts")?.unwrap_or(0);
+        self.put("daemon/starts", &(last + 1))?;
+        Ok(last + 1)
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> Result<Vec<VolumeRecord>, ApiError> {
+        self.all("volume/")
+    }
+
+    /// Writes a volume's record.
+    pub fn put_volume(&self, record: &VolumeRecord) -> Result<(), ApiError> {
+        self.put(&format!("volume/{}", record.name), record)
+    }
+
+    /// Removes a volume's record and what is known of its extents.
+    pub fn remove_volume(&self, name: &str) -> Result<(), ApiError> {
+        ExtentTable::forget(name, &*self.store)?;
+        self.store.delete(&format!("volume/{name}"))?;
+        Ok(())
+    }
+
+    /// All moves this node is the source of.
+    pub fn moves(&self) -> Result<Vec<MoveRecord>, ApiError> {
+        self.all("move/")
+    }
+
+    /// Writes a move's record.
+    pub fn put_move(&self, record: &MoveRecord) -> Result<(), ApiError> {
+        self.put(&format!("move/{}", record.id), record)
+    }
+
+    /// Removes a move's record.
+    pub fn remove_move(&self, id: &str) -> Result<(), ApiError> {
+        self.store.delete(&format!("move/{id}"))?;
+        Ok(())
+    }
+
+    /// All VMs.
+    pub fn vms(&self) -> Result<Vec<VmRecord>, ApiError> {
+        self.all("vm/")
+    }
+
+    /// Writes a VM's record.
+    pub fn put_vm(&self, record: &VmRecord) -> Result<(), ApiError> {
+        self.put(&format!("vm/{}", record.name), record)
+    }
+
+    /// Removes a VM's record.
+    pub fn remove_vm(&self, name: &str) -> Result<(), ApiError> {
+        self.store.delete(&format!("vm/{name}"))?;
+        Ok(())
+    }
+
+    fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ApiError> {
+        self.store.get(key)?.map(|record| read(key, &record.value)).transpose()
+    }
+
+    fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), ApiError> {
+        let value = serde_json::to_vec(value).map_err(ApiError::internal)?;
+        self.store.put(key, &value)?;
+        Ok(())
+    }
+
+    fn all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>, ApiError> {
+        self.store.scan(prefix)?.iter().map(|(key, record)| read(key, &record.value)).collect()
+    }
+}
+
+fn read<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(value).map_err(|error| {
+        ApiError::new(Kind::Corrupt, format!("the record {key} is not understood: {error}"))
+            .then("it may be of a newer gnomon: start that one, or move the state folder away")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back() {
+        let records = Records::new(Arc::new(gnomon_store::MemStore::default()));
+        let source = SourceRecord { node: "a".into(), stream: 0, reverse: true };
+        let volume = VolumeRecord {
+            name: "root".into(),
+            path: "/v/root.raw".into(),
+            size: 4096,
+            created: 1,
+            epoch: 2,
+            standing: StandingRecord::Draining(source),
+            move_id: Some("m1".into()),
+            handover: None,
+        };
+        records.put_volume(&volume).expect("put");
+        assert_eq!(records.volumes().expect("all"), [volume]);
+        records.remove_volume("root").expect("remove");
+        assert!(records.volumes().expect("all").is_empty());
+        assert_eq!((records.count_start().expect("1"), records.count_start().expect("2")), (1, 2));
+    }
+
+    #[test]
+    fn a_record_of_another_kind_is_told() {
+        let records = Records::new(Arc::new(gnomon_store::MemStore::default()));
+        records.store().put("volume/x", b"{\"name\":7}").expect("put");
+        assert_eq!(records.volumes().expect_err("no record").kind, Kind::Corrupt);
+    }
+}

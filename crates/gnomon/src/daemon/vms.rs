@@ -1,0 +1,376 @@
+//! This node's VMs: stock QEMU processes that outlive the daemon and are found again.
+//!
+//! All verbs block (QEMU is asked, processes are waited for) and are called from blocking threads.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
+};
+
+use gnomon_qemu::{
+    Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NetSpec, PROOF_TIMEOUT,
+    PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, StopDeadlines, VmPaths, VmSpec, find_qemu, prove_kvm,
+    resolve,
+};
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    keeper::Keeper,
+    records::{Records, VmRecord},
+};
+use crate::{
+    api::{
+        ApiError,
+        types::{PortView, RunVm, VmView},
+    },
+    names,
+};
+
+/// How long a guest's requests wait for the daemon to come back before they fail: an hour is longer than any restart
+/// or upgrade of the daemon, and the guest stands meanwhile as with a disk array that fails over.
+const RECONNECT_SECONDS: u32 = 3600;
+
+/// How many times an hour the watch of a QEMU wakes up by itself; it is woken at once when the process ends.
+const WATCH_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// A VM of this node.
+pub struct VmHandle {
+    record: Mutex<VmRecord>,
+    qemu: Mutex<Option<Arc<Qemu>>>,
+    /// The job of the move it takes part in.
+    pub job: Mutex<Option<String>>,
+}
+
+/// All VMs of this node.
+pub struct Vms {
+    dir: PathBuf,
+    keeper: Arc<Keeper>,
+    records: Arc<Records>,
+    all: RwLock<BTreeMap<String, Arc<VmHandle>>>,
+    host: OnceLock<Host>,
+}
+
+/// What was found out about this host, once.
+struct Host {
+    qemu: QemuBinary,
+    machines: Vec<MachineInfo>,
+    kvm: OnceLock<KvmProof>,
+}
+
+impl Vms {
+    /// Finds every VM on record again. A QEMU that ended meanwhile is told by its record.
+    pub fn open(run_dir: &Path, keeper: Arc<Keeper>, records: Arc<Records>) -> Result<Arc<Vms>, ApiError> {
+        let vms = Arc::new(Vms {
+            dir: run_dir.join("vm"),
+            keeper,
+            records,
+            all: RwLock::default(),
+            host: OnceLock::new(),
+        });
+        for record in vms.records.vms()? {
+            vms.bring_back(record)?;
+        }
+        Ok(vms)
+    }
+
+    fn bring_back(self: &Arc<Vms>, mut record: VmRecord) -> Result<(), ApiError> {
+        let qemu = match record.qemu.clone().map(Qemu::adopt) {
+            None => None,
+            Some(Ok(qemu)) => {
+                tracing::info!(vm = record.name, pid = qemu.record().pid, "adopted again");
+                Some(Arc::new(qemu))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(vm = record.name, %error, "its QEMU ended while the daemon was away");
+                record.qemu = None;
+                record.exit = Some(format!("it ended while the daemon was away: {error}"));
+                self.records.put_vm(&record)?;
+                None
+            }
+        };
+        self.show(record, qemu);
+        Ok(())
+    }
+
+    /// The VM called `name`.
+    pub fn get(&self, name: &str) -> Result<Arc<VmHandle>, ApiError> {
+        self.all.read().get(name).cloned().ok_or_else(|| ApiError::not_found("vm", name))
+    }
+
+    /// All VMs, by name.
+    pub fn list(&self) -> Vec<VmView> {
+        self.all.read().values().map(|vm| self.view(vm)).collect()
+    }
+
+    /// Starts a VM on volumes of this node.
+    pub fn run(self: &Arc<Vms>, request: &RunVm) -> Result<VmView, ApiError> {
+        names::check(&request.name).map_err(|error| ApiError::usage(error.to_string()))?;
+        for disk in &request.disks {
+            self.refuse_if_in_use(disk)?;
+        }
+        let spec = self.spec_of(request)?;
+        let host = self.host()?;
+        let resolved = resolve(&spec, host.qemu.version, &host.machines, self.kvm(&spec).as_deref().map_or(Ok(()), Err))?;
+        self.start(spec, resolved, Role::Boot, request.disks.clone()).map(|vm| self.view(&vm))
+    }
+
+    /// Starts a QEMU that waits for a guest of another node. Its disks and ports are this node's.
+    pub fn receive(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved) -> Result<Arc<VmHandle>, ApiError> {
+        let disks: Vec<String> = spec.disks.iter().map(|disk| disk.name.clone()).collect();
+        let here = self.localized(spec);
+        self.host()?;
+        self.start(here, resolved, Role::Incoming, disks)
+    }
+
+    fn start(
+        self: &Arc<Vms>,
+        spec: VmSpec,
+        resolved: Resolved,
+        role: Role,
+        disks: Vec<String>,
+    ) -> Result<Arc<VmHandle>, ApiError> {
+        let name = spec.name.clone();
+        if self.all.read().get(&name).is_some_and(|vm| vm.qemu().is_some()) {
+            return Err(ApiError::refused(format!("VM '{name}' runs already")).then("stop it, or choose another name"));
+        }
+        let host = self.host()?;
+        let dir = self.dir.join(&name);
+        std::fs::create_dir_all(&dir)?;
+        let launch = Launch {
+            qemu: &host.qemu.path,
+            host_args: &[],
+            spec: &spec,
+            resolved: &resolved,
+            dir: &dir,
+            role,
+            ram: None,
+        };
+        let qemu = Qemu::launch(&launch)?;
+        let record =
+            VmRecord { name, disks, qemu: Some(qemu.record().clone()), exit: None, stderr: None };
+        self.records.put_vm(&record)?;
+        Ok(self.show(record, Some(Arc::new(qemu))))
+    }
+
+    /// Looks after a QEMU that somebody else started.
+    pub fn adopt(self: &Arc<Vms>, name: &str, qmp: &Path) -> Result<VmView, ApiError> {
+        names::check(name).map_err(|error| ApiError::usage(error.to_string()))?;
+        if self.all.read().contains_key(name) {
+            return Err(ApiError::refused(format!("there is a VM '{name}' already")).then("choose another name"));
+        }
+        let qemu = Qemu::adopt_socket(name, qmp)?;
+        let record = VmRecord {
+            name: name.to_string(),
+            disks: Vec::new(),
+            qemu: Some(qemu.record().clone()),
+            exit: None,
+            stderr: None,
+        };
+        self.records.put_vm(&record)?;
+        Ok(self.view(&self.show(record, Some(Arc::new(qemu)))))
+    }
+
+    /// Ends a VM: its guest is asked first unless `force`. A VM that has ended already is forgotten.
+    pub fn stop(&self, name: &str, force: bool) -> Result<VmView, ApiError> {
+        let vm = self.get(name)?;
+        if let Some(qemu) = vm.qemu() {
+            let patient = StopDeadlines::default();
+            let deadlines =
+                if force { StopDeadlines { powerdown: Duration::ZERO, ..patient } } else { patient };
+            let exited = qemu.stop(deadlines)?;
+            vm.ended(&exited.to_string(), String::new());
+        }
+        let view = self.view(&vm);
+        self.forget(name)?;
+        Ok(view)
+    }
+
+    /// Ends the QEMU of a guest that lives elsewhere now, or will not come, and forgets it.
+    pub fn remove(&self, name: &str) -> Result<(), ApiError> {
+        if let Some(qemu) = self.get(name)?.qemu() {
+            let at_once = StopDeadlines { powerdown: Duration::ZERO, ..StopDeadlines::default() };
+            qemu.stop(at_once)?;
+        }
+        self.forget(name)
+    }
+
+    fn forget(&self, name: &str) -> Result<(), ApiError> {
+        self.records.remove_vm(name)?;
+        self.all.write().remove(name);
+        Ok(())
+    }
+
+    /// Shows a VM, and watches for its end.
+    fn show(self: &Arc<Vms>, record: VmRecord, qemu: Option<Arc<Qemu>>) -> Arc<VmHandle> {
+        let name = record.name.clone();
+        let vm = Arc::new(VmHandle { record: Mutex::new(record), qemu: Mutex::new(qemu.clone()), job: Mutex::default() });
+        self.all.write().insert(name.clone(), Arc::clone(&vm));
+        if let Some(qemu) = qemu {
+            let (watched, vms) = (Arc::downgrade(&vm), Arc::downgrade(self));
+            let watch = qemu.exit_watch();
+            let weak = Arc::downgrade(&qemu);
+            drop(qemu);
+            thread::spawn(move || {
+                let exited = loop {
+                    if let Some(exited) = watch.wait(WATCH_PATIENCE) {
+                        break exited;
+                    }
+                };
+                let (Some(vm), Some(vms)) = (watched.upgrade(), vms.upgrade()) else { return };
+                let words = weak.upgrade().map(|qemu| qemu.last_words()).unwrap_or_default();
+                tracing::warn!(vm = name, exit = %exited, said = words, "QEMU has ended");
+                vm.ended(&exited.to_string(), words);
+                let record = vm.record();
+                // A VM that was stopped or moved has been forgotten: nothing is to be written for it.
+                let known = vms.all.read().get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
+                if known && let Err(error) = vms.records.put_vm(&record) {
+                    tracing::error!(vm = name, %error, "its end could not be recorded");
+                }
+            });
+        }
+        vm
+    }
+
+    fn refuse_if_in_use(&self, disk: &str) -> Result<(), ApiError> {
+        self.keeper.get(disk)?;
+        let user = self.all.read().values().find(|vm| vm.uses(disk)).map(|vm| vm.record().name);
+        match user {
+            Some(vm) => Err(ApiError::refused(format!("volume '{disk}' is a disk of VM '{vm}'"))
+                .then("two writers on one disk destroy it: stop that VM first")),
+            None => Ok(()),
+        }
+    }
+
+    fn spec_of(&self, request: &RunVm) -> Result<VmSpec, ApiError> {
+        let accel = match request.accel.as_str() {
+            "kvm" => Accel::Kvm,
+            "tcg" => Accel::Tcg,
+            "auto" | "" => Accel::Auto,
+            other => return Err(ApiError::usage(format!("accel '{other}' is not known: write auto, kvm or tcg"))),
+        };
+        Ok(VmSpec {
+            name: request.name.clone(),
+            memory: request.memory,
+            cpus: request.cpus,
+            machine: "q35".to_string(),
+            accel,
+            cpu_model: None,
+            ram: RamBacking::Private,
+            disks: request.disks.iter().map(|name| self.disk(name)).collect(),
+            kernel: request.kernel.clone(),
+            initrd: request.initrd.clone(),
+            cmdline: request.append.clone(),
+            ports: request.ports.iter().map(|port| self.port(&request.name, port)).collect(),
+            net: NetSpec::None,
+            extra_args: Vec::new(),
+        })
+    }
+
+    fn disk(&self, volume: &str) -> DiskSpec {
+        let source =
+            DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: volume.to_string() };
+        DiskSpec { name: volume.to_string(), source, read_only: false, reconnect_seconds: RECONNECT_SECONDS }
+    }
+
+    fn port(&self, vm: &str, port: &str) -> PortSpec {
+        PortSpec { name: port.to_string(), socket: self.dir.join(vm).join(format!("{port}.sock")) }
+    }
+
+    /// The same guest with this node's sockets.
+    fn localized(&self, mut spec: VmSpec) -> VmSpec {
+        for disk in &mut spec.disks {
+            *disk = DiskSpec { read_only: disk.read_only, ..self.disk(&disk.name) };
+        }
+        for port in &mut spec.ports {
+            *port = self.port(&spec.name, &port.name);
+        }
+        spec
+    }
+
+    fn host(&self) -> Result<&Host, ApiError> {
+        if let Some(host) = self.host.get() {
+            return Ok(host);
+        }
+        let path = find_qemu().ok_or_else(|| {
+            ApiError::unavailable("there is no qemu-system-x86_64 in PATH")
+                .then("install it (Debian: apt-get install qemu-system-x86) and see `gnomon doctor`")
+        })?;
+        let qemu = QemuBinary::inspect(&path)?;
+        let machines = qemu.machines()?;
+        Ok(self.host.get_or_init(|| Host { qemu, machines, kvm: OnceLock::new() }))
+    }
+
+    /// Why KVM cannot be used; `None` when it can. Tried once, and only for guests that want it.
+    fn kvm(&self, spec: &VmSpec) -> Option<String> {
+        if spec.accel == Accel::Tcg {
+            return Some("emulation was asked for".to_string());
+        }
+        let host = self.host().ok()?;
+        let proof = host.kvm.get_or_init(|| prove_kvm(&host.qemu.path, KVM_CPU, PROOF_TIMEOUT));
+        (!proof.usable).then(|| proof.why.clone())
+    }
+
+    /// The VM as the API shows it.
+    pub fn view(&self, vm: &VmHandle) -> VmView {
+        let record = vm.record();
+        let qemu = vm.qemu();
+        let status = match &qemu {
+            None => "exited".to_string(),
+            Some(qemu) => qemu
+                .qmp()
+                .query_status()
+                .map_or_else(|_| "unreachable".to_string(), |status| status.state.to_string()),
+        };
+        let known = record.qemu.as_ref();
+        let spec = known.and_then(|qemu| qemu.spec.as_ref());
+        let resolved = known.and_then(|qemu| qemu.resolved.as_ref());
+        let paths = VmPaths::new(&self.dir.join(&record.name));
+        VmView {
+            status,
+            pid: qemu.as_ref().map(|qemu| qemu.record().pid.unsigned_abs()),
+            memory: resolved.map_or(0, |resolved| resolved.memory),
+            accel: match resolved.map(|resolved| resolved.accelerator) {
+                Some(Accelerator::Kvm) => "kvm".to_string(),
+                Some(Accelerator::Tcg) => "tcg".to_string(),
+                None => String::new(),
+            },
+            ports: spec.map(|spec| spec.ports.iter().map(port_view).collect()).unwrap_or_default(),
+            console: spec.map(|_| paths.console().display().to_string()),
+            qmp: known.map(|qemu| qemu.qmp.display().to_string()).unwrap_or_default(),
+            disks: record.disks,
+            exit: record.exit,
+            stderr: record.stderr,
+            name: record.name,
+        }
+    }
+}
+
+fn port_view(port: &PortSpec) -> PortView {
+    PortView { name: port.name.clone(), socket: port.socket.display().to_string() }
+}
+
+impl VmHandle {
+    /// A copy of its record.
+    pub fn record(&self) -> VmRecord {
+        self.record.lock().clone()
+    }
+
+    /// Its QEMU, while there is one.
+    pub fn qemu(&self) -> Option<Arc<Qemu>> {
+        self.qemu.lock().clone()
+    }
+
+    fn uses(&self, disk: &str) -> bool {
+        self.qemu().is_some() && self.record.lock().disks.iter().any(|used| used == disk)
+    }
+
+    fn ended(&self, how: &str, words: String) {
+        *self.qemu.lock() = None;
+        let mut record = self.record.lock();
+        record.exit = Some(how.to_string());
+        record.stderr = (!words.is_empty()).then_some(words);
+    }
+}

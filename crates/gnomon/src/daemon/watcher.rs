@@ -1,0 +1,167 @@
+//! The thread that turns one volume's loop: it watches all the time, and plans while a move is on.
+//!
+//! ```text
+//!   tap ──drain──► counts, recorders ──► cycle ──poll_move──► plane
+//!                                          ▲
+//!   commands (begin a shadow, switch, look) ┘
+//! ```
+//! The thread owns the cycle and the plane; others reach them by commands, which run between two turns.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender, TrySendError},
+    },
+    thread,
+    time::Duration,
+};
+
+use gnomon_cycle::{Cycle, CycleConfig, turn};
+use gnomon_forecast::BlockMap;
+use gnomon_terms::{Access, Event, Extent, Move, Op, Plane, Routes};
+use gnomon_volume::{plane::VolumePlane, tap::Tap, volume::Volume};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::api::{ApiError, types::AccessCounts};
+
+/// How long the thread sleeps when nothing is told: facts and full batches wake it at once, so this only bounds how
+/// late a trickle of accesses is learned from, and how late metadata is written.
+const NAP: Duration = Duration::from_millis(20);
+
+/// Batches of accesses that a recorder may be behind. One that is slower loses batches, and is told so by the count.
+const RECORDER_QUEUE: usize = 64;
+
+/// What runs between two turns.
+type Command = Box<dyn FnOnce(&mut Cycle, &mut VolumePlane) + Send>;
+
+/// A handle on a volume's loop.
+pub struct Watcher {
+    commands: mpsc::Sender<Command>,
+    tap: Arc<Tap>,
+    shared: Arc<Shared>,
+}
+
+/// What the thread shares with onlookers.
+#[derive(Default)]
+struct Shared {
+    counts: Mutex<AccessCounts>,
+    recorders: Mutex<Vec<SyncSender<Vec<Access>>>>,
+}
+
+impl Watcher {
+    /// Starts the loop of `volume`. It ends when the handle is dropped.
+    pub fn start(volume: &Volume) -> Result<Watcher, ApiError> {
+        let allocated = allocated_map(volume)?;
+        let mut cycle = Cycle::new(CycleConfig::new(volume.resource(), allocated))?;
+        let mut plane = Watched {
+            plane: VolumePlane::new(volume.resource(), Arc::clone(volume.tap())),
+            shared: Arc::default(),
+        };
+        let (commands, inbox) = mpsc::channel::<Command>();
+        let (tap, shared) = (Arc::clone(volume.tap()), Arc::clone(&plane.shared));
+        let own_tap = Arc::clone(&tap);
+        thread::spawn(move || {
+            let mut events = Vec::new();
+            loop {
+                own_tap.wait(NAP);
+                loop {
+                    match inbox.try_recv() {
+                        Ok(command) => command(&mut cycle, &mut plane.plane),
+                        Err(mpsc::TryRecvError::Empty) => break,
+                        Err(mpsc::TryRecvError::Disconnected) => return,
+                    }
+                }
+                turn(&mut cycle, &mut plane, own_tap.now(), &mut events);
+            }
+        });
+        Ok(Watcher { commands, tap, shared })
+    }
+
+    /// Runs `deed` between two turns, and returns what it returns.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        deed: impl FnOnce(&mut Cycle, &mut VolumePlane) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (tell, told) = oneshot::channel();
+        let command: Command = Box::new(move |cycle, plane| {
+            // Whoever asked may have given up waiting; the deed is done all the same.
+            let _ = tell.send(deed(cycle, plane));
+        });
+        let gone = || ApiError::unavailable("the volume's loop has ended: the daemon is stopping");
+        self.commands.send(command).map_err(|_| gone())?;
+        self.tap.wake();
+        told.await.map_err(|_| gone())
+    }
+
+    /// What the guest has done since the daemon started.
+    pub fn counts(&self) -> AccessCounts {
+        AccessCounts { lost: self.tap.dropped(), ..*self.shared.counts.lock() }
+    }
+
+    /// From now on accesses are also sent to the receiver, in batches, until it is dropped.
+    pub fn record(&self) -> mpsc::Receiver<Vec<Access>> {
+        let (sender, receiver) = mpsc::sync_channel(RECORDER_QUEUE);
+        self.shared.recorders.lock().push(sender);
+        receiver
+    }
+}
+
+/// A plane whose events are counted and recorded in passing.
+struct Watched {
+    plane: VolumePlane,
+    shared: Arc<Shared>,
+}
+
+impl Plane for Watched {
+    fn drain(&mut self, into: &mut Vec<Event>) {
+        self.plane.drain(into);
+        if into.is_empty() {
+            return;
+        }
+        self.shared.counts.lock().note(into);
+        let mut recorders = self.shared.recorders.lock();
+        if !recorders.is_empty() {
+            let batch: Vec<Access> = into.iter().filter_map(access_of).collect();
+            recorders.retain(|recorder| !matches!(recorder.try_send(batch.clone()), Err(TrySendError::Disconnected(_))));
+        }
+    }
+
+    fn begin(&mut self, mv: Move) {
+        self.plane.begin(mv);
+    }
+
+    fn adopt(&mut self, routes: Arc<Routes>) {
+        self.plane.adopt(routes);
+    }
+}
+
+fn access_of(event: &Event) -> Option<Access> {
+    match event {
+        Event::Accessed(access) => Some(*access),
+        _ => None,
+    }
+}
+
+impl AccessCounts {
+    /// Adds what a batch of events says.
+    fn note(&mut self, events: &[Event]) {
+        for access in events.iter().filter_map(access_of) {
+            let bytes = access.extent.bytes().0;
+            match access.op {
+                Op::Read => (self.reads, self.read_bytes) = (self.reads + 1, self.read_bytes + bytes),
+                Op::Write => (self.writes, self.written_bytes) = (self.writes + 1, self.written_bytes + bytes),
+                Op::Discard => self.discards += 1,
+            }
+        }
+    }
+}
+
+/// The blocks of a volume that hold something, as the loop wants them.
+fn allocated_map(volume: &Volume) -> Result<BlockMap, ApiError> {
+    let mut map = BlockMap::empty(volume.blocks());
+    for extent in volume.allocated()? {
+        map.insert(extent.overlap(Extent::new(0, volume.blocks().0)));
+    }
+    Ok(map)
+}

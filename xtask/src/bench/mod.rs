@@ -1,0 +1,120 @@
+//! Benchmarks: cases × contenders, measured in interleaved rounds on one machine, told as medians with their spread.
+//!
+//! Each round visits every case and in it every contender, beginning with another one each time, so that a drift of
+//! the machine falls on all alike.
+
+mod nbd;
+mod plot;
+mod table;
+
+use std::{fs, process::ExitCode};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::{
+    Ended,
+    args::{Args, Misuse},
+    sh,
+};
+
+/// Enough for a median that one bad round does not move.
+const ROUNDS: usize = 5;
+
+/// Something to be measured.
+pub struct Case {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// The unit of a sample. Higher is better.
+    pub unit: &'static str,
+}
+
+/// All samples of one case, by contender in the order they were given.
+pub struct Row {
+    /// What was measured.
+    pub case: Case,
+    /// `(contender, samples)`; the first is gnomon.
+    pub samples: Vec<(&'static str, Vec<f64>)>,
+}
+
+/// `cargo xtask bench NAME`
+pub fn run(args: &Args) -> Ended {
+    let name = args.words.first().map(String::as_str);
+    let rounds = args.number("rounds", ROUNDS)?.max(1);
+    let rows = match name {
+        Some("nbd") => nbd::run(rounds)?,
+        _ => return Err(Misuse("which benchmark? There is: nbd".to_owned()).into()),
+    };
+    if let Some(file) = args.text("plot") {
+        fs::write(file, plot::bars(&rows)).with_context(|| format!("cannot write {file}"))?;
+    }
+    match args.has("json") {
+        true => println!("{}", table::json(name.unwrap_or_default(), &machine()?, &rows)),
+        false => print!("{}", table::words(&rows)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures all cases with all contenders.
+pub fn interleave(
+    cases: Vec<Case>,
+    contenders: &[&'static str],
+    rounds: usize,
+    mut measure: impl FnMut(&Case, usize) -> Result<f64>,
+) -> Result<Vec<Row>> {
+    let empty = |case| Row { case, samples: contenders.iter().map(|name| (*name, Vec::new())).collect() };
+    let mut rows: Vec<Row> = cases.into_iter().map(empty).collect();
+    for round in 0..rounds {
+        for row in &mut rows {
+            for turn in 0..contenders.len() {
+                let who = (round + turn) % contenders.len();
+                let sample = measure(&row.case, who)?;
+                eprintln!(
+                    "round {}/{rounds}  {:<16} {:<10} {sample:>12.0} {}",
+                    round + 1,
+                    row.case.name,
+                    contenders[who],
+                    row.case.unit
+                );
+                row.samples[who].1.push(sample);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// What the numbers were measured on.
+fn machine() -> Result<Value> {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let date = sh::capture(std::process::Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+    Ok(json!({
+        "cpu": cpu.unwrap_or("unknown"),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "mem": format!("{} GiB", memory.unwrap_or(0) >> 20),
+        "kernel": kernel.trim(),
+        "date": date.trim(),
+        "accel": "none (no guest in this benchmark)",
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_interleaved_and_begin_with_another_each_time() {
+        let case = || Case { name: "c", unit: "x" };
+        let mut order = Vec::new();
+        let rows = interleave(vec![case(), case()], &["a", "b", "c"], 3, |_, who| {
+            order.push(who);
+            Ok(who as f64)
+        })
+        .unwrap();
+        assert_eq!(order, [0, 1, 2, 0, 1, 2, 1, 2, 0, 1, 2, 0, 2, 0, 1, 2, 0, 1]);
+        assert!(rows.iter().all(|row| row.samples[1] == ("b", vec![1.0; 3])));
+    }
+}

@@ -1,0 +1,102 @@
+//! What a benchmark tells: one JSON form for machines, one table for people.
+
+use serde_json::{Value, json};
+
+use super::Row;
+
+/// The one JSON form of all benchmarks.
+pub(super) fn json(bench: &str, machine: &Value, rows: &[Row]) -> Value {
+    json!({ "bench": bench, "machine": machine, "rows": rows.iter().map(row).collect::<Vec<_>>() })
+}
+
+fn row(row: &Row) -> Value {
+    let peers: serde_json::Map<String, Value> = row
+        .samples
+        .iter()
+        .skip(1)
+        .map(|(name, samples)| ((*name).to_owned(), json!(round(median(samples)))))
+        .collect();
+    json!({
+        "case": row.case.name,
+        "unit": row.case.unit,
+        "better": "higher",
+        "gnomon": round(ours(row)),
+        "peers": peers,
+        "ratio_vs_best": (ratio(row) * 1000.0).round() / 1000.0,
+        "n": row.samples.first().map_or(0, |(_, samples)| samples.len()),
+        "spread": row.samples.iter().map(|(_, samples)| spread(samples)).fold(0.0, f64::max),
+    })
+}
+
+/// A line for each case.
+pub(super) fn words(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        text.push_str(&format!("{:<18}", row.case.name));
+        for (name, samples) in &row.samples {
+            text.push_str(&format!("{name:>10} {:>9.0} ±{:>3.0} %", median(samples), spread(samples) * 100.0));
+        }
+        text.push_str(&format!("   {:<6} gnomon is {:.2} of the best peer\n", row.case.unit, ratio(row)));
+    }
+    text
+}
+
+/// gnomon against its best peer; above 1 it is the faster.
+fn ratio(row: &Row) -> f64 {
+    let best = row.samples.iter().skip(1).map(|(_, samples)| median(samples)).fold(0.0, f64::max);
+    if best > 0.0 { ours(row) / best } else { 0.0 }
+}
+
+fn ours(row: &Row) -> f64 {
+    row.samples.first().map_or(0.0, |(_, samples)| median(samples))
+}
+
+/// The middle sample; the mean of the middle two when their number is even.
+pub(super) fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => (sorted[len / 2 - 1] + sorted[len / 2]) / 2.0,
+    }
+}
+
+/// Half the distance between the largest and the smallest sample, as a share of the median.
+fn spread(samples: &[f64]) -> f64 {
+    let (low, high) = samples.iter().fold((f64::MAX, f64::MIN), |(low, high), &x| (low.min(x), high.max(x)));
+    let middle = median(samples);
+    if middle > 0.0 { ((high - low) / 2.0 / middle * 1000.0).round() / 1000.0 } else { 0.0 }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Case;
+
+    #[test]
+    fn medians_and_spread() {
+        for (samples, middle, around) in [
+            (&[][..], 0.0, 0.0),
+            (&[3.0], 3.0, 0.0),
+            (&[9.0, 1.0, 5.0], 5.0, 0.8),
+            (&[1.0, 2.0, 3.0, 100.0], 2.5, 19.8),
+        ] {
+            assert_eq!((median(samples), spread(samples)), (middle, around), "{samples:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_in_json() {
+        let samples = vec![("gnomon", vec![300.0]), ("nbdkit", vec![200.0]), ("qemu-nbd", vec![100.0])];
+        let rows = [Row { case: Case { name: "c", unit: "IOPS" }, samples }];
+        let told = json("nbd", &json!({"cores": 2}), &rows);
+        assert_eq!(told["rows"][0]["ratio_vs_best"], 1.5);
+        assert_eq!(told["rows"][0]["peers"], json!({"nbdkit": 200.0, "qemu-nbd": 100.0}));
+        assert!(words(&rows).contains("1.50 of the best"));
+    }
+}

@@ -1,0 +1,204 @@
+//! The demo's guest as the host sees it: its disk, its heartbeat, its reports, and its move.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{
+    beats::{self, Chunk, Pulse},
+    nodes::{Node, Nodes},
+};
+use crate::{guest_image::GuestImage, sh};
+
+const VM: &str = "demo";
+const VOLUME: &str = "disk";
+const HEARTBEAT: &str = "gnomon.heartbeat";
+const REPORT: &str = "gnomon.report";
+
+/// 256 MiB and 8 KiB: QEMU 7.2 under TCG loses dirty pages in a migration of its own when RAM is a multiple of
+/// 256 KiB (fixed upstream in 9.0). gnomon does not use that path; a comparison with it may.
+const MEMORY: &str = "262152KiB";
+
+/// Between boot and move: the guest works, and the forecast sees how.
+const WARM_UP: Duration = Duration::from_secs(10);
+
+/// How long the guest may take to boot under TCG on a busy machine, and to answer a command.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Looks at sockets that QEMU has not made yet.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// Records are blocks of this many bytes.
+const RECORD: u64 = 4096;
+
+/// Stamped chunks of a stream, filled by a thread.
+type Stream = Arc<Mutex<Vec<Chunk>>>;
+
+/// A guest at work.
+pub struct Guest<'a> {
+    nodes: &'a Nodes,
+    seed: u64,
+    beats_a: Stream,
+    beats_b: Stream,
+    /// Reports and commands; after the move those of node b.
+    report: BufReader<UnixStream>,
+}
+
+impl<'a> Guest<'a> {
+    /// Fills a disk, imports it as a volume of node a, boots the guest on it and waits until it is at work.
+    pub fn boot(nodes: &'a Nodes, image: &GuestImage, size: u64, seed: u64) -> Result<Guest<'a>> {
+        import(nodes, image, size, seed)?;
+        let append = format!("console=ttyS0 quiet panic=-1 gn.seed={seed} gn.disk=/dev/vda");
+        let (kernel, initrd) = (text(&image.kernel)?, text(&image.initrd)?);
+        let run = ["vm", "run", VM, "--memory", MEMORY, "--disk", VOLUME, "--kernel", kernel, "--initrd", initrd];
+        nodes.a.ask(&[&run[..], &["--append", &append, "--port", HEARTBEAT, "--port", REPORT]].concat())?;
+        let started = Instant::now();
+        let beats_a = listen(port(&nodes.a, HEARTBEAT), started);
+        // Connected before the switch, so that no beat finds the port closed.
+        let beats_b = listen(port(&nodes.b, HEARTBEAT), started);
+        let report = connect(&port(&nodes.a, REPORT), ANSWER_WITHIN)?;
+        let mut guest = Guest { nodes, seed, beats_a, beats_b, report };
+        guest.await_line("ready")?;
+        Ok(guest)
+    }
+
+    /// Lets the guest work for a while, moves it, and returns the finished job.
+    pub fn move_to_b(&mut self, mode: &str) -> Result<Value> {
+        let until = Instant::now() + WARM_UP;
+        while Instant::now() < until {
+            self.await_line("report")?;
+        }
+        let job = self.nodes.a.ask(&["vm", "move", VM, "--to", self.nodes.b.name, "--mode", mode])?;
+        self.report = connect(&port(&self.nodes.b, REPORT), ANSWER_WITHIN)?;
+        Ok(job)
+    }
+
+    /// Ends the workload, keeps the version table in a file, powers the guest off; returns its last report.
+    pub fn stop(&mut self) -> Result<Value> {
+        self.say("stop")?;
+        let last = self.await_line("final")?;
+        self.say("dump")?;
+        let bytes = self.await_line("dump")?["bytes"].as_u64().context("the dump has no length")?;
+        let mut dump = Vec::new();
+        (&mut self.report).take(bytes).read_to_end(&mut dump)?;
+        fs::write(self.versions(), dump)?;
+        self.say("poweroff")?;
+        self.await_end()?;
+        Ok(last)
+    }
+
+    /// Judges every record of the volume on node b by the version table.
+    pub fn verify(&self, image: &GuestImage) -> Result<bool> {
+        let volume = self.nodes.b.ask(&["volume", "show", VOLUME])?;
+        let path = volume["path"].as_str().context("the volume has no path")?;
+        let mut judge = Command::new(&image.program);
+        judge.args(["verify", "--file", path, "--seed", &self.seed.to_string(), "--versions"]).arg(self.versions());
+        let output = judge.output().context("cannot start the judge")?;
+        eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        Ok(output.status.success())
+    }
+
+    /// What the heartbeats say so far.
+    pub fn pulse(&self) -> Pulse {
+        beats::judge(&lock(&self.beats_a), &lock(&self.beats_b))
+    }
+
+    fn versions(&self) -> PathBuf {
+        self.nodes.folder.join("versions")
+    }
+
+    fn say(&mut self, command: &str) -> Result<()> {
+        writeln!(self.report.get_mut(), "{command}").with_context(|| format!("cannot tell the guest to {command}"))
+    }
+
+    /// Reads reports until one of `kind`. The first line after a move may be the tail of one: it is passed over.
+    fn await_line(&mut self, kind: &str) -> Result<Value> {
+        let started = Instant::now();
+        while started.elapsed() < ANSWER_WITHIN {
+            let mut line = Vec::new();
+            let count =
+                self.report.read_until(b'\n', &mut line).with_context(|| format!("no '{kind}' of the guest"))?;
+            anyhow::ensure!(count > 0, "the guest's port closed before '{kind}': see its console");
+            match serde_json::from_slice::<Value>(&line) {
+                Ok(report) if report["kind"] == kind => return Ok(report),
+                _ => {}
+            }
+        }
+        bail!("no '{kind}' of the guest within {ANSWER_WITHIN:?}")
+    }
+
+    /// QEMU closes its sockets when it ends.
+    fn await_end(&mut self) -> Result<()> {
+        let mut rest = Vec::new();
+        self.report.read_to_end(&mut rest).context("the guest does not end")?;
+        Ok(())
+    }
+}
+
+fn import(nodes: &Nodes, image: &GuestImage, size: u64, seed: u64) -> Result<()> {
+    let file = nodes.folder.join("disk.raw");
+    let (seed, records) = (seed.to_string(), (size / RECORD).to_string());
+    let mut fill = Command::new(&image.program);
+    sh::run_aside(fill.args(["fill", "--seed", &seed, "--records", &records, "--file"]).arg(&file))?;
+    nodes.a.ask(&["volume", "import", VOLUME, "--file", text(&file)?])?;
+    fs::remove_file(&file)?;
+    Ok(())
+}
+
+/// Where a daemon offers a port of the guest.
+fn port(node: &Node, name: &str) -> PathBuf {
+    node.run_dir.join("vm").join(VM).join(format!("{name}.sock"))
+}
+
+/// Collects a port's bytes with their arrivals, from the moment its socket appears.
+fn listen(socket: PathBuf, started: Instant) -> Stream {
+    let stream = Stream::default();
+    let filled = Arc::clone(&stream);
+    thread::spawn(move || {
+        let mut port = loop {
+            match UnixStream::connect(&socket) {
+                Ok(port) => break port,
+                Err(_) => thread::sleep(RETRY),
+            }
+        };
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = port.read(&mut buffer) {
+            lock(&filled).push(Chunk { at: started.elapsed(), bytes: buffer[..count].to_vec() });
+        }
+    });
+    stream
+}
+
+fn connect(socket: &Path, within: Duration) -> Result<BufReader<UnixStream>> {
+    let started = Instant::now();
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(port) => {
+                port.set_read_timeout(Some(within))?;
+                return Ok(BufReader::new(port));
+            }
+            Err(err) if started.elapsed() > within => {
+                return Err(err).with_context(|| format!("cannot connect to {}", socket.display()));
+            }
+            Err(_) => thread::sleep(RETRY),
+        }
+    }
+}
+
+fn lock(stream: &Stream) -> MutexGuard<'_, Vec<Chunk>> {
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}

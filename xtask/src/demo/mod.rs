@@ -1,0 +1,103 @@
+//! `demo`: the main job, for real, on one machine.
+//!
+//! Two daemons with a slow link between them, a guest that beats, reads, rewrites and checks itself, and a move of
+//! that guest with its disk while it works. At the end every record of the moved disk is read again.
+
+mod beats;
+mod guest;
+mod nodes;
+mod screen;
+
+use std::{fs, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{
+    Ended,
+    args::{self, Args, Misuse},
+    guest_image, setup, sh,
+};
+use guest::Guest;
+use nodes::Nodes;
+use screen::Facts;
+
+/// What the demo is told.
+struct Plan {
+    rate: u64,
+    delay: std::time::Duration,
+    size: u64,
+    mode: String,
+    seed: u64,
+}
+
+impl Plan {
+    fn of(args: &Args) -> Result<Plan> {
+        let link = args.text("link").unwrap_or("400mbit,1ms");
+        let (rate, delay) =
+            link.split_once(',').ok_or_else(|| Misuse(format!("--link {link}: write 400mbit,1ms")))?;
+        let mode = args.text("mode").unwrap_or("hybrid").to_owned();
+        if !["pre", "hybrid", "post"].contains(&mode.as_str()) {
+            return Err(Misuse(format!("--mode {mode}: write pre, hybrid or post")).into());
+        }
+        Ok(Plan {
+            rate: args::rate(rate)?,
+            delay: args::delay(delay)?,
+            size: args::size(args.text("size").unwrap_or("2GiB"))?,
+            mode,
+            seed: args.number("seed", 42)?,
+        })
+    }
+}
+
+/// `cargo xtask demo`
+pub fn run(args: &Args) -> Ended {
+    let plan = Plan::of(args)?;
+    sh::stage("setup", setup::ensure)?;
+    let image = sh::stage("guest", guest_image::build)?;
+    sh::stage("build", || sh::run_aside(sh::cargo().args(["build", "--release", "--quiet", "--package", "gnomon"])))?;
+    let folder = std::env::temp_dir().join(format!("gn-demo-{}", std::process::id()));
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let facts = perform(&plan, &image, &folder);
+    match args.has("keep") || facts.is_err() {
+        true => eprintln!("demo: logs, disks and sockets are kept in {}", folder.display()),
+        false => fs::remove_dir_all(&folder)?,
+    }
+    let facts = facts?;
+    match args.has("json") {
+        true => println!("{}", facts.json()),
+        false => println!("{}", facts.words()),
+    }
+    Ok(if facts.well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn perform(plan: &Plan, image: &guest_image::GuestImage, folder: &std::path::Path) -> Result<Facts> {
+    let started = Instant::now();
+    let nodes = sh::stage("two nodes and a link", || Nodes::start(folder, plan.rate, plan.delay))?;
+    let mut guest = sh::stage("a guest on node a", || Guest::boot(&nodes, image, plan.size, plan.seed))?;
+    let told = sh::stage("move to node b", || guest.move_to_b(&plan.mode))?;
+    let last = sh::stage("stop and dump", || guest.stop())?;
+    let verified = sh::stage("verify every record", || guest.verify(image))?;
+    facts(&told, &last, &guest, verified, started)
+}
+
+fn facts(job: &Value, last: &Value, guest: &Guest, verified: bool, started: Instant) -> Result<Facts> {
+    let pulse = guest.pulse();
+    let moved =
+        |key: &str| job["result"][key].as_u64().with_context(|| format!("the move's result lacks {key}: {job}"));
+    Ok(Facts {
+        gap_ms: pulse.gap.context("no heartbeat on both nodes")?.as_secs_f64() * 1000.0,
+        heartbeats_lost: pulse.lost,
+        corrupt_records: last["corrupt"].as_u64().context("the guest's last report lacks corrupt")?
+            + last["errors"].as_u64().unwrap_or(0)
+            + last["ram_wrong"].as_u64().unwrap_or(0),
+        bytes_total: moved("bytes_total")?,
+        bytes_moved: moved("bytes_moved")?,
+        reads_after_switch: moved("reads_after_switch")?,
+        reads_stalled: moved("reads_stalled")?,
+        reads_stalled_sequential: moved("reads_stalled_sequential")?,
+        reads_stalled_oracle: moved("reads_stalled_oracle")?,
+        verified,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}

@@ -1,0 +1,140 @@
+//! Two daemons on this machine, each with folders of its own, and the link between them.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{sh, wire::Wire};
+
+/// How long a daemon may take to answer. It needs milliseconds; a busy machine may need seconds.
+const START_WITHIN: Duration = Duration::from_secs(20);
+
+/// Both nodes and their link. Dropping it ends the daemons; a guest would live on, so it is stopped before.
+pub struct Nodes {
+    /// Where the guest starts.
+    pub a: Node,
+    /// Where it goes.
+    pub b: Node,
+    /// The demo's own folder.
+    pub folder: PathBuf,
+}
+
+/// One daemon.
+pub struct Node {
+    /// Its name.
+    pub name: &'static str,
+    /// Its sockets.
+    pub run_dir: PathBuf,
+    daemon: Child,
+}
+
+impl Nodes {
+    /// Makes certificates and configurations, starts the wires and both daemons, and waits until they answer.
+    pub fn start(folder: &Path, rate: u64, delay: Duration) -> Result<Nodes> {
+        let (here, there) = (free_port()?, free_port()?);
+        // Each node reaches the other through a wire: no byte between them goes around it.
+        let to_b = Wire::start(local(0), there, rate, delay)?;
+        let to_a = Wire::start(local(0), here, rate, delay)?;
+        certify(folder)?;
+        Ok(Nodes {
+            a: Node::start(folder, "a", here, ("b", to_b.address))?,
+            b: Node::start(folder, "b", there, ("a", to_a.address))?,
+            folder: folder.to_owned(),
+        })
+    }
+}
+
+/// One certificate authority for both, and a certificate for each.
+fn certify(folder: &Path) -> Result<()> {
+    let pki = folder.join("pki");
+    for node in ["a", "b"] {
+        let mut init = Command::new(program());
+        sh::run_aside(init.args(["node", "init", "--name", node, "--dir"]).arg(&pki))?;
+    }
+    Ok(())
+}
+
+impl Node {
+    fn start(folder: &Path, name: &'static str, listen: SocketAddr, peer: (&str, SocketAddr)) -> Result<Node> {
+        let home = folder.join(name);
+        let (run_dir, state_dir, volume_dir) = (home.join("run"), home.join("state"), home.join("volumes"));
+        for dir in [&run_dir, &state_dir, &volume_dir] {
+            fs::create_dir_all(dir)?;
+        }
+        let config = home.join("gnomon.toml");
+        let pki = folder.join("pki").join(name);
+        fs::write(
+            &config,
+            format!(
+                "[node]\nname = \"{name}\"\nrun_dir = {run_dir:?}\nstate_dir = {state_dir:?}\n\n\
+                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\n\n\
+                 [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n[volume]\ndir = {volume_dir:?}\n",
+                peer.0, peer.1
+            ),
+        )?;
+        let log = File::create(home.join("daemon.log"))?;
+        let mut serve = Command::new(program());
+        serve.arg("serve").arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let daemon = serve.spawn().context("cannot start the daemon")?;
+        let mut node = Node { name, run_dir, daemon };
+        node.await_answer()?;
+        Ok(node)
+    }
+
+    fn await_answer(&mut self) -> Result<()> {
+        let started = Instant::now();
+        while self.ask(&["node", "ls"]).is_err() {
+            if let Some(status) = self.daemon.try_wait()? {
+                bail!("the daemon of node {} ended: {status}; see its daemon.log", self.name);
+            }
+            anyhow::ensure!(started.elapsed() < START_WITHIN, "node {} does not answer", self.name);
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// `gnomon WORDS --json` at this node; blocks until it is done.
+    pub fn ask(&self, words: &[&str]) -> Result<Value> {
+        let mut command = Command::new(program());
+        command.arg("--socket").arg(self.run_dir.join("gnomon.sock")).arg("--json").args(words);
+        let told = sh::capture(&mut command)?;
+        // A command that follows a job may print a line for each change: the last one is the outcome.
+        let whole = serde_json::from_str(&told);
+        let last = || told.lines().rev().find(|line| !line.trim().is_empty()).map(serde_json::from_str);
+        whole.or_else(|err| last().unwrap_or(Err(err))).with_context(|| format!("not JSON: {told}"))
+    }
+}
+
+impl Drop for Node {
+    /// Asks politely first: the daemon closes its volumes on SIGTERM.
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.daemon.id().to_string()).status();
+        let started = Instant::now();
+        while matches!(self.daemon.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn program() -> PathBuf {
+    sh::target().join("release/gnomon")
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// A port that was free a moment ago; nobody else on this machine asks for one so fast.
+fn free_port() -> Result<SocketAddr> {
+    Ok(TcpListener::bind(local(0))?.local_addr()?)
+}
