@@ -16,13 +16,12 @@
 //!
 //! Same events in, same moves out: no clock, no random source.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use gnomon_forecast::{BlockMap, Chance, Geometry, Predictor, UnitIndex};
 use gnomon_terms::{
-    Access, BlockCount, BlockIndex, Bytes, BytesPerSecond, Event, Extent, Instant, Move, Op, Outcome, Place,
-    Priority, ResourceId, Routes, Settled, Verb,
+    Access, BlockCount, BlockIndex, Bytes, Event, Extent, Instant, Move, Op, Outcome, Place, Priority, ResourceId,
+    Settled, Verb,
 };
 
 use crate::config::{CycleConfig, CycleError, DEFAULT_WINDOW, check_size, predictor};
@@ -30,43 +29,30 @@ use crate::flights::{Flight, Flights};
 use crate::score::Score;
 use crate::shadow::Shadow;
 use crate::spare::{Room, room};
-use crate::stall::{RecentReads, StallForecast};
+use crate::stall::RecentReads;
 
 /// How long a unit rests after a failed move.
 const FAILED_WAIT: Duration = Duration::from_millis(100);
 /// How long a unit rests after the guest wrote the original: most writes come in bursts to the same unit.
 const OUTDATED_WAIT: Duration = Duration::from_secs(1);
 
-/// What one unit's copy is like, for the metadata store.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UnitState {
-    /// The blocks of the unit.
-    pub extent: Extent,
-    /// How many of its allocated blocks are valid at `place`.
-    pub covered: BlockCount,
-    /// How likely it is to be read, 0 to 1.
-    pub probability: f32,
-    /// Where the copy is.
-    pub place: Place,
-}
-
 /// The loop of one resource.
 pub struct Cycle {
-    resource: ResourceId,
-    geometry: Geometry,
-    allocated: BlockMap,
-    predictor: Box<dyn Predictor>,
-    shadow: Option<Shadow>,
-    recent: RecentReads,
-    window: Bytes,
-    budget: Option<Bytes>,
-    score: Score,
-    now: Instant,
-    flights: Flights,
-    accesses: u64,
+    pub(crate) resource: ResourceId,
+    pub(crate) geometry: Geometry,
+    pub(crate) allocated: BlockMap,
+    pub(crate) predictor: Box<dyn Predictor>,
+    pub(crate) shadow: Option<Shadow>,
+    pub(crate) recent: RecentReads,
+    pub(crate) window: Bytes,
+    pub(crate) budget: Option<Bytes>,
+    pub(crate) score: Score,
+    pub(crate) now: Instant,
+    pub(crate) flights: Flights,
+    pub(crate) accesses: u64,
     /// Accesses at which the order is computed anew.
-    rank_at: u64,
-    chances: Vec<Chance>,
+    pub(crate) rank_at: u64,
+    pub(crate) chances: Vec<Chance>,
 }
 
 impl Cycle {
@@ -138,7 +124,8 @@ impl Cycle {
         }
     }
 
-    /// The guest runs at the shadow's place from now on. Nothing is dropped from here on. Costs O(lacking units).
+    /// The guest runs at the shadow's place from now on. No drop is asked for from here on, and the plane settles as
+    /// failed those it has not begun: the copy is the original now. Costs O(lacking units).
     pub fn switched(&mut self, now: Instant) {
         self.advance(now);
         let Some(shadow) = &mut self.shadow else { return };
@@ -196,8 +183,11 @@ impl Cycle {
         }
         self.predictor.react(&access, &mut self.chances);
         let (threshold, _) = self.predictor.bar();
-        for chance in self.chances.drain(..).filter(|chance| chance.probability >= threshold) {
-            shadow.plan.prefetch(chance);
+        for chance in self.chances.drain(..) {
+            // Forecasts wait only when the link has nothing to spare: the more of them do, the surer one must be.
+            if chance.probability >= threshold + (1.0 - threshold) * shadow.plan.backlog() {
+                shadow.plan.prefetch(chance);
+            }
         }
     }
 
@@ -280,7 +270,7 @@ impl Cycle {
         }
     }
 
-    /// The place gave up its copy of `unit`. It is asked for again when the order is next computed.
+    /// The place gave up its copy of `unit`: it is the last to be asked for again.
     fn dropped(&mut self, unit: UnitIndex) {
         let Some(shadow) = self.shadow.as_mut() else { return };
         let extent = self.geometry.extent_of(unit);
@@ -288,6 +278,9 @@ impl Cycle {
         let mut lost = 0;
         for block in held {
             lost += shadow.uncover(Extent { start: block, len: BlockCount(1) }).1.0;
+        }
+        if lost > 0 {
+            shadow.plan.again(unit, self.now, OUTDATED_WAIT);
         }
         self.score.dropped += 1;
         if shadow.take_unread(unit) {
@@ -393,75 +386,6 @@ impl Cycle {
         self.predictor.rank(self.now, &shadow.lacking, &mut queue);
         self.rank_at = self.accesses + (queue.len() as u64).max(RANK_AFTER);
         shadow.plan.rerank(queue);
-    }
-
-    /// A snapshot of where copies are, for planes whose data path chooses among several; none for a resource that is
-    /// served by its own place alone, as volumes are.
-    pub fn poll_routes(&mut self) -> Option<Arc<Routes>> {
-        None
-    }
-
-    /// What the shadow lacks; nothing without a shadow. O(1).
-    pub fn lacking(&self) -> BlockCount {
-        self.shadow.as_ref().map_or(BlockCount(0), |shadow| shadow.lacking.count())
-    }
-
-    /// Bytes of copies on their way. O(1).
-    pub fn in_flight(&self) -> Bytes {
-        self.shadow.as_ref().map_or(Bytes(0), |shadow| shadow.flights.copying())
-    }
-
-    /// True when there is a shadow and it lacks nothing. O(1).
-    pub fn is_whole(&self) -> bool {
-        self.shadow.as_ref().is_some_and(|shadow| shadow.lacking.is_empty())
-    }
-
-    /// What the guest would feel within `horizon` if it switched now, with each wait lasting as long as one unit at
-    /// `rate` and one `round_trip`. Cheap enough for each 100 ms. Without a shadow nothing is felt.
-    pub fn expected_stall(
-        &self,
-        now: Instant,
-        horizon: Duration,
-        rate: BytesPerSecond,
-        round_trip: Duration,
-    ) -> StallForecast {
-        let Some(shadow) = &self.shadow else { return StallForecast::default() };
-        self.recent.forecast((now, horizon), (self.geometry, &shadow.lacking), (rate, round_trip))
-    }
-
-    /// Every unit that holds something, with its copy; empty without a shadow. O(units) to walk.
-    pub fn units(&self) -> impl Iterator<Item = UnitState> {
-        let units = (0..self.geometry.units()).map(UnitIndex);
-        units.filter_map(|unit| self.state_of(unit))
-    }
-
-    /// Up to `most` units whose coverage changed since they were last handed out here, in address order; at the
-    /// begin of a shadow all of them.
-    pub fn changed_units(&mut self, most: usize) -> Vec<UnitState> {
-        let mut states = Vec::new();
-        while states.len() < most {
-            let Some(unit) = self.shadow.as_mut().and_then(Shadow::take_changed) else { break };
-            states.extend(self.state_of(unit));
-        }
-        states
-    }
-
-    fn state_of(&self, unit: UnitIndex) -> Option<UnitState> {
-        let shadow = self.shadow.as_ref()?;
-        let extent = self.geometry.extent_of(unit);
-        let allocated = self.allocated.count_in(extent).0;
-        if allocated == 0 {
-            return None;
-        }
-        let covered = BlockCount(allocated - shadow.lacking.count_in(extent).0);
-        let probability = self.predictor.probability(self.now, unit);
-        Some(UnitState { extent, covered, probability, place: shadow.place })
-    }
-
-    /// What the forecasts were worth since the shadow was begun.
-    pub fn score(&self) -> Score {
-        let (threshold, horizon) = self.predictor.bar();
-        Score { weights: self.predictor.weights(), threshold, horizon, ..self.score.clone() }
     }
 }
 

@@ -16,11 +16,13 @@ mod score;
 mod shadow;
 mod spare;
 mod stall;
+mod view;
 
 pub use config::{CycleConfig, CycleError, DEFAULT_WINDOW, Forecast, PREDICTORS};
-pub use cycle::{Cycle, UnitState};
+pub use cycle::Cycle;
 pub use score::Score;
 pub use stall::StallForecast;
+pub use view::UnitState;
 
 use gnomon_terms::{Event, Instant, Plane};
 

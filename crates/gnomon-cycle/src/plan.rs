@@ -14,9 +14,9 @@ use gnomon_terms::{BlockIndex, Instant};
 
 use crate::flights::Flights;
 
-/// Reactive forecasts kept at most: 4,096 units of 64 KiB are two seconds of 1 Gbit/s; what is older is not worth
+/// Reactive forecasts kept at most: 1,024 units of 64 KiB are half a second of 1 Gbit/s; what is older is not worth
 /// more than what is newer.
-const PREFETCHES: usize = 4096;
+const PREFETCHES: usize = 1024;
 
 /// The units that are still to be asked for.
 #[derive(Clone, Debug)]
@@ -58,6 +58,11 @@ impl Plan {
             self.prefetch.pop_front();
         }
         self.prefetch.push_back(chance);
+    }
+
+    /// How full the queue of reactive forecasts is, 0 to 1.
+    pub(crate) fn backlog(&self) -> f32 {
+        self.prefetch.len() as f32 / PREFETCHES as f32
     }
 
     /// The next reactive forecast that is still due and lacking; the same again until it is on its way.

@@ -11,7 +11,7 @@
 //! ```
 
 use crate::UnitIndex;
-use crate::experts::{CLASSES, EXPERTS, N, SEQUENTIAL, Sight, classes};
+use crate::experts::{CLASSES, N, SEQUENTIAL, Sight, classes};
 use crate::history::{History, Past, Tick};
 use crate::regions::{Regions, UNITS_PER_REGION, region_of};
 
@@ -147,6 +147,7 @@ fn ahead_of(exposure: &Table, hazards: &Table) -> Box<Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experts::EXPERTS;
     use crate::{BlockMap, Geometry};
     use gnomon_terms::{BlockCount, Op};
 
@@ -168,8 +169,8 @@ mod tests {
     fn every_allocated_unit_is_in_one_class_of_each_expert() {
         let (history, regions) = story();
         let window = Window::open(Tick(20), &history, &regions, &[[1.0; CLASSES]; N]);
-        for expert in 0..N {
-            assert_eq!(window.exposure[expert].iter().sum::<f32>(), 128.0, "{}", EXPERTS[expert]);
+        for (expert, exposure) in EXPERTS.iter().zip(window.exposure.iter()) {
+            assert_eq!(exposure.iter().sum::<f32>(), 128.0, "{expert}");
         }
     }
 

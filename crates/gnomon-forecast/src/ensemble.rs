@@ -333,10 +333,10 @@ mod tests {
     fn streams_are_foreseen_with_the_precision_they_had() {
         let mut ensemble = ensemble(4000);
         let mut out = Vec::new();
-        for second in 0..600 {
-            let access = access(second, Op::Read, second);
+        for nth in 0..600 {
+            let access = access(nth / 10, Op::Read, nth);
             ensemble.observe(&access);
-            if second == 560 {
+            if nth == 560 {
                 out.clear();
             }
             ensemble.react(&access, &mut out);

@@ -42,7 +42,7 @@ pub struct Past {
     pub last_write: Tick,
     /// Mean ticks between two reads; 0 while fewer than two reads were seen.
     pub interval: f32,
-    /// Reads, each worth half after [`HEAT_HALF_LIFE_S`] seconds, as of the last read.
+    /// Reads, each worth half after ten minutes, as of the last read.
     pub heat: f32,
     /// Reads, saturating.
     pub reads: u16,

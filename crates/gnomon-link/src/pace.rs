@@ -11,8 +11,8 @@
 //! - So that none of those starves, a class that waits is owed 1/32 of what others send meanwhile; once it is
 //!   owed a whole frame, that frame goes, even ahead of the bucket. Four classes, so all lower classes together
 //!   cost a busy one at most 4/32 = one eighth.
-//! - A frame goes when the bucket is above empty and may take it below: a frame is never cut, and the debt
-//!   (at most a quarter second's worth; more is forgiven) is paid before the next.
+//! - A frame goes when the bucket is above empty and may take it below: a frame is never cut, and its debt is paid
+//!   before the next. What could not wait adds at most a quarter second's worth; more is forgiven.
 
 use gnomon_proto::Class;
 use gnomon_terms::{Bytes, BytesPerSecond, Instant};
@@ -119,10 +119,12 @@ impl Pacer {
                 *owed = owed.saturating_add(bytes.0);
             }
         }
-        if let Some(rate) = self.rate {
-            let floor = -i128::from(rate.0) * DEBT;
-            self.level = (self.level - i128::from(bytes.0) * NANOS).max(floor);
-        }
+        let Some(rate) = self.rate else { return };
+        let level = self.level - i128::from(bytes.0) * NANOS;
+        // Bulk pays every byte. What could not wait is forgiven beyond the debt, or it would stop bulk for good;
+        // a deeper debt that bulk made itself stays.
+        let floor = (-i128::from(rate.0) * DEBT).min(self.level);
+        self.level = if is_paced(class) { level } else { level.max(floor) };
     }
 
     fn refill(&mut self, now: Instant) {

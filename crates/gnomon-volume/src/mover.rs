@@ -95,6 +95,13 @@ pub struct Carried {
     pub failures_in_a_row: u64,
 }
 
+impl Carried {
+    /// Bytes that were carried to the destination.
+    pub fn pushed(&self) -> u64 {
+        self.demand.0 + self.prefetch.0 + self.background.0
+    }
+}
+
 /// The source engine of one volume's move. Lives as long as a session.
 pub struct Mover {
     parts: MoverParts,

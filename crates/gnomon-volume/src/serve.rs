@@ -11,17 +11,17 @@
 //! [`Exports::remove`] returns when the gate is closed: after it no request of any client touches the disk. This is
 //! the fence a switchover relies on, so it never waits for a client: sending replies happens outside the gate.
 
+mod gate;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use gnomon_terms::{Bytes, ErrorKind, Extent, Op, ResourceId};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 
+use self::gate::{Gate, Inside};
 use crate::{
     disk::{Disk, DiskError, Segment},
     tap::Tap,
@@ -377,53 +377,72 @@ impl Drop for Session {
     }
 }
 
-/// Counts the requests that touch the disk, and closes once.
-#[derive(Default)]
-struct Gate {
-    /// Requests inside, and [`CLOSED`].
-    state: AtomicU64,
-    lock: Mutex<()>,
-    emptied: Condvar,
-}
+#[cfg(test)]
+mod tests {
+    use gnomon_terms::{Event, Instant};
 
-/// The highest bit; the others count. 2^63 requests at once are out of reach.
-const CLOSED: u64 = 1 << 63;
+    use super::*;
+    use crate::disk::FileDisk;
 
-impl Gate {
-    fn enter(&self) -> Result<Inside<'_>, ServeError> {
-        let before = self.state.fetch_add(1, Ordering::AcqRel);
-        let inside = Inside { gate: self };
-        // A refused request is inside for a moment, which can only make `wait_until_empty` wait that moment longer.
-        if before & CLOSED != 0 { Err(ServeError::Removed) } else { Ok(inside) }
+    fn session(read_only: bool) -> (tempfile::TempDir, Arc<Exports>, Arc<Tap>, Session) {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let disk = Arc::new(FileDisk::create(&dir.path().join("disk"), Bytes(10_000)).expect("a new file"));
+        let (exports, tap) = (Exports::new(), Arc::new(Tap::new(|| Instant::ORIGIN)));
+        let (name, description, resource) = ("a".to_string(), String::new(), ResourceId(3));
+        exports.add(Export { name, description, disk, read_only, resource, tap: Some(tap.clone()) }).unwrap();
+        let session = exports.open("a", || {}).unwrap();
+        (dir, exports, tap, session)
     }
 
-    fn is_closed(&self) -> bool {
-        self.state.load(Ordering::Acquire) & CLOSED != 0
-    }
-
-    fn close(&self) {
-        self.state.fetch_or(CLOSED, Ordering::AcqRel);
-    }
-
-    fn wait_until_empty(&self) {
-        let mut guard = self.lock.lock();
-        while self.state.load(Ordering::Acquire) != CLOSED {
-            self.emptied.wait(&mut guard);
+    #[test]
+    fn only_what_is_admitted_is_noted() {
+        let (_dir, _exports, tap, session) = session(false);
+        for (at, len) in [(0, 10_001), (10_000, 1), (u64::MAX, 1), (1, u64::MAX)] {
+            assert!(matches!(session.admit(Op::Read, at, len), Err(ServeError::OutOfRange { .. })), "{at}+{len}");
         }
+        for (at, len) in [(0, 10_000), (9_999, 1), (10_000, 0)] {
+            assert!(session.admit(Op::Write, at, len).is_ok(), "{at}+{len}");
+        }
+        let mut events = Vec::new();
+        tap.drain(&mut events);
+        let extents = events.iter().map(|event| match event {
+            Event::Accessed(access) => (access.resource, access.extent),
+            other => panic!("{other:?} was never noted"),
+        });
+        let r = ResourceId(3);
+        let want = [(r, Extent::new(0, 3)), (r, Extent::new(2, 1)), (r, Extent::new(2, 0))];
+        assert_eq!(extents.collect::<Vec<_>>(), want);
     }
-}
 
-/// A request inside the gate; leaves when dropped.
-struct Inside<'a> {
-    gate: &'a Gate,
-}
+    #[test]
+    fn a_read_only_export_admits_reads() {
+        let (_dir, _exports, _tap, session) = session(true);
+        assert!(session.admit(Op::Read, 0, 1).is_ok());
+        for op in [Op::Write, Op::Discard] {
+            assert!(matches!(session.admit(op, 0, 1), Err(ServeError::ReadOnly)));
+        }
+        // Even a span that was admitted as a read cannot be written.
+        let span = session.span(0, 1).unwrap();
+        assert!(matches!(session.write(span, &[1]), Err(ServeError::ReadOnly)));
+    }
 
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        if self.gate.state.fetch_sub(1, Ordering::AcqRel) == CLOSED + 1 {
-            // Under the lock, so that a waiter is either before its look at the state or already waiting.
-            let _guard = self.gate.lock.lock();
-            self.gate.emptied.notify_all();
+    #[test]
+    fn a_removed_export_is_closed_for_good() {
+        let (_dir, exports, _tap, session) = session(false);
+        let span = session.admit(Op::Write, 0, 1).unwrap();
+        exports.remove("a").unwrap();
+        assert!(session.is_removed());
+        assert!(matches!(session.write(span, &[1]), Err(ServeError::Removed)));
+        assert!(matches!(session.flush(), Err(ServeError::Removed)));
+        assert!(exports.open("a", || {}).is_err());
+    }
+
+    #[test]
+    fn parts_stay_inside() {
+        let span = Span { at: 100, len: 10 };
+        let table = [((0, 4), (100, 4)), ((8, 4), (108, 2)), ((10, 1), (110, 0)), ((99, 1), (110, 0))];
+        for ((skip, len), (at, want)) in table {
+            assert_eq!(span.part(skip, len), Span { at, len: want });
         }
     }
 }

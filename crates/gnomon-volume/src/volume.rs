@@ -262,12 +262,7 @@ impl Volume {
             self.owe_everything()?;
         }
         let outbox = self.open_outbox(Lost::SetAll)?;
-        let tracked = TrackedDisk {
-            local: Arc::clone(&self.parts.local),
-            outbox: Arc::clone(&outbox),
-            stripes: Arc::clone(&self.stripes),
-        };
-        self.disk.become_role(epoch, Role::Tracked(Arc::new(tracked)))?;
+        self.disk.become_role(epoch, self.tracked(Arc::clone(&outbox)))?;
         self.engine.lock().outbox = Some(Arc::clone(&outbox));
         Ok(outbox)
     }
@@ -284,16 +279,22 @@ impl Volume {
         self.remove(&self.owed_path())
     }
 
-    /// Writes are refused from now on: the volume is about to be, or has been, handed over at `epoch`. Returns when
-    /// no write is under way.
+    /// Writes are refused from now on: at the epoch of today while a handover is being decided, at that of the next
+    /// writer once it is. Returns when no write is under way.
     pub fn fence(&self, epoch: Epoch, to: &str) -> Result<(), VolumeError> {
         Ok(self.disk.become_role(epoch, Role::Fenced { to: to.to_string() })?)
     }
 
-    /// A handover did not happen, or was handed back with everything: this host is the writer at `epoch`.
-    pub fn unfence(&self, epoch: Epoch) -> Result<(), VolumeError> {
-        self.disk.become_role(epoch, Role::Primary)?;
-        Ok(())
+    /// A handover did not happen: this host is still the writer, and its shadow goes on.
+    pub fn unfence(&self) -> Result<(), VolumeError> {
+        let (epoch, role) = self.disk.state();
+        let Some(outbox) = self.outbox() else { return Err(self.wrong_role(&role, "letting it write again")) };
+        Ok(self.disk.become_role(epoch, self.tracked(outbox))?)
+    }
+
+    fn tracked(&self, outbox: Arc<Outbox>) -> Role {
+        let (local, stripes) = (Arc::clone(&self.parts.local), Arc::clone(&self.stripes));
+        Role::Tracked(Arc::new(TrackedDisk { local, outbox, stripes }))
     }
 
     fn resume_fenced(&self, epoch: Epoch, to: String) -> Result<(), VolumeError> {

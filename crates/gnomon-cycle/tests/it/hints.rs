@@ -85,7 +85,7 @@ fn stories() -> impl Strategy<Value = Story> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn every_predictor_ends_with_the_same_data(story in stories(), budget in prop::option::of(0u64..3_000_000)) {

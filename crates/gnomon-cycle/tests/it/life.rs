@@ -255,3 +255,21 @@ fn hostile_extents_do_not_panic() {
     }
     assert!(cycle.lacking().0 <= 64);
 }
+
+#[test]
+fn a_drop_that_is_under_way_at_the_switch_loses_nothing() {
+    for settled in [Settled::Done, Settled::Failed] {
+        let (mut cycle, _) = begun(2, Forecast::Blend);
+        while done(&mut cycle, at(1), Settled::Done).is_some() {}
+        cycle.set_space_budget(Some(Bytes(65536)));
+        let drop = cycle.poll_move().unwrap();
+        assert_eq!((drop.verb, cycle.poll_move()), (Verb::Drop, None));
+        cycle.switched(at(2));
+        let outcome = Outcome { id: drop.id, settled, carried: Bytes(0), took: Duration::ZERO };
+        cycle.handle(at(3), Event::Settled(outcome));
+        cycle.advance(at(5000));
+        let again = done(&mut cycle, at(5000), Settled::Done);
+        assert_eq!(again, (settled == Settled::Done).then_some(drop.extent));
+        assert!(cycle.is_whole());
+    }
+}

@@ -87,7 +87,9 @@ impl TestPlane {
     pub(crate) fn carry(&mut self, count: usize) {
         for (mv, data) in self.flying.drain(..count.min(self.flying.len())) {
             let nth = mv.id.0 as usize + 1;
-            let failed = self.fail_each > 0 && nth.is_multiple_of(self.fail_each);
+            // Once the guest runs at the shadow, nothing is given up there.
+            let too_late = self.switched && mv.verb == Verb::Drop;
+            let failed = too_late || self.fail_each > 0 && nth.is_multiple_of(self.fail_each);
             let start = mv.extent.start.0 as usize;
             match mv.verb {
                 _ if failed => {}

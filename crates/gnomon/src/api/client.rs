@@ -41,12 +41,6 @@ impl Client {
         parse(&self.send(Method::DELETE, path, &()).await?.collect().await?)
     }
 
-    /// Asks for a text as it is.
-    pub async fn text(&self, path: &str) -> Result<String, ApiError> {
-        let body = self.send(Method::GET, path, &()).await?.collect().await?;
-        String::from_utf8(body).map_err(|_| ApiError::new(Kind::Corrupt, format!("the answer to {path} is not text")))
-    }
-
     /// Follows a job until it is over; `on` sees each state it was in.
     pub async fn follow(&self, id: &str, mut on: impl FnMut(&JobView)) -> Result<JobView, ApiError> {
         let mut lines = self.lines(&format!("/v1/jobs/{id}?watch=true")).await?;

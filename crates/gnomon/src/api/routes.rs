@@ -140,12 +140,13 @@ async fn volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answ
     Ok(Json(daemon.keeper.view(&handle)))
 }
 
-/// Removes a volume and its data.
-#[utoipa::path(delete, path = "/v1/volumes/{name}", responses((status = 200)))]
-async fn remove_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<serde_json::Value> {
+/// Removes a volume and its data; tells what it was.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", responses((status = 200, body = VolumeView)))]
+async fn remove_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VolumeView> {
     blocking(daemon, move |daemon| {
+        let view = daemon.keeper.view(&*daemon.keeper.get(&name)?);
         daemon.keeper.remove(&name)?;
-        Ok(serde_json::json!({ "removed": name }))
+        Ok(view)
     })
     .await
 }

@@ -54,6 +54,7 @@ pub struct ImportVolume {
     /// Its name.
     pub name: String,
     /// An image on the daemon's host: raw or qcow2.
+    #[schema(value_type = String)]
     pub file: PathBuf,
     /// The volume's size in bytes, if it is to be larger than the image.
     #[serde(default)]
@@ -159,8 +160,10 @@ pub struct RunVm {
     /// Names of volumes, in order: the first is the boot disk.
     pub disks: Vec<String>,
     /// A kernel to boot instead of the first disk.
+    #[schema(value_type = Option<String>)]
     pub kernel: Option<PathBuf>,
     /// Its initial ram disk.
+    #[schema(value_type = Option<String>)]
     pub initrd: Option<PathBuf>,
     /// Its command line.
     pub append: Option<String>,
@@ -176,6 +179,7 @@ pub struct AdoptVm {
     /// The name it is to have here.
     pub name: String,
     /// Its QMP socket.
+    #[schema(value_type = String)]
     pub qmp: PathBuf,
 }
 

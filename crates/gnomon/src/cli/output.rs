@@ -19,11 +19,6 @@ impl Output {
         Output { json }
     }
 
-    /// Whether the caller wants JSON.
-    pub fn is_json(self) -> bool {
-        self.json
-    }
-
     /// Prints a result: as JSON, or as what `words` makes of it.
     pub fn result<T: Serialize>(self, value: &T, words: impl FnOnce(&T) -> String) {
         match (self.json, serde_json::to_string_pretty(value)) {

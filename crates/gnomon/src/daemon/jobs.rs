@@ -94,6 +94,16 @@ impl Jobs {
         id
     }
 
+    /// Counts the daemon's starts.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// How many jobs there have been in this run.
+    pub fn count(&self) -> u64 {
+        self.next.load(Ordering::Relaxed) - 1
+    }
+
     /// Every job, oldest first.
     pub fn list(&self) -> Vec<JobView> {
         self.all.lock().values().map(Job::view).collect()

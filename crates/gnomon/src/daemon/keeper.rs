@@ -245,15 +245,13 @@ impl Keeper {
     pub fn view(&self, handle: &VolumeHandle) -> VolumeView {
         use std::os::unix::fs::MetadataExt;
         let record = handle.record();
-        let (epoch, role) = handle.volume.disk().state();
-        let released = matches!(record.standing, StandingRecord::Released(_));
         VolumeView {
-            role: if released { "released".to_string() } else { role.name().to_string() },
+            role: handle.role().to_string(),
             size: record.size,
             allocated: std::fs::metadata(&record.path).map_or(0, |meta| meta.blocks() * 512),
             path: record.path.display().to_string(),
             created: record.created,
-            epoch: epoch.0,
+            epoch: record.epoch,
             nbd: format!("nbd+unix:///{}?socket={}", record.name, self.nbd_socket.display()),
             clients: self.exports.clients(&record.name) as u64,
             accesses: handle.watcher.counts(),
@@ -264,6 +262,14 @@ impl Keeper {
 }
 
 impl VolumeHandle {
+    /// What this node is for it, in a word.
+    pub fn role(&self) -> &'static str {
+        match self.record.lock().standing {
+            StandingRecord::Released(_) => "released",
+            _ => self.volume.disk().state().1.name(),
+        }
+    }
+
     /// A copy of its record.
     pub fn record(&self) -> VolumeRecord {
         self.record.lock().clone()

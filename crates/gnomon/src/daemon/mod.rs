@@ -171,7 +171,7 @@ fn open_nbd(daemon: &Daemon) -> Result<Vec<NbdServer>, ApiError> {
         vec![NbdServer::bind(NbdAddress::Unix(daemon.config.nbd_socket.clone()), Arc::clone(exports))?];
     if let Some(tcp) = &daemon.config.nbd_tcp {
         let address =
-            NbdAddress::TcpTls { address: tcp.listen, config: tls::server_config(&tcp.pki)?, mode: TlsMode::Required };
+            NbdAddress::TcpTls { at: tcp.listen, config: tls::server_config(&tcp.pki)?, mode: TlsMode::Required };
         servers.push(NbdServer::bind(address, Arc::clone(exports))?);
     }
     Ok(servers)

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use gnomon_proto::frame::Stream;
+use gnomon_proto::{
+    frame::Stream,
+    handover::{Given, TakerRecord},
+};
 use gnomon_store::{Store, extents::ExtentTable};
 use gnomon_terms::Epoch;
 use gnomon_volume::volume::{Patience, Source, Standing};
@@ -63,12 +66,13 @@ pub struct SourceRecord {
 }
 
 /// What a node has promised or decided about a volume's next epoch. See gnomon-proto's handover.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HandoverRecord {
-    /// The epoch of the writer to come.
-    pub epoch: u64,
-    /// The promise or decision, as the handover machine writes it down.
-    pub state: String,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandoverRecord {
+    /// This node gave the volume away, and the other may not know it yet.
+    Given(Given),
+    /// This node promised to take it, or has taken it.
+    Taker(TakerRecord),
 }
 
 /// A move that this node is the source of.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::ApiError;
 
-/// Serves `file` on `socket` until SIGINT or SIGTERM.
+/// Serves `file` on `socket` until SIGINT or SIGTERM. Prints the URI once it listens.
 pub async fn run(file: &Path, socket: &Path, read_only: bool, name: &str) -> Result<(), ApiError> {
     let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
     let exports = Exports::new();
@@ -25,6 +25,7 @@ pub async fn run(file: &Path, socket: &Path, read_only: bool, name: &str) -> Res
         tap: None,
     })?;
     let server = NbdServer::bind(NbdAddress::Unix(socket.to_path_buf()), exports)?;
+    println!("nbd+unix:///{name}?socket={}", socket.display());
     until_told_to_stop().await?;
     tokio::task::spawn_blocking(move || server.stop()).await.map_err(ApiError::internal)
 }

@@ -12,7 +12,7 @@ use std::{
 
 use gnomon_qemu::{
     Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NetSpec, PROOF_TIMEOUT,
-    PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, StopDeadlines, VmPaths, VmSpec, find_qemu, prove_kvm,
+    PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, RunState, StopDeadlines, VmPaths, VmSpec, find_qemu, prove_kvm,
     resolve,
 };
 use parking_lot::{Mutex, RwLock};
@@ -265,6 +265,7 @@ impl Vms {
             cmdline: request.append.clone(),
             ports: request.ports.iter().map(|port| self.port(&request.name, port)).collect(),
             net: NetSpec::None,
+            console_log: true,
             extra_args: Vec::new(),
         })
     }
@@ -322,7 +323,7 @@ impl Vms {
             Some(qemu) => qemu
                 .qmp()
                 .query_status()
-                .map_or_else(|_| "unreachable".to_string(), |status| status.state.to_string()),
+                .map_or_else(|_| "unreachable".to_string(), |status| state_word(&status.state).to_string()),
         };
         let known = record.qemu.as_ref();
         let spec = known.and_then(|qemu| qemu.spec.as_ref());
@@ -345,6 +346,21 @@ impl Vms {
             stderr: record.stderr,
             name: record.name,
         }
+    }
+}
+
+/// QEMU's own word for a state.
+fn state_word(state: &RunState) -> &str {
+    match state {
+        RunState::Prelaunch => "prelaunch",
+        RunState::Inmigrate => "inmigrate",
+        RunState::Running => "running",
+        RunState::Paused => "paused",
+        RunState::IoError => "io-error",
+        RunState::FinishMigrate => "finish-migrate",
+        RunState::Postmigrate => "postmigrate",
+        RunState::Shutdown => "shutdown",
+        RunState::Other(word) => word,
     }
 }
 

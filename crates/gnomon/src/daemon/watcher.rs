@@ -20,9 +20,10 @@ use gnomon_cycle::{Cycle, CycleConfig, turn};
 use gnomon_forecast::BlockMap;
 use gnomon_terms::{Access, Event, Extent, Move, Op, Plane, Routes};
 use gnomon_volume::{plane::VolumePlane, tap::Tap, volume::Volume};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+use super::moving::story::Story;
 use crate::api::{ApiError, types::AccessCounts};
 
 /// How long the thread sleeps when nothing is told: facts and full batches wake it at once, so this only bounds how
@@ -47,6 +48,7 @@ pub struct Watcher {
 struct Shared {
     counts: Mutex<AccessCounts>,
     recorders: Mutex<Vec<SyncSender<Vec<Access>>>>,
+    story: Mutex<Option<Story>>,
 }
 
 impl Watcher {
@@ -99,6 +101,11 @@ impl Watcher {
         AccessCounts { lost: self.tap.dropped(), ..*self.shared.counts.lock() }
     }
 
+    /// What is recorded of the move under way; `None` while there is none.
+    pub fn story(&self) -> MutexGuard<'_, Option<Story>> {
+        self.shared.story.lock()
+    }
+
     /// From now on accesses are also sent to the receiver, in batches, until it is dropped.
     pub fn record(&self) -> mpsc::Receiver<Vec<Access>> {
         let (sender, receiver) = mpsc::sync_channel(RECORDER_QUEUE);
@@ -120,6 +127,9 @@ impl Plane for Watched {
             return;
         }
         self.shared.counts.lock().note(into);
+        if let Some(story) = &mut *self.shared.story.lock() {
+            into.iter().for_each(|event| story.note(event));
+        }
         let mut recorders = self.shared.recorders.lock();
         if !recorders.is_empty() {
             let batch: Vec<Access> = into.iter().filter_map(access_of).collect();

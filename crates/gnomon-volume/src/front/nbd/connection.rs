@@ -1,33 +1,28 @@
-//! One client: haggling, then transmission.
+//! One client, once it has opened an export: transmission.
 //!
 //! The hot path is [`Transmission::run`]: take the next request from the inbox, serve it, gather the reply; when the
 //! inbox is empty send what has gathered and receive again. Everything that may wait is made a [`Job`] and answered
 //! by a helper thread.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use gnomon_terms::Op;
 use rustls::ServerConfig;
 
 use super::{
+    handshake::{Handshake, Opened},
     inbox::Inbox,
-    options::{CLIENT_FLAGS_LEN, Haggle, HandshakeError, Next, OPTION_HEADER_LEN, OPTION_LIMIT, OptionFrame, Terms},
-    options::{TlsState, greeting},
+    option_bytes::HandshakeError,
+    options::Terms,
     reply::{Outbox, Outlet, conclusion, is_zero, refusal},
     server::TlsMode,
     slow,
     spin::{Lookouts, Spin},
-    stream::{Stream, hang_up},
     wire::{self, Command, Errno, NotARequest, Request, request_flag},
 };
 use crate::{
     front::helpers::{Helpers, Job},
-    serve::{Exports, Facts, ServeError, Session, Span},
+    serve::{Exports, ServeError, Session, Span},
 };
 
 /// Long reads are served in pieces of this size: a piece stays in the core's cache between disk and socket, and the
@@ -36,19 +31,13 @@ pub(super) const PIECE: usize = 256 << 10;
 
 /// Long writes are carried out in pieces of this size while the rest is still arriving. Measured: 128 KiB beat
 /// 256 KiB by a quarter, because a piece is still in cache when it is written.
-const WRITE_PIECE: usize = 128 << 10;
+pub(super) const WRITE_PIECE: usize = 128 << 10;
 
 /// Replies gathered before they leave even though more requests are at hand: the client works meanwhile.
 const SEND_AT: usize = 64 << 10;
 
 /// The outbox holds what may have gathered and one more piece with its header.
 const OUTBOX: usize = SEND_AT + PIECE + wire::DATA_CHUNK_LEN;
-
-/// A client must have opened an export by then.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
-
-/// Options a client may send before it opens an export.
-const OPTIONS_LIMIT: usize = 256;
 
 /// Why a connection ended before its client said goodbye.
 #[derive(Debug, thiserror::Error)]
@@ -78,109 +67,13 @@ pub(super) struct Common {
 
 /// Serves one client until it leaves. Blocks.
 pub(super) fn attend(common: &Common, socket: Arc<OwnedFd>) -> Result<(), ConnectionError> {
-    let stream = Stream::plain(socket.clone());
-    stream.set_timeout(Some(HANDSHAKE_TIME))?;
-    let handshake = Handshake { common, socket, until: Instant::now() + HANDSHAKE_TIME };
-    let Some(Opened { stream, inbox, session, terms }) = handshake.run(stream)? else {
+    let Some(Opened { stream, inbox, session, terms }) = Handshake::new(common, socket).run()? else {
         return Ok(());
     };
-    stream.set_timeout(None)?;
     let link = Arc::new(Link { outlet: Outlet::new(stream), session, terms });
     let result = Transmission::new(link.clone(), inbox, common.lookouts.clone()).run();
     link.outlet.stream().say_goodbye();
     result
-}
-
-/// A connection that has agreed on an export.
-struct Opened {
-    stream: Stream,
-    inbox: Inbox,
-    session: Session,
-    terms: Terms,
-}
-
-struct Handshake<'a> {
-    common: &'a Common,
-    socket: Arc<OwnedFd>,
-    until: Instant,
-}
-
-impl Handshake<'_> {
-    /// `None` when the client left politely.
-    fn run(&self, mut stream: Stream) -> Result<Option<Opened>, ConnectionError> {
-        let mut haggle = Haggle::new(match &self.common.tls {
-            None => TlsState::Unavailable,
-            Some((_, TlsMode::Offered)) => TlsState::Offered,
-            Some((_, TlsMode::Required)) => TlsState::Required,
-        });
-        let mut inbox = Inbox::new(WRITE_PIECE.max(OPTION_HEADER_LEN + OPTION_LIMIT as usize));
-        stream.send_all(&greeting())?;
-        self.need(&stream, &mut inbox, CLIENT_FLAGS_LEN)?;
-        haggle.client_flags(inbox.take().expect("as many bytes were waited for"))?;
-        for _ in 0..OPTIONS_LIMIT {
-            let (next, replies) = self.option(&stream, &mut inbox, &mut haggle)?;
-            if let Next::Open { facts, terms } = next {
-                // Opened before the client is told so: what it was told holds until it leaves or is sent away.
-                let session = self.open(&facts)?;
-                stream.send_all(&replies)?;
-                return Ok(Some(Opened { stream, inbox, session, terms }));
-            }
-            stream.send_all(&replies)?;
-            match next {
-                Next::HangUp => return Ok(None),
-                Next::StartTls => {
-                    stream = self.start_tls(stream, &inbox)?;
-                    haggle.tls_started();
-                }
-                Next::Option | Next::Open { .. } => {}
-            }
-        }
-        Err(ConnectionError::TooSlow)
-    }
-
-    /// Receives one option; returns what comes next and the replies to send before.
-    fn option(
-        &self,
-        stream: &Stream,
-        inbox: &mut Inbox,
-        haggle: &mut Haggle,
-    ) -> Result<(Next, Vec<u8>), ConnectionError> {
-        loop {
-            if let Some((frame, len)) = OptionFrame::decode(inbox.bytes())? {
-                let mut replies = Vec::new();
-                let next = haggle.handle(frame, &self.common.exports, &mut replies);
-                inbox.consume(len);
-                return Ok((next, replies));
-            }
-            self.need(stream, inbox, inbox.bytes().len() + 1)?;
-        }
-    }
-
-    fn open(&self, facts: &Facts) -> Result<Session, ServeError> {
-        let socket = self.socket.clone();
-        let session = self.common.exports.open(&facts.name, move || hang_up(&socket))?;
-        // Another disk may have taken the name since the client was told of it.
-        if session.size() == facts.size { Ok(session) } else { Err(ServeError::Removed) }
-    }
-
-    fn start_tls(&self, stream: Stream, inbox: &Inbox) -> Result<Stream, ConnectionError> {
-        match &self.common.tls {
-            Some((config, _)) if inbox.bytes().is_empty() => Ok(stream.start_tls(config.clone())?),
-            _ => Err(ConnectionError::Injected),
-        }
-    }
-
-    fn need(&self, stream: &Stream, inbox: &mut Inbox, len: usize) -> Result<(), ConnectionError> {
-        while inbox.bytes().len() < len {
-            if Instant::now() > self.until {
-                return Err(ConnectionError::TooSlow);
-            }
-            if inbox.receive(|into| stream.recv(into, true))? == 0 {
-                return Err(ConnectionError::CutShort);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What the threads of a connection share.

@@ -9,10 +9,12 @@
 //! replies of all requests received together leave together. What must wait (for another host, for the device, for
 //! durability) goes to helper threads of the same connection and is answered out of order.
 //!
-//! `options` and `wire` are pure; `connection`, `stream` and `server` are the rim.
+//! `option_bytes`, `options` and `wire` are pure; `server`, `handshake`, `connection` and `stream` are the rim.
 
 mod connection;
+mod handshake;
 mod inbox;
+mod option_bytes;
 mod options;
 mod reply;
 mod server;
@@ -21,8 +23,6 @@ mod spin;
 mod stream;
 pub mod wire;
 
-pub use options::{
-    BASE_ALLOCATION, CONTEXTS, Contexts, GNOMON_SHADOW, Haggle, HandshakeError, Next, OPTION_LIMIT, OptionFrame,
-    Terms, TlsState, greeting,
-};
+pub use option_bytes::{HandshakeError, OPTION_LIMIT, OptionFrame, greeting};
+pub use options::{BASE_ALLOCATION, CONTEXTS, Contexts, GNOMON_SHADOW, Haggle, Next, Terms, TlsState};
 pub use server::{NbdAddress, NbdLimits, NbdServer, TlsMode};

@@ -11,17 +11,14 @@
 
 use std::str;
 
-use super::wire::{GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, PAYLOAD_LIMIT, be16, be32, be64, export_flag};
-use crate::serve::{Exports, Facts, NAME_LIMIT};
-
-/// Bytes of an option before its data.
-pub const OPTION_HEADER_LEN: usize = 16;
-/// Longest data of an option: a name and a handful of context queries fit many times.
-pub const OPTION_LIMIT: u32 = 64 << 10;
-/// Bytes of the server's greeting.
-pub const GREETING_LEN: usize = 18;
-/// Bytes of the client's answer to the greeting.
-pub const CLIENT_FLAGS_LEN: usize = 4;
+use super::{
+    option_bytes::{
+        CLIENT_FLAGS_LEN, FIXED_NEWSTYLE, HandshakeError, NO_ZEROES, OptionFrame, Replies, decode_info,
+        decode_queries, info, option, reply,
+    },
+    wire::{PAYLOAD_LIMIT, export_flag},
+};
+use crate::serve::{Exports, Facts};
 
 /// The context that tells holes and zeroes; see [`super::wire::status_flag`].
 pub const BASE_ALLOCATION: &str = "base:allocation";
@@ -34,72 +31,11 @@ pub const BASE_ALLOCATION_ID: u32 = 1;
 /// Stands for [`GNOMON_SHADOW`].
 pub const GNOMON_SHADOW_ID: u32 = 2;
 
-/// Handshake flag, both ways: fixed newstyle.
-const FIXED_NEWSTYLE: u16 = 1 << 0;
-/// Handshake flag, both ways: no padding after EXPORT_NAME.
-const NO_ZEROES: u16 = 1 << 1;
 /// Padding after the answer to EXPORT_NAME, for clients of 2005.
 const EXPORT_NAME_PADDING: usize = 124;
 
-mod option {
-    pub const EXPORT_NAME: u32 = 1;
-    pub const ABORT: u32 = 2;
-    pub const LIST: u32 = 3;
-    pub const STARTTLS: u32 = 5;
-    pub const INFO: u32 = 6;
-    pub const GO: u32 = 7;
-    pub const STRUCTURED_REPLY: u32 = 8;
-    pub const LIST_META_CONTEXT: u32 = 9;
-    pub const SET_META_CONTEXT: u32 = 10;
-}
-
-mod reply {
-    pub const ACK: u32 = 1;
-    pub const SERVER: u32 = 2;
-    pub const INFO: u32 = 3;
-    pub const META_CONTEXT: u32 = 4;
-    pub const ERR_UNSUP: u32 = (1 << 31) | 1;
-    pub const ERR_POLICY: u32 = (1 << 31) | 2;
-    pub const ERR_INVALID: u32 = (1 << 31) | 3;
-    pub const ERR_TLS_REQD: u32 = (1 << 31) | 5;
-    pub const ERR_UNKNOWN: u32 = (1 << 31) | 6;
-}
-
-mod info {
-    pub const EXPORT: u16 = 0;
-    pub const NAME: u16 = 1;
-    pub const DESCRIPTION: u16 = 2;
-    pub const BLOCK_SIZE: u16 = 3;
-}
-
 /// Smallest, preferred and largest request, as told in the answer to INFO and GO.
 const BLOCK_SIZES: [u32; 3] = [1, gnomon_terms::BLOCK_SIZE as u32, PAYLOAD_LIMIT];
-
-/// The client speaks something else, or too much: the only way out is to hang up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum HandshakeError {
-    /// Not an option.
-    #[error("expected an option, got {found:#018x} instead of the magic: is this an NBD client?")]
-    NotAnOption {
-        /// What was there instead.
-        found: u64,
-    },
-    /// An option with too much data.
-    #[error("option {option} with {len} bytes of data; at most {OPTION_LIMIT} are taken")]
-    TooLong {
-        /// Which one.
-        option: u32,
-        /// Its length.
-        len: u32,
-    },
-    /// Flags this server does not know.
-    #[error("the client asks for unknown handshake flags ({flags:#010x})")]
-    UnknownFlags {
-        /// All it asks for.
-        flags: u32,
-    },
-}
 
 /// How the connection stands to TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,32 +98,6 @@ pub enum Next {
     HangUp,
 }
 
-/// One option of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptionFrame<'a> {
-    /// Which.
-    pub option: u32,
-    /// Its data.
-    pub data: &'a [u8],
-}
-
-impl<'a> OptionFrame<'a> {
-    /// Reads the first option in `bytes` and tells how many of them it took; `None` while it is not complete.
-    pub fn decode(bytes: &'a [u8]) -> Result<Option<(OptionFrame<'a>, usize)>, HandshakeError> {
-        let Some((header, rest)) = bytes.split_at_checked(OPTION_HEADER_LEN) else { return Ok(None) };
-        let found = be64(&header[0..8]);
-        let (option, len) = (be32(&header[8..12]), be32(&header[12..16]));
-        if found != OPTION_MAGIC {
-            return Err(HandshakeError::NotAnOption { found });
-        }
-        if len > OPTION_LIMIT {
-            return Err(HandshakeError::TooLong { option, len });
-        }
-        let data = rest.get(..len as usize);
-        Ok(data.map(|data| (OptionFrame { option, data }, OPTION_HEADER_LEN + data.len())))
-    }
-}
-
 /// The server's side of the haggling with one client.
 #[derive(Clone, Debug)]
 pub struct Haggle {
@@ -199,7 +109,7 @@ pub struct Haggle {
 }
 
 impl Haggle {
-    /// Begins; the first bytes to send are [`greeting`].
+    /// Begins; the first bytes to send are [`super::greeting`].
     pub fn new(tls: TlsState) -> Haggle {
         Haggle { tls, no_zeroes: false, structured: false, chosen: None }
     }
@@ -356,15 +266,6 @@ impl Haggle {
     }
 }
 
-/// The first bytes a server sends.
-pub fn greeting() -> [u8; GREETING_LEN] {
-    let mut bytes = [0; GREETING_LEN];
-    bytes[0..8].copy_from_slice(&GREETING_MAGIC.to_be_bytes());
-    bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
-    bytes[16..18].copy_from_slice(&(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());
-    bytes
-}
-
 fn list(data: &[u8], exports: &Exports, replies: &mut Replies<'_>) -> Next {
     if !data.is_empty() {
         replies.error(reply::ERR_INVALID, "LIST takes no data");
@@ -383,61 +284,45 @@ fn lists(query: &str, context: &str) -> bool {
     query == context || (query.ends_with(':') && context.starts_with(query))
 }
 
-/// Export name and wanted kinds of INFO and GO; `None` when malformed.
-fn decode_info(data: &[u8]) -> Option<(&str, impl Iterator<Item = u16>)> {
-    let (name, rest) = decode_string(data)?;
-    let (count, kinds) = rest.split_at_checked(2)?;
-    (kinds.len() == 2 * usize::from(be16(count))).then(|| (name, kinds.chunks_exact(2).map(be16)))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Export name and queries of LIST and SET_META_CONTEXT; `None` when malformed.
-fn decode_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
-    let (name, rest) = decode_string(data)?;
-    let (count, mut rest) = rest.split_at_checked(4)?;
-    let mut queries = Vec::new();
-    for _ in 0..be32(count) {
-        let (query, after) = decode_string(rest)?;
-        queries.push(query);
-        rest = after;
-    }
-    rest.is_empty().then_some((name, queries))
-}
-
-/// A length and that many bytes of UTF-8, at most [`NAME_LIMIT`].
-fn decode_string(data: &[u8]) -> Option<(&str, &[u8])> {
-    let (len, rest) = data.split_at_checked(4)?;
-    let len = usize::try_from(be32(len)).ok().filter(|&len| len <= NAME_LIMIT)?;
-    let (text, rest) = rest.split_at_checked(len)?;
-    Some((str::from_utf8(text).ok()?, rest))
-}
-
-/// Replies to one option.
-struct Replies<'a> {
-    option: u32,
-    out: &'a mut Vec<u8>,
-}
-
-impl Replies<'_> {
-    fn send(&mut self, kind: u32, parts: &[&[u8]]) {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        self.out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-        self.out.extend_from_slice(&self.option.to_be_bytes());
-        self.out.extend_from_slice(&kind.to_be_bytes());
-        self.out.extend_from_slice(&(len as u32).to_be_bytes());
-        parts.iter().for_each(|part| self.out.extend_from_slice(part));
+    fn answers(haggle: &mut Haggle, option: u32) -> (Next, Option<u32>) {
+        let mut out = Vec::new();
+        let next = haggle.handle(OptionFrame { option, data: b"" }, &Exports::default(), &mut out);
+        // The kind is the third field of a reply, after the magic and the option.
+        (next, out.get(12..16).map(|kind| u32::from_be_bytes(kind.try_into().expect("four bytes"))))
     }
 
-    fn ack(&mut self) {
-        self.send(reply::ACK, &[]);
+    #[test]
+    fn nothing_is_told_before_tls_when_it_is_required() {
+        let mut haggle = Haggle::new(TlsState::Required);
+        for asked in [option::LIST, option::INFO, option::GO, option::STRUCTURED_REPLY, option::SET_META_CONTEXT] {
+            assert_eq!(answers(&mut haggle, asked), (Next::Option, Some(reply::ERR_TLS_REQD)), "option {asked}");
+        }
+        assert_eq!(answers(&mut haggle, option::EXPORT_NAME), (Next::HangUp, None));
+        assert_eq!(answers(&mut haggle, option::STARTTLS), (Next::StartTls, Some(reply::ACK)));
+        haggle.tls_started();
+        assert_eq!(answers(&mut haggle, option::LIST), (Next::Option, Some(reply::ACK)));
+        assert_eq!(answers(&mut haggle, option::STARTTLS), (Next::Option, Some(reply::ERR_INVALID)));
     }
 
-    fn error(&mut self, kind: u32, why: &str) {
-        self.send(kind, &[why.as_bytes()]);
+    #[test]
+    fn what_was_agreed_in_the_clear_is_forgotten_under_tls() {
+        let mut haggle = Haggle::new(TlsState::Offered);
+        assert_eq!(answers(&mut haggle, option::STRUCTURED_REPLY).1, Some(reply::ACK));
+        assert!(haggle.structured);
+        haggle.tls_started();
+        assert!(!haggle.structured && haggle.chosen.is_none());
     }
 
-    fn info(&mut self, kind: u16, parts: &[&[u8]]) {
-        let mut all: Vec<u8> = kind.to_be_bytes().to_vec();
-        parts.iter().for_each(|part| all.extend_from_slice(part));
-        self.send(reply::INFO, &[&all]);
+    #[test]
+    fn flags_of_the_client_are_known_or_refused() {
+        let mut haggle = Haggle::new(TlsState::Unavailable);
+        for flags in 0..4u32 {
+            assert_eq!(haggle.client_flags(flags.to_be_bytes()), Ok(()));
+        }
+        assert_eq!(haggle.client_flags(4u32.to_be_bytes()), Err(HandshakeError::UnknownFlags { flags: 4 }));
     }
 }

@@ -47,15 +47,20 @@ pub enum Ask {
         /// Which volume.
         stream: u32,
     },
-    /// Start a QEMU that waits for this guest; its memory comes as `Ram` frames of `stream`.
+    /// Start a QEMU that waits for this guest; its memory comes as `Ram` frames.
     Incoming {
         /// The guest, as the source's QEMU runs it.
-        spec: gnomon_qemu::spec::VmSpec,
-        /// The stream of its memory.
-        stream: u32,
+        spec: gnomon_qemu::VmSpec,
+        /// The guest, settled on the source's host.
+        resolved: gnomon_qemu::Resolved,
     },
     /// Wait until the guest runs here.
     Running,
+    /// Does this guest run there?
+    HasGuest {
+        /// Its name.
+        vm: String,
+    },
     /// End the QEMU that waits: the guest stays where it is.
     Withdraw,
     /// Everything is there: the source is no longer needed.
@@ -68,6 +73,17 @@ pub enum Ask {
         /// Which volume.
         stream: u32,
     },
+}
+
+/// The answer to [`Ask::Open`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// True when the copy was made just now: it reads as zeroes everywhere.
+    pub fresh: bool,
+    /// What the volume is there.
+    pub role: String,
+    /// Its epoch there.
+    pub epoch: u64,
 }
 
 /// Where the destination is with a volume.
@@ -85,10 +101,8 @@ pub struct State {
     pub fault: Option<String>,
     /// Whether flushes no longer wait for the source.
     pub degraded: bool,
-    /// Reads that the guest has made since it runs there.
+    /// Reads that were made there since the session began.
     pub reads: u64,
-    /// How many of them had to wait.
-    pub stalled: u64,
 }
 
 /// The asking side of a session.

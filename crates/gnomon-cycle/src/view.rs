@@ -1,0 +1,96 @@
+//! What a loop can be asked: how far the shadow is, what a switch would feel like, what each unit's copy is like.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gnomon_forecast::UnitIndex;
+use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant, Place, Routes};
+
+use crate::cycle::Cycle;
+use crate::score::Score;
+use crate::shadow::Shadow;
+use crate::stall::StallForecast;
+
+/// What one unit's copy is like, for the metadata store.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnitState {
+    /// The blocks of the unit.
+    pub extent: Extent,
+    /// How many of its allocated blocks are valid at `place`.
+    pub covered: BlockCount,
+    /// How likely it is to be read, 0 to 1.
+    pub probability: f32,
+    /// Where the copy is.
+    pub place: Place,
+}
+
+impl Cycle {
+    /// A snapshot of where copies are, for planes whose data path chooses among several; none for a resource that is
+    /// served by its own place alone, as volumes are.
+    pub fn poll_routes(&mut self) -> Option<Arc<Routes>> {
+        None
+    }
+
+    /// What the shadow lacks; nothing without a shadow. O(1).
+    pub fn lacking(&self) -> BlockCount {
+        self.shadow.as_ref().map_or(BlockCount(0), |shadow| shadow.lacking.count())
+    }
+
+    /// Bytes of copies on their way. O(1).
+    pub fn in_flight(&self) -> Bytes {
+        self.shadow.as_ref().map_or(Bytes(0), |shadow| shadow.flights.copying())
+    }
+
+    /// True when there is a shadow and it lacks nothing. O(1).
+    pub fn is_whole(&self) -> bool {
+        self.shadow.as_ref().is_some_and(|shadow| shadow.lacking.is_empty())
+    }
+
+    /// What the guest would feel within `horizon` if it switched now, with each wait lasting as long as one unit at
+    /// `rate` and one `round_trip`. Cheap enough for each 100 ms. Without a shadow nothing is felt.
+    pub fn expected_stall(
+        &self,
+        now: Instant,
+        horizon: Duration,
+        rate: BytesPerSecond,
+        round_trip: Duration,
+    ) -> StallForecast {
+        let Some(shadow) = &self.shadow else { return StallForecast::default() };
+        self.recent.forecast((now, horizon), (self.geometry, &shadow.lacking), (rate, round_trip))
+    }
+
+    /// Every unit that holds something, with its copy; empty without a shadow. O(units) to walk.
+    pub fn units(&self) -> impl Iterator<Item = UnitState> {
+        let units = (0..self.geometry.units()).map(UnitIndex);
+        units.filter_map(|unit| self.state_of(unit))
+    }
+
+    /// Up to `most` units whose coverage changed since they were last handed out here, in address order; at the
+    /// begin of a shadow all of them.
+    pub fn changed_units(&mut self, most: usize) -> Vec<UnitState> {
+        let mut states = Vec::new();
+        while states.len() < most {
+            let Some(unit) = self.shadow.as_mut().and_then(Shadow::take_changed) else { break };
+            states.extend(self.state_of(unit));
+        }
+        states
+    }
+
+    fn state_of(&self, unit: UnitIndex) -> Option<UnitState> {
+        let shadow = self.shadow.as_ref()?;
+        let extent = self.geometry.extent_of(unit);
+        let allocated = self.allocated.count_in(extent).0;
+        if allocated == 0 {
+            return None;
+        }
+        let covered = BlockCount(allocated - shadow.lacking.count_in(extent).0);
+        let probability = self.predictor.probability(self.now, unit);
+        Some(UnitState { extent, covered, probability, place: shadow.place })
+    }
+
+    /// What the forecasts were worth since the shadow was begun.
+    pub fn score(&self) -> Score {
+        let (threshold, horizon) = self.predictor.bar();
+        Score { weights: self.predictor.weights(), threshold, horizon, ..self.score.clone() }
+    }
+}

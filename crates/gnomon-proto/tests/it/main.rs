@@ -1,0 +1,3 @@
+//! The protocol's frames: every kind there and back, and damaged.
+
+mod frames;

@@ -1,0 +1,311 @@
+//! The destination of a move: one session's worth of it.
+//!
+//! The source asks, this side does; it decides nothing but whether it can, and what the handover's machine says. A
+//! session that ends leaves everything as it is: the next one finds it by the move's id.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use gnomon_link::Session;
+use gnomon_proto::frame::{Message, Stream};
+use gnomon_qemu::{Incoming, IncomingFrom, Resolved, VmSpec};
+use gnomon_volume::plane::Carrier;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    handover::Receiver,
+    hub::{Hub, Inbox},
+    maps,
+    rpc::{self, Ask, Opened, State},
+};
+use crate::{
+    api::ApiError,
+    daemon::{
+        Daemon,
+        keeper::VolumeHandle,
+        records::{SourceRecord, StandingRecord},
+    },
+};
+
+/// How long a guest that has been sent may take to be loaded and run.
+const RUN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Serves a session that another node has begun, until it ends.
+pub async fn serve(daemon: Arc<Daemon>, session: Session) {
+    let source = session.peer().to_string();
+    let (hub, inbox) = Hub::start(session);
+    let Inbox { mut control, ram } = inbox;
+    let mut side =
+        Destination { daemon: &daemon, hub: &hub, source, volumes: HashMap::new(), ram: Some(ram), vm: None };
+    let (ended, hold) = (Arc::clone(hub.session()), daemon.moves.clone());
+    let mut turn = None;
+    loop {
+        let message = tokio::select! {
+            message = control.recv() => message,
+            _ = ended.closed() => None,
+        };
+        let Some(message) = message else { break };
+        if let Message::Request { id, body } = message {
+            let answer = match serde_json::from_slice::<Ask>(&body) {
+                Ok(ask) => {
+                    if let (Ask::Open { move_id, .. }, None) = (&ask, &turn) {
+                        // The session before this one must have let go of the volumes.
+                        turn = Some(hold.enter(move_id, ended.clone()).await);
+                    }
+                    side.answer(ask).await
+                }
+                Err(error) => Err(ApiError::usage(format!("this question is not known here: {error}"))
+                    .then("both nodes should run the same version of gnomon")),
+            };
+            rpc::reply(&hub.sender(), id, answer).await;
+        } else {
+            side.take_in(message).await;
+        }
+    }
+    side.let_go().await;
+    hub.end("the session is over").await;
+}
+
+/// This side of one session.
+struct Destination<'a> {
+    daemon: &'a Arc<Daemon>,
+    hub: &'a Hub,
+    source: String,
+    volumes: HashMap<Stream, Held>,
+    ram: Option<mpsc::Receiver<Message>>,
+    vm: Option<Guest>,
+}
+
+/// A volume of this session.
+struct Held {
+    handle: Arc<VolumeHandle>,
+    receiver: Receiver,
+    reads_before: u64,
+}
+
+/// A guest that is expected.
+struct Guest {
+    name: String,
+    running: Option<oneshot::Receiver<Result<(), ApiError>>>,
+}
+
+impl Destination<'_> {
+    async fn answer(&mut self, ask: Ask) -> Result<serde_json::Value, ApiError> {
+        let answer = match ask {
+            Ask::Open { .. } => serde_json::to_value(self.open(ask).await?),
+            Ask::State { stream } => serde_json::to_value(self.state(Stream(stream))?),
+            Ask::Incoming { spec, resolved } => serde_json::to_value(self.expect_guest(spec, resolved).await?),
+            Ask::Running => serde_json::to_value(self.await_guest().await?),
+            Ask::HasGuest { vm } => serde_json::to_value(self.has_guest(&vm)),
+            Ask::Withdraw => serde_json::to_value(self.withdraw().await?),
+            Ask::Release { stream } => serde_json::to_value(self.release(Stream(stream))?),
+            Ask::Abandon { stream } => serde_json::to_value(self.abandon(Stream(stream)).await?),
+        };
+        answer.map_err(ApiError::internal)
+    }
+
+    /// Makes room for a volume, or finds the one of an interrupted move, and says which blocks are here.
+    async fn open(&mut self, ask: Ask) -> Result<Opened, ApiError> {
+        let Ask::Open { move_id, volume, size, needed, epoch, stream, reverse } = ask else {
+            return Err(ApiError::internal("not a question to open a volume"));
+        };
+        let stream = Stream(stream);
+        let fresh = self.daemon.keeper.get(&volume).is_err();
+        let handle = match self.daemon.keeper.get(&volume) {
+            Ok(handle) => self.found(handle, &move_id, size)?,
+            Err(_) => {
+                let source = SourceRecord { node: self.source.clone(), stream: stream.0, reverse };
+                self.make(&volume, move_id, size, needed, epoch, source)?
+            }
+        };
+        let receiver = Receiver::resume(&handle, stream);
+        let reads_before = handle.watcher.counts().reads;
+        if let Some(shadow) = handle.volume.shadow() {
+            let engine = Arc::clone(&shadow);
+            self.hub.serve(stream, Arc::new(move |message| engine.handle(message)));
+            shadow.attach(self.hub.wire());
+            let carrier = Carrier::Destination(shadow);
+            handle.watcher.run(|_, plane| plane.set_carrier(carrier)).await?;
+        }
+        if let Some(valid) = handle.volume.valid() {
+            maps::send(&self.hub.sender(), stream, handle.record().epoch(), maps::VALID, &valid).await?;
+        }
+        let record = handle.record();
+        let opened = Opened { fresh, role: handle.role().to_string(), epoch: record.epoch };
+        self.volumes.insert(stream, Held { handle, receiver, reads_before });
+        Ok(opened)
+    }
+
+    /// A volume of this name is here: only that of the same move is meant.
+    fn found(&self, handle: Arc<VolumeHandle>, move_id: &str, size: u64) -> Result<Arc<VolumeHandle>, ApiError> {
+        let record = handle.record();
+        let ended_here = matches!(record.standing, StandingRecord::Primary) && record.move_id.is_none();
+        if record.move_id.as_deref() != Some(move_id) && !(ended_here && record.epoch > 1) {
+            return Err(ApiError::refused(format!(
+                "node {} has another volume called '{}' ({})",
+                self.daemon.config.node,
+                record.name,
+                handle.role()
+            ))
+            .then("rename or remove one of them; nothing was changed"));
+        }
+        if record.size != size {
+            return Err(ApiError::refused(format!(
+                "volume '{}' has {} bytes at its source and {} here",
+                record.name, size, record.size
+            ))
+            .then("cancel this move and begin a new one"));
+        }
+        Ok(handle)
+    }
+
+    fn make(
+        &self,
+        volume: &str,
+        move_id: String,
+        size: u64,
+        needed: u64,
+        epoch: u64,
+        source: SourceRecord,
+    ) -> Result<Arc<VolumeHandle>, ApiError> {
+        let keeper = &self.daemon.keeper;
+        let path = keeper.place_for(volume)?;
+        keeper.check_space(needed, &format!("the copy of volume '{volume}'"))?;
+        let mut draft = keeper.new_record(volume, path, size, epoch, StandingRecord::Shadow(source));
+        draft.move_id = Some(move_id);
+        keeper.create_shadow(draft)
+    }
+
+    fn state(&self, stream: Stream) -> Result<State, ApiError> {
+        let held = self.held(stream)?;
+        let volume = &held.handle.volume;
+        let shadow = volume.shadow();
+        Ok(State {
+            role: held.handle.role().to_string(),
+            epoch: held.handle.record().epoch,
+            missing: volume.missing().0,
+            owed: volume.outbox().map_or(0, |outbox| outbox.owed().0),
+            fault: shadow.as_ref().and_then(|shadow| shadow.take_fault()),
+            degraded: shadow.is_some_and(|shadow| shadow.is_mirror_degraded()),
+            reads: held.handle.watcher.counts().reads - held.reads_before,
+        })
+    }
+
+    // ---- the guest ------------------------------------------------------------------------------------------
+
+    /// Starts the QEMU that the guest will run in.
+    async fn expect_guest(&mut self, spec: VmSpec, resolved: Resolved) -> Result<(), ApiError> {
+        let ram = self.ram.take().ok_or_else(|| {
+            ApiError::refused("a guest was announced already in this session").then("begin a new session")
+        })?;
+        let name = spec.name.clone();
+        let vms = Arc::clone(&self.daemon.vms);
+        let (tell, running) = oneshot::channel();
+        let vm = tokio::task::spawn_blocking(move || vms.receive(spec, resolved)).await.map_err(ApiError::internal)??;
+        let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
+        let end = super::relay::incoming(ram)?;
+        let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;
+        std::thread::spawn(move || {
+            let outcome = await_running(&mut incoming);
+            let _ = tell.send(outcome);
+        });
+        self.vm = Some(Guest { name, running: Some(running) });
+        Ok(())
+    }
+
+    async fn await_guest(&mut self) -> Result<(), ApiError> {
+        let none = || ApiError::refused("no guest was announced in this session");
+        let running = self.vm.as_mut().and_then(|vm| vm.running.take()).ok_or_else(none)?;
+        running.await.map_err(|_| ApiError::unavailable("QEMU has ended while the guest was loaded"))?
+    }
+
+    /// Whether a guest of this name runs, or stands ready to, on this node.
+    fn has_guest(&self, vm: &str) -> bool {
+        let qemu = self.daemon.vms.get(vm).ok().and_then(|vm| vm.qemu());
+        qemu.and_then(|qemu| qemu.qmp().query_status().ok()).is_some_and(|status| status.running)
+    }
+
+    /// The guest will not come: its QEMU ends. One that runs already is left alone.
+    async fn withdraw(&mut self) -> Result<bool, ApiError> {
+        let Some(vm) = self.vm.take() else { return Ok(false) };
+        let vms = Arc::clone(&self.daemon.vms);
+        tokio::task::spawn_blocking(move || vms.remove(&vm.name)).await.map_err(ApiError::internal)??;
+        Ok(true)
+    }
+
+    // ---- ends -----------------------------------------------------------------------------------------------
+
+    /// Everything is here: the source is let go.
+    fn release(&mut self, stream: Stream) -> Result<(), ApiError> {
+        let handle = Arc::clone(&self.held(stream)?.handle);
+        if matches!(handle.record().standing, StandingRecord::Primary) {
+            return Ok(());
+        }
+        handle.volume.release()?;
+        self.daemon.keeper.update(&handle, |record| {
+            record.standing = StandingRecord::Primary;
+            record.move_id = None;
+            record.handover = None;
+        })?;
+        Ok(())
+    }
+
+    /// The move is off: the spare copy goes.
+    async fn abandon(&mut self, stream: Stream) -> Result<(), ApiError> {
+        let Some(held) = self.volumes.remove(&stream) else { return Ok(()) };
+        if !matches!(held.handle.record().standing, StandingRecord::Shadow(_)) {
+            return Err(ApiError::refused(format!(
+                "volume '{}' is no spare copy any more: it is {}",
+                held.handle.record().name,
+                held.handle.role()
+            )));
+        }
+        held.handle.watcher.run(|_, plane| plane.set_carrier(Carrier::Nobody)).await?;
+        held.handle.volume.abandon()?;
+        self.daemon.keeper.discard(&held.handle)
+    }
+
+    /// The session is over; what is here stays.
+    async fn let_go(&mut self) {
+        for held in self.volumes.values() {
+            if let Some(shadow) = held.handle.volume.shadow() {
+                shadow.detach();
+            }
+        }
+        // A guest whose memory stopped coming never runs; QEMU ends by itself when its stream is cut, but the record
+        // of it must not stay.
+        let pending = self.vm.as_ref().is_some_and(|vm| vm.running.is_some());
+        if pending && let Err(error) = self.withdraw().await {
+            tracing::warn!(%error, "the QEMU of a guest that did not come could not be ended");
+        }
+    }
+
+    /// Bitmaps and handovers.
+    async fn take_in(&mut self, message: Message) {
+        let stream = match &message {
+            Message::Bitmap { stream, .. } | Message::Handover { stream, .. } => *stream,
+            other => return tracing::warn!(kind = %other.kind(), "unexpected at a destination"),
+        };
+        let Some(held) = self.volumes.get_mut(&stream) else {
+            return tracing::warn!(%stream, "a handover of a volume that was not opened was ignored");
+        };
+        if let Err(error) = held.receiver.take_in(self.daemon, &held.handle, self.hub, message).await {
+            tracing::error!(%error, volume = held.handle.record().name, "the handover cannot go on");
+        }
+    }
+
+    fn held(&self, stream: Stream) -> Result<&Held, ApiError> {
+        self.volumes
+            .get(&stream)
+            .ok_or_else(|| ApiError::refused(format!("stream {stream} was not opened in this session")))
+    }
+}
+
+fn await_running(incoming: &mut Incoming) -> Result<(), ApiError> {
+    // Loading takes as long as memory takes to come: there is no bound but the session's life, which cuts QEMU's
+    // stream and so ends the wait.
+    while !incoming.await_loaded(RUN_WITHIN)? {}
+    match incoming.await_running(RUN_WITHIN)? {
+        true => Ok(()),
+        false => Err(ApiError::unavailable("the guest was loaded but does not run").then("see `gnomon vm show`")),
+    }
+}

@@ -1,0 +1,235 @@
+//! Driving the handover of a volume's epoch: the machines of gnomon-proto, with records, frames and the gate.
+//!
+//! The order is the point: the giver fences its writes, then writes "given" down, then says so; the taker forgets
+//! what it lacks, then writes "taken" down, then opens its gate, then says so.
+
+use std::{sync::Arc, time::Duration};
+
+use gnomon_proto::{
+    bitmap::Bitmap,
+    frame::{Message, Step, Stream},
+    handover::{Giver, GiverState, Lacking, Taker, TakerRecord},
+};
+use gnomon_terms::Epoch;
+
+use super::{
+    hub::{Hub, Inbox},
+    maps,
+    rpc::lost,
+};
+use crate::{
+    api::ApiError,
+    daemon::{
+        Daemon,
+        keeper::VolumeHandle,
+        records::{HandoverRecord, StandingRecord},
+    },
+};
+
+/// How long the other node may take to answer a step: a sync of its store takes milliseconds.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether this node has given the volume away and the other may not know it yet.
+pub fn is_open(handle: &VolumeHandle) -> bool {
+    matches!(handle.record().handover, Some(HandoverRecord::Given(_)))
+}
+
+/// Asks the destination whether it can take over. Nothing changes by that; done while the guest still runs, so that
+/// the question costs it nothing.
+pub async fn prepare(
+    hub: &Hub,
+    inbox: &mut Inbox,
+    handle: &VolumeHandle,
+    stream: Stream,
+) -> Result<Giver, ApiError> {
+    let mut giver = Giver::new(handle.record().epoch());
+    giver.begin()?;
+    say(hub, stream, &mut giver).await?;
+    while giver.state() == GiverState::Asked {
+        hear(hub, inbox, stream, &mut giver).await?;
+    }
+    match giver.state() {
+        GiverState::Ready => Ok(giver),
+        _ => Err(ApiError::refused(format!("node {} will not take the volume over", hub.session().peer()))),
+    }
+}
+
+/// Gives the volume away. When this returns `Ok` it is decided and this node never writes again at its epoch; on
+/// `Err` this node is the writer as before.
+pub async fn give(
+    daemon: &Arc<Daemon>,
+    handle: &VolumeHandle,
+    giver: &mut Giver,
+    to: &str,
+) -> Result<(), ApiError> {
+    let volume = &handle.volume;
+    let current = handle.record().epoch();
+    volume.fence(current, to)?;
+    let decided = decide(daemon, handle, giver, to);
+    match decided {
+        Ok(()) => Ok(volume.fence(giver.epoch(), to)?),
+        Err(error) => {
+            volume.unfence()?;
+            Err(error)
+        }
+    }
+}
+
+fn decide(daemon: &Arc<Daemon>, handle: &VolumeHandle, giver: &mut Giver, to: &str) -> Result<(), ApiError> {
+    giver.decide(lacking_of(&owed(handle)?))?;
+    let given = giver.poll_record().ok_or_else(|| ApiError::internal("a decision without a record"))?;
+    daemon.keeper.update(handle, |record| {
+        record.handover = Some(HandoverRecord::Given(given));
+        record.standing = StandingRecord::Fenced(to.to_string());
+        record.epoch = given.epoch;
+    })?;
+    giver.recorded();
+    Ok(())
+}
+
+/// Tells the destination what was decided, until it says that it is the writer.
+pub async fn confirm(
+    daemon: &Arc<Daemon>,
+    hub: &Hub,
+    inbox: &mut Inbox,
+    handle: &VolumeHandle,
+    stream: Stream,
+) -> Result<(), ApiError> {
+    let Some(HandoverRecord::Given(given)) = handle.record().handover else { return Ok(()) };
+    let mut giver = Giver::resume(given);
+    let bitmap = owed(handle)?;
+    while giver.state() != GiverState::Done {
+        maps::send_bitmap(&hub.sender(), stream, giver.epoch(), maps::LACKING, &bitmap).await?;
+        giver.connected();
+        say(hub, stream, &mut giver).await?;
+        hear(hub, inbox, stream, &mut giver).await?;
+    }
+    daemon.keeper.update(handle, |record| record.handover = None)
+}
+
+/// What the destination lacks: everything that is owed.
+fn owed(handle: &VolumeHandle) -> Result<Bitmap, ApiError> {
+    let outbox = handle.volume.outbox().ok_or_else(|| ApiError::internal("a volume on the move has no outbox"))?;
+    Ok(maps::of_map(outbox.map()))
+}
+
+fn lacking_of(bitmap: &Bitmap) -> Lacking {
+    Lacking { count: bitmap.count(), check: bitmap.check() }
+}
+
+async fn say(hub: &Hub, stream: Stream, giver: &mut Giver) -> Result<(), ApiError> {
+    if let Some(step) = giver.poll_transmit() {
+        send(hub, stream, giver.epoch(), step).await?;
+    }
+    Ok(())
+}
+
+/// Waits for one step of the destination.
+async fn hear(hub: &Hub, inbox: &mut Inbox, stream: Stream, giver: &mut Giver) -> Result<(), ApiError> {
+    let peer = hub.session().peer().to_string();
+    let message = tokio::time::timeout(ANSWER_WITHIN, inbox.control.recv())
+        .await
+        .map_err(|_| lost(&peer, "it did not answer in the midst of the switch"))?
+        .ok_or_else(|| lost(&peer, "the link ended"))?;
+    if let Message::Handover { stream: of, epoch, step } = message
+        && of == stream
+    {
+        giver.hear(epoch, step);
+    }
+    Ok(())
+}
+
+async fn send(hub: &Hub, stream: Stream, epoch: Epoch, step: Step) -> Result<(), ApiError> {
+    let message = Message::Handover { stream, epoch, step };
+    hub.sender().send(message).await.map_err(|error| lost(hub.session().peer(), &error.to_string()))
+}
+
+/// The receiving side of one volume's handover.
+pub struct Receiver {
+    stream: Stream,
+    taker: Taker,
+    /// The bitmap of the handover under way, and the epoch it came for.
+    lacking: (Epoch, Bitmap),
+}
+
+impl Receiver {
+    /// Goes on where the record says.
+    pub fn resume(handle: &VolumeHandle, stream: Stream) -> Receiver {
+        let record = handle.record();
+        let taker = match record.handover {
+            Some(HandoverRecord::Taker(known)) => Taker::resume(known),
+            _ => Taker::new(record.epoch()),
+        };
+        Receiver { stream, taker, lacking: (Epoch(0), Bitmap::new(handle.volume.blocks().0)) }
+    }
+
+    /// Takes in a bitmap or a step, and answers.
+    pub async fn take_in(
+        &mut self,
+        daemon: &Arc<Daemon>,
+        handle: &Arc<VolumeHandle>,
+        hub: &Hub,
+        message: Message,
+    ) -> Result<(), ApiError> {
+        match message {
+            Message::Bitmap { epoch, which: maps::LACKING, extent, bits, .. } => {
+                if self.lacking.0 != epoch {
+                    self.lacking = (epoch, Bitmap::new(handle.volume.blocks().0));
+                }
+                self.lacking.1.adopt(extent, &bits)?;
+            }
+            Message::Bitmap { which: maps::ZERO, extent, bits, .. } => note_zeroes(handle, extent, &bits)?,
+            Message::Handover { epoch, step: Step::Abort, .. } => {
+                if self.taker.hear_abort(epoch) {
+                    daemon.keeper.update(handle, |record| record.handover = None)?;
+                }
+            }
+            Message::Handover { epoch, step, .. } => {
+                if step == Step::Prepare {
+                    self.lacking = (epoch, Bitmap::new(handle.volume.blocks().0));
+                }
+                let have = (self.lacking.0 == epoch || matches!(step, Step::Commit { lacking: 0, .. }))
+                    .then(|| lacking_of(&self.lacking.1));
+                self.taker.hear(epoch, step, have);
+                self.write_down(daemon, handle)?;
+            }
+            other => tracing::warn!(kind = %other.kind(), "no part of a handover"),
+        }
+        if let Some(step) = self.taker.poll_transmit() {
+            send(hub, self.stream, self.taker.epoch(), step).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what the machine asks for, and becomes the writer when that is it.
+    fn write_down(&mut self, daemon: &Arc<Daemon>, handle: &Arc<VolumeHandle>) -> Result<(), ApiError> {
+        let Some(known) = self.taker.poll_record() else { return Ok(()) };
+        if let TakerRecord::Taken(epoch) = known {
+            handle.volume.forget(&maps::runs(&self.lacking.1))?;
+            daemon.keeper.update(handle, |record| {
+                record.epoch = epoch;
+                record.handover = Some(HandoverRecord::Taker(known));
+                if let StandingRecord::Shadow(source) = record.standing.clone() {
+                    record.standing = StandingRecord::Draining(source);
+                }
+            })?;
+            handle.volume.activate(Epoch(epoch))?;
+        } else {
+            daemon.keeper.update(handle, |record| record.handover = Some(HandoverRecord::Taker(known)))?;
+        }
+        self.taker.recorded();
+        Ok(())
+    }
+}
+
+/// Blocks that are zero at the source are there already: a fresh copy reads as zeroes everywhere.
+fn note_zeroes(handle: &VolumeHandle, extent: gnomon_terms::Extent, bits: &[u8]) -> Result<(), ApiError> {
+    let fresh = matches!(handle.record().standing, StandingRecord::Shadow(_));
+    let Some(valid) = handle.volume.valid().filter(|_| fresh) else { return Ok(()) };
+    let mut zero = Bitmap::new(handle.volume.blocks().0);
+    zero.adopt(extent, bits)?;
+    for run in maps::runs(&zero) {
+        valid.set(run);
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! Moves: a volume, or a VM with its volumes, goes to another node while it is used. The Shadow Manager.
+//!
+//! Read in the order it happens: [`source`] drives a move from here; [`destination`] serves one that comes;
+//! [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says when to switch, [`handover`] passes
+//! the epoch, [`transfer`] and [`relay`] carry the guest; [`story`] tells afterwards what it felt.
+
+mod compare;
+pub mod decide;
+mod destination;
+mod handover;
+mod hub;
+mod maps;
+pub mod progress;
+mod relay;
+mod rpc;
+mod source;
+pub mod story;
+mod transfer;
+mod verify;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use gnomon_link::Session;
+use gnomon_terms::BytesPerSecond;
+use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+
+use self::{source::SourceMove, story::Told};
+use super::{
+    Daemon,
+    keeper::VolumeHandle,
+    records::{MoveRecord, StandingRecord},
+};
+use crate::api::{
+    ApiError,
+    types::{JobView, MoveRequest},
+};
+
+pub use destination::serve as serve_session;
+pub use verify::start as verify;
+
+/// The moves this node takes part in.
+#[derive(Clone, Default)]
+pub struct Moves {
+    /// Those it is the source of, by id.
+    active: Arc<Mutex<HashMap<String, Arc<Shared>>>>,
+    /// The session that serves each move as its destination, by id.
+    served: Arc<Mutex<HashMap<String, Served>>>,
+}
+
+#[derive(Clone, Default)]
+struct Served {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    session: Option<Arc<Session>>,
+}
+
+/// What the API and a move's driver share.
+#[derive(Default)]
+pub struct Shared {
+    session: Mutex<Option<Arc<Session>>>,
+    rate: Mutex<Option<BytesPerSecond>>,
+    over: AtomicBool,
+    fault: Mutex<Option<String>>,
+    story: Mutex<Told>,
+    seen: Mutex<HashMap<String, u64>>,
+}
+
+impl Moves {
+    /// A session wants to serve a move as its destination: the one before it ends first. The turn lasts as long as
+    /// the guard.
+    async fn enter(&self, move_id: &str, session: Arc<Session>) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut served = self.served.lock();
+            let entry = served.entry(move_id.to_string()).or_default();
+            if let Some(before) = entry.session.replace(session) {
+                before.close("another session of the same move has begun");
+            }
+            Arc::clone(&entry.turn)
+        };
+        turn.lock_owned().await
+    }
+
+    fn forget(&self, id: &str) {
+        self.active.lock().remove(id);
+    }
+
+    fn shared(&self, id: &str) -> Option<Arc<Shared>> {
+        self.active.lock().get(id).cloned()
+    }
+}
+
+impl Shared {
+    fn rate(&self) -> Option<BytesPerSecond> {
+        *self.rate.lock()
+    }
+
+    /// Requests a guest has made of a volume since this was last asked.
+    fn requests_since(&self, handle: &VolumeHandle) -> u64 {
+        let counts = handle.watcher.counts();
+        let total = counts.reads + counts.writes + counts.discards;
+        let before = self.seen.lock().insert(handle.record().name, total);
+        total - before.unwrap_or(total)
+    }
+}
+
+/// Moves on record go on.
+pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+    for record in daemon.records.moves()? {
+        let name = record.vm.clone().unwrap_or_else(|| record.volumes.join(", "));
+        tracing::info!(id = record.id, to = record.to, "the move of {name} goes on");
+        launch(daemon, record)?;
+    }
+    Ok(())
+}
+
+/// Begins the move of a volume.
+pub fn start_volume(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result<JobView, ApiError> {
+    start(daemon, None, vec![name.to_string()], ask)
+}
+
+/// Begins the move of a VM with its volumes.
+pub fn start_vm(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result<JobView, ApiError> {
+    let vm = daemon.vms.get(name)?;
+    if vm.qemu().is_none() {
+        return Err(ApiError::refused(format!("VM '{name}' does not run"))
+            .then("move its volumes with `gnomon volume move`, and start it there"));
+    }
+    let disks = vm.record().disks;
+    if disks.is_empty() {
+        return Err(ApiError::refused(format!("VM '{name}' has no volume of this node"))
+            .then("a VM without a gnomon disk is moved by its own tools"));
+    }
+    start(daemon, Some(name.to_string()), disks, ask)
+}
+
+fn start(
+    daemon: &Arc<Daemon>,
+    vm: Option<String>,
+    volumes: Vec<String>,
+    ask: MoveRequest,
+) -> Result<JobView, ApiError> {
+    daemon.check_peer(&ask.to)?;
+    let handles: Vec<Arc<VolumeHandle>> =
+        volumes.iter().map(|name| daemon.keeper.get(name)).collect::<Result<_, _>>()?;
+    for handle in &handles {
+        refuse_unless_free(handle)?;
+    }
+    let record = MoveRecord {
+        id: format!("{}-{}-{}", daemon.config.node, daemon.jobs.start(), daemon.jobs.count() + 1),
+        vm,
+        volumes,
+        to: ask.to,
+        mode: ask.mode,
+        bandwidth: ask.bandwidth,
+        reverse: ask.reverse,
+        switched: false,
+    };
+    for handle in &handles {
+        handle.volume.begin_shadow()?;
+        daemon.keeper.update(handle, |volume| {
+            volume.standing = StandingRecord::Shadowed;
+            volume.move_id = Some(record.id.clone());
+        })?;
+    }
+    daemon.records.put_move(&record)?;
+    launch(daemon, record)
+}
+
+fn refuse_unless_free(handle: &VolumeHandle) -> Result<(), ApiError> {
+    let record = handle.record();
+    if record.move_id.is_some() {
+        return Err(ApiError::refused(format!("volume '{}' takes part in a move already", record.name))
+            .then("let it end, or cancel it, first"));
+    }
+    match record.standing {
+        StandingRecord::Primary => Ok(()),
+        _ => Err(ApiError::refused(format!("volume '{}' is {} here", record.name, handle.role()))
+            .then("move it from the node where it is primary")),
+    }
+}
+
+/// Starts the driver of a move on record.
+fn launch(daemon: &Arc<Daemon>, record: MoveRecord) -> Result<JobView, ApiError> {
+    let handles: Vec<Arc<VolumeHandle>> =
+        record.volumes.iter().map(|name| daemon.keeper.get(name)).collect::<Result<_, _>>()?;
+    let subject = record.vm.clone().unwrap_or_else(|| record.volumes.join(","));
+    let job = daemon.jobs.begin("move", &subject);
+    let shared = Arc::new(Shared::default());
+    *shared.rate.lock() = record.bandwidth.map(BytesPerSecond);
+    daemon.moves.active.lock().insert(record.id.clone(), Arc::clone(&shared));
+    for handle in &handles {
+        *handle.job.lock() = Some(job.id().to_string());
+        handle.watcher.story().get_or_insert_default();
+    }
+    let view = job.view();
+    tokio::spawn(SourceMove::new(Arc::clone(daemon), record, handles, job, shared).run());
+    Ok(view)
+}
+
+/// Changes what a running move may use, at once.
+pub fn set_bandwidth(daemon: &Arc<Daemon>, name: &str, rate: Option<u64>) -> Result<JobView, ApiError> {
+    let (record, job) = move_of_volume(daemon, name)?;
+    if let Some(shared) = daemon.moves.shared(&record.id) {
+        *shared.rate.lock() = rate.map(BytesPerSecond);
+        if let Some(session) = &*shared.session.lock() {
+            session.set_rate(rate.map(BytesPerSecond));
+        }
+    }
+    daemon.records.put_move(&MoveRecord { bandwidth: rate, ..record })?;
+    Ok(job)
+}
+
+/// Cancels a volume's move.
+pub fn cancel_volume(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
+    let (record, job) = move_of_volume(daemon, name)?;
+    cancel(daemon, &record, &job)
+}
+
+/// Cancels a VM's move.
+pub fn cancel_vm(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
+    let (record, job) = move_of_vm(daemon, name)?;
+    cancel(daemon, &record, &job)
+}
+
+fn cancel(daemon: &Arc<Daemon>, record: &MoveRecord, view: &JobView) -> Result<JobView, ApiError> {
+    if record.switched {
+        return Err(ApiError::refused("the move has switched: the guest runs at the destination")
+            .then("bring it back with --rollback"));
+    }
+    let job = daemon.jobs.get(&view.id)?;
+    job.cancel();
+    Ok(job.view())
+}
+
+/// The move a volume takes part in, from the record on disk: it says whether it has switched.
+fn move_of_volume(daemon: &Arc<Daemon>, name: &str) -> Result<(MoveRecord, JobView), ApiError> {
+    let handle = daemon.keeper.get(name)?;
+    find_move(daemon, |record| record.volumes.iter().any(|volume| volume == name), handle.job.lock().clone())
+}
+
+fn move_of_vm(daemon: &Arc<Daemon>, name: &str) -> Result<(MoveRecord, JobView), ApiError> {
+    let found = daemon.records.moves()?.into_iter().find(|record| record.vm.as_deref() == Some(name));
+    let Some(record) = found else {
+        return Err(ApiError::refused(format!("VM '{name}' is not being moved from this node")));
+    };
+    let volume = record.volumes.first().cloned().unwrap_or_default();
+    move_of_volume(daemon, &volume)
+}
+
+fn find_move(
+    daemon: &Arc<Daemon>,
+    is_it: impl Fn(&MoveRecord) -> bool,
+    job: Option<String>,
+) -> Result<(MoveRecord, JobView), ApiError> {
+    let none = || ApiError::refused("it is not being moved from this node").then("see `gnomon job ls`");
+    let record = daemon.records.moves()?.into_iter().find(is_it).ok_or_else(none)?;
+    let job = daemon.jobs.get(&job.ok_or_else(none)?)?;
+    Ok((record, job.view()))
+}
+
+/// Whether a move is over; for those who wait.
+impl Shared {
+    /// True once the driver has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+}
+
+/// Brings a volume back.
+pub fn rollback_volume(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
+    let (_, job) = move_of_volume(daemon, name)?;
+    Ok(job)
+}
+
+/// Brings a VM back.
+pub fn rollback_vm(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
+    let (_, job) = move_of_vm(daemon, name)?;
+    Ok(job)
+}

@@ -1,0 +1,599 @@
+//! The source of a move: drives it from the first block to the release, over as many sessions as it takes.
+//!
+//! ```text
+//!   run ─► session ─► open each volume ─► prime ─► switch ─► drain ─► release ─► done
+//!    ▲        │ link lost: again, after a while
+//!    └────────┘
+//! ```
+//! What must be known after a crash is in the move's record (where it goes, whether it has switched) and in the
+//! volumes' records and map files. Everything else is looked at anew in each session.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use gnomon_forecast::BlockMap;
+use gnomon_proto::frame::Stream;
+use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant as LoopInstant, Place};
+use gnomon_volume::{
+    mover::{Mover, MoverParts, Phase},
+    plane::Carrier,
+    volume::Volume,
+};
+use serde_json::json;
+
+use super::{
+    Shared, compare, decide, handover,
+    hub::{Hub, Inbox},
+    progress::{Look, Meter, shrinking},
+    rpc::{Ask, Opened, State, lost},
+    story::Told,
+    transfer::{self, Transfer},
+};
+use crate::{
+    api::{ApiError, Kind},
+    daemon::{
+        Daemon,
+        jobs::Job,
+        keeper::VolumeHandle,
+        records::{MoveRecord, StandingRecord},
+    },
+};
+
+/// How often the move is looked at: often enough for a person, seldom enough to cost nothing.
+const TICK: Duration = Duration::from_millis(100);
+/// How long to wait before the node is dialled again.
+const DIAL_AGAIN: Duration = Duration::from_millis(500);
+/// Pushes in a row that may fail before the move is given up while it primes: a full disk does not become free.
+const FAILURES_BORNE: u64 = 20;
+/// Where the shadow is, as the loop numbers it.
+const THERE: Place = Place(1);
+/// Bytes of copies under way while the guest leaves the disk alone.
+const WINDOW_IDLE: Bytes = Bytes(4 << 20);
+/// Bytes of copies under way while the guest uses the disk: two round trips of 2 ms at 1 Gbit/s. What queues behind it
+/// would only stand before the guest's own requests.
+const WINDOW_BUSY: Bytes = Bytes(512 << 10);
+/// Requests in a tick from which on the guest counts as using the disk.
+const BUSY_REQUESTS: u64 = 2;
+
+/// A move that this node is the source of.
+pub struct SourceMove {
+    daemon: Arc<Daemon>,
+    record: MoveRecord,
+    volumes: Vec<Arc<VolumeHandle>>,
+    job: Job,
+    shared: Arc<Shared>,
+    begun: Instant,
+    totals: Totals,
+    /// How long draining took, and what had been carried before it.
+    drained: Option<Duration>,
+    carried_at_switch: u64,
+}
+
+/// What the result tells.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    demand: u64,
+    prefetch: u64,
+    background: u64,
+    mirror: u64,
+    ram: u64,
+    gap: Option<Duration>,
+}
+
+impl Totals {
+    fn carried(&self) -> u64 {
+        self.demand + self.prefetch + self.background
+    }
+}
+
+/// How a session ended well.
+enum End {
+    Released,
+    Cancelled,
+}
+
+/// A volume in one session.
+pub(super) struct Leg {
+    pub(super) handle: Arc<VolumeHandle>,
+    pub(super) stream: Stream,
+    pub(super) mover: Arc<Mover>,
+}
+
+impl SourceMove {
+    /// A move of `volumes`, as recorded.
+    pub fn new(
+        daemon: Arc<Daemon>,
+        record: MoveRecord,
+        volumes: Vec<Arc<VolumeHandle>>,
+        job: Job,
+        shared: Arc<Shared>,
+    ) -> SourceMove {
+        SourceMove { daemon, record, volumes, job, shared, begun: Instant::now(), totals: Totals::default(), drained: None, carried_at_switch: 0 }
+    }
+
+    /// Drives the move to its end and tells the job.
+    pub async fn run(mut self) {
+        let outcome = self.sessions().await;
+        let ended = match outcome {
+            Ok(End::Released) => self.finish(),
+            Ok(End::Cancelled) => self.undo().and(Err(ApiError::refused("the move was cancelled: nothing has changed"))),
+            Err(error) if !self.record.switched => self.undo().and(Err(error)),
+            Err(error) => Err(error),
+        };
+        self.shared.over.store(true, Ordering::SeqCst);
+        self.daemon.moves.forget(&self.record.id);
+        self.job.finish(ended);
+    }
+
+    /// Begins sessions until one comes to an end.
+    async fn sessions(&mut self) -> Result<End, ApiError> {
+        loop {
+            match self.session().await {
+                Err(error) if error.kind == Kind::Unavailable && !self.is_hopeless() => {
+                    if self.wants_cancel() {
+                        return Ok(End::Cancelled);
+                    }
+                    let message = format!("waiting for node {}: {error}", self.record.to);
+                    tracing::warn!(id = self.record.id, "{message}");
+                    self.job.report(crate::api::types::Progress { message, ..self.job.view().progress });
+                    tokio::select! {
+                        () = tokio::time::sleep(DIAL_AGAIN) => {}
+                        () = self.job.cancelled(), if !self.record.switched => {}
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// A failure that another session would only repeat, and that nothing forces to be borne.
+    fn is_hopeless(&self) -> bool {
+        !self.record.switched && self.shared.fault.lock().is_some()
+    }
+
+    fn wants_cancel(&self) -> bool {
+        !self.record.switched && self.job.is_cancelled()
+    }
+
+    async fn session(&mut self) -> Result<End, ApiError> {
+        let session = self.daemon.dial(&self.record.to).await?;
+        session.set_rate(self.shared.rate());
+        let (hub, mut inbox) = Hub::start(session);
+        *self.shared.session.lock() = Some(Arc::clone(hub.session()));
+        let mut legs = Vec::new();
+        let outcome = self.drive(&hub, &mut inbox, &mut legs).await;
+        *self.shared.session.lock() = None;
+        for leg in &legs {
+            self.count(&leg.mover);
+            leg.mover.stop();
+            leg.handle
+                .watcher
+                .run(|cycle, plane| {
+                    plane.set_carrier(Carrier::Nobody);
+                    cycle.end_shadow();
+                })
+                .await?;
+        }
+        self.totals.ram += hub.session().sent_bytes(gnomon_proto::Class::Ram).0;
+        hub.end("the session is over").await;
+        outcome
+    }
+
+    async fn drive(&mut self, hub: &Hub, inbox: &mut Inbox, legs: &mut Vec<Leg>) -> Result<End, ApiError> {
+        let (ended, peer) = (Arc::clone(hub.session()), self.record.to.clone());
+        let work = async {
+            for (index, handle) in self.volumes.clone().into_iter().enumerate() {
+                legs.push(self.open(hub, inbox, handle, Stream(index as u32)).await?);
+            }
+            if !self.record.switched {
+                if let Some(end) = self.prime_and_switch(hub, inbox, legs).await? {
+                    return Ok(end);
+                }
+            } else {
+                self.settle_guest(hub).await?;
+            }
+            self.drain(hub, legs).await?;
+            for leg in legs.iter() {
+                hub.rpc.ask::<()>(&Ask::Release { stream: leg.stream.0 }).await?;
+            }
+            Ok(End::Released)
+        };
+        tokio::select! {
+            outcome = work => outcome,
+            reason = ended.closed() => Err(lost(&peer, &reason.to_string())),
+        }
+    }
+
+    /// Opens a volume at the destination, compares, and starts carrying.
+    async fn open(
+        &self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        handle: Arc<VolumeHandle>,
+        stream: Stream,
+    ) -> Result<Leg, ApiError> {
+        let volume = Arc::clone(&handle.volume);
+        let record = handle.record();
+        let outbox = volume.outbox().ok_or_else(|| ApiError::internal("a volume on the move has no outbox"))?;
+        let allocated = volume.allocated()?;
+        let needed = allocated.iter().map(|extent| extent.bytes().0).sum();
+        let ask = Ask::Open {
+            move_id: self.record.id.clone(),
+            volume: record.name.clone(),
+            size: record.size,
+            needed,
+            epoch: record.epoch,
+            stream: stream.0,
+            reverse: self.record.reverse,
+        };
+        let opened: Opened = hub.rpc.ask(&ask).await?;
+        let valid = compare::received(inbox, volume.blocks(), stream)?;
+        if handover::is_open(&handle) {
+            // It is decided and not known there: nothing else comes before that.
+            handover::confirm(&self.daemon, hub, inbox, &handle, stream).await?;
+        } else if self.record.switched {
+            compare::go_on_draining(&volume, &outbox, &valid);
+        } else if opened.fresh {
+            compare::begin_fresh(hub, &volume, stream, &allocated, &outbox).await?;
+        } else {
+            compare::go_on_priming(&volume, &outbox, &valid);
+        }
+        let phase = if self.record.switched { Phase::Draining } else { Phase::Priming };
+        let mover = Mover::start(MoverParts {
+            resource: volume.resource(),
+            place: THERE,
+            stream,
+            local: Arc::clone(volume.local()),
+            outbox: Arc::clone(&outbox),
+            stripes: Arc::clone(volume.stripes()),
+            tap: Arc::clone(volume.tap()),
+            wire: hub.wire(),
+            phase,
+            epoch: volume.disk().state().0,
+        });
+        let engine = Arc::clone(&mover);
+        hub.serve(stream, Arc::new(move |message| engine.handle(message)));
+        let carrier = Carrier::Source { mover: Arc::clone(&mover), place: THERE, phase };
+        let lacking = compare::lacking(&volume, &outbox);
+        handle
+            .watcher
+            .run(move |cycle, plane| {
+                plane.set_carrier(carrier);
+                cycle.end_shadow();
+                cycle.begin_shadow(THERE, lacking)?;
+                if phase == Phase::Draining {
+                    cycle.switched(LoopInstant::ORIGIN);
+                }
+                Ok::<(), ApiError>(())
+            })
+            .await??;
+        Ok(Leg { handle, stream, mover })
+    }
+
+    // ---- prime and switch -----------------------------------------------------------------------------------
+
+    /// Until the guest runs at the destination; `Some` when the move ended before that.
+    async fn prime_and_switch(
+        &mut self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        legs: &[Leg],
+    ) -> Result<Option<End>, ApiError> {
+        let mut meter = Meter::new();
+        let mut ticks = tokio::time::interval(TICK);
+        let mut transfer: Option<Transfer> = None;
+        loop {
+            ticks.tick().await;
+            if self.wants_cancel() {
+                if let Some(transfer) = transfer.take() {
+                    transfer.cancel(hub).await?;
+                }
+                for leg in legs {
+                    hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
+                }
+                return Ok(Some(End::Cancelled));
+            }
+            let look = self.look(hub, legs, &mut meter).await?;
+            if let Err(error) = self.check_failures(hub, legs).await {
+                if let Some(transfer) = transfer.take() {
+                    transfer.cancel(hub).await?;
+                }
+                return Err(error);
+            }
+            let outlook =
+                decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate(), writes: BytesPerSecond(0) };
+            let ready = decide::is_ready(self.record.mode, &outlook);
+            self.tell_priming(&look, &meter, transfer.as_ref());
+            match (&mut transfer, &self.record.vm) {
+                (Some(running), _) => {
+                    if running.is_standing().await? && (self.record.mode != crate::api::types::MoveMode::Pre || ready) {
+                        let transfer = transfer.take().expect("just looked at");
+                        self.switch_vm(hub, inbox, legs, transfer).await?;
+                        return Ok(None);
+                    }
+                }
+                (None, Some(vm)) if ready => {
+                    let vm = self.daemon.vms.get(vm)?;
+                    transfer = Some(Transfer::start(hub, vm).await?);
+                }
+                (None, None) if ready => {
+                    self.hand_over(hub, inbox, legs).await?;
+                    return Ok(None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The guest stands: hands the volumes over, lets QEMU send the rest, and waits until it runs there.
+    async fn switch_vm(
+        &mut self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        legs: &[Leg],
+        transfer: Transfer,
+    ) -> Result<(), ApiError> {
+        let stood = Instant::now();
+        if let Err(error) = self.hand_over(hub, inbox, legs).await {
+            if !self.record.switched {
+                transfer.cancel(hub).await?;
+            }
+            return Err(error);
+        }
+        let name = transfer.name().to_string();
+        transfer.complete(hub).await?;
+        self.totals.gap = Some(stood.elapsed());
+        let vms = Arc::clone(&self.daemon.vms);
+        tokio::task::spawn_blocking(move || vms.remove(&name)).await.map_err(ApiError::internal)?
+    }
+
+    /// Hands every volume over. The move's record says so before the first is decided: a move that is on record as
+    /// switched asks the volumes' own records what came of each.
+    async fn hand_over(&mut self, hub: &Hub, inbox: &mut Inbox, legs: &[Leg]) -> Result<(), ApiError> {
+        let mut givers = Vec::new();
+        for leg in legs {
+            givers.push(handover::prepare(hub, inbox, &leg.handle, leg.stream).await?);
+        }
+        for (leg, giver) in legs.iter().zip(&mut givers) {
+            handover::give(&self.daemon, &leg.handle, giver, &self.record.to).await?;
+            if !self.record.switched {
+                self.record.switched = true;
+                self.daemon.records.put_move(&self.record)?;
+            }
+            handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
+            self.start_draining(leg).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_draining(&self, leg: &Leg) -> Result<(), ApiError> {
+        let epoch = leg.handle.volume.disk().state().0;
+        leg.mover.handed_over(epoch);
+        let volume = &leg.handle.volume;
+        if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
+            let lacking = compare::lacking(volume, &outbox);
+            story.switch(full(volume), lacking);
+        }
+        let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
+        leg.handle
+            .watcher
+            .run(move |cycle, plane| {
+                plane.set_carrier(carrier);
+                cycle.switched(LoopInstant::ORIGIN);
+            })
+            .await
+    }
+
+    /// After a restart the volumes are at the destination: where is the guest?
+    async fn settle_guest(&mut self, hub: &Hub) -> Result<(), ApiError> {
+        match self.record.vm.clone() {
+            Some(vm) => transfer::settle(&self.daemon, hub, &vm).await,
+            None => Ok(()),
+        }
+    }
+
+    // ---- drain ----------------------------------------------------------------------------------------------
+
+    /// Until everything is there and nothing is owed back.
+    async fn drain(&mut self, hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
+        let mut meter = Meter::new();
+        let mut ticks = tokio::time::interval(TICK);
+        let begun = Instant::now();
+        self.carried_at_switch = self.totals.carried() + legs.iter().map(|leg| leg.mover.carried().pushed()).sum::<u64>();
+        loop {
+            ticks.tick().await;
+            let look = self.look(hub, legs, &mut meter).await?;
+            self.drained = Some(begun.elapsed());
+            let mut left = 0;
+            let mut degraded = false;
+            for leg in legs {
+                let state: State = hub.rpc.ask(&Ask::State { stream: leg.stream.0 }).await?;
+                left += state.missing + if self.record.reverse { state.owed } else { 0 };
+                degraded |= state.degraded;
+                if let Some(fault) = state.fault {
+                    tracing::warn!(fault, "node {} reports", self.record.to);
+                }
+                if look.lacking == BlockCount(0) && state.missing > 0 {
+                    self.reconcile(leg).await?;
+                }
+            }
+            let message = if degraded { "writes are not mirrored back at present" } else { "" };
+            let lacking = BlockCount(left).bytes().0;
+            self.job.report(shrinking("drain", lacking, self.total(), meter.rate(), message.to_string()));
+            if left == 0 && look.lacking == BlockCount(0) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The loop believes that everything is there and the destination knows better: a demand's answer was lost. A
+    /// new session compares anew.
+    async fn reconcile(&self, leg: &Leg) -> Result<(), ApiError> {
+        Err(lost(&self.record.to, &format!("volume '{}' has to be compared again", leg.handle.record().name)))
+    }
+
+    // ---- looking --------------------------------------------------------------------------------------------
+
+    /// Asks each loop where it is, and sets how much may be under way.
+    async fn look(&self, hub: &Hub, legs: &[Leg], meter: &mut Meter) -> Result<Look, ApiError> {
+        let mut sum = Look::default();
+        let mut carried = 0;
+        for leg in legs {
+            let rate = if meter.rate().0 > 0 { meter.rate() } else { BytesPerSecond(50_000_000) };
+            let round_trip = hub.session().rtt().unwrap_or(Duration::from_millis(1));
+            let requests = self.shared.requests_since(&leg.handle);
+            let window = if requests >= BUSY_REQUESTS { WINDOW_BUSY } else { WINDOW_IDLE };
+            let tap = Arc::clone(leg.handle.volume.tap());
+            let look = leg
+                .handle
+                .watcher
+                .run(move |cycle, _| {
+                    cycle.set_window(window);
+                    let stall = cycle.expected_stall(tap.now(), decide::STALL_HORIZON, rate, round_trip);
+                    Look { lacking: cycle.lacking(), stall }
+                })
+                .await?;
+            sum.lacking.0 += look.lacking.0;
+            sum.stall.reads_expected += look.stall.reads_expected;
+            sum.stall.reads_stalling += look.stall.reads_stalling;
+            sum.stall.stall += look.stall.stall;
+            let so_far = leg.mover.carried();
+            carried += so_far.pushed();
+        }
+        meter.see(Instant::now(), carried);
+        Ok(sum)
+    }
+
+    fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Transfer>) {
+        let lacking = look.lacking.bytes().0;
+        let stall = &look.stall;
+        let message = match transfer {
+            Some(_) => "the guest's memory is on its way".to_string(),
+            None if stall.reads_expected > 0 => format!(
+                "{:.1} % of its reads would wait if it switched now",
+                100.0 * stall.reads_stalling as f64 / stall.reads_expected as f64
+            ),
+            None => String::new(),
+        };
+        let phase = if transfer.is_some() { "memory" } else { "prime" };
+        self.job.report(shrinking(phase, lacking, self.total(), meter.rate(), message));
+    }
+
+    /// A destination that cannot store is told while nothing is lost yet.
+    async fn check_failures(&self, hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
+        for leg in legs {
+            if leg.mover.carried().failures_in_a_row < FAILURES_BORNE {
+                continue;
+            }
+            let state: State = hub.rpc.ask(&Ask::State { stream: leg.stream.0 }).await?;
+            let why = state.fault.unwrap_or_else(|| "copies cannot be read here, see the log".to_string());
+            *self.shared.fault.lock() = Some(why.clone());
+            return Err(ApiError::unavailable(format!("the copy on {} does not go on: {why}", self.record.to))
+                .then("the move was given up and nothing has changed; free some space there and begin again"));
+        }
+        Ok(())
+    }
+
+    fn total(&self) -> u64 {
+        self.volumes.iter().map(|handle| handle.volume.size().0).sum()
+    }
+
+    fn count(&mut self, mover: &Mover) {
+        let carried = mover.carried();
+        self.totals.demand += carried.demand.0;
+        self.totals.prefetch += carried.prefetch.0;
+        self.totals.background += carried.background.0;
+        self.totals.mirror += carried.mirror.0;
+    }
+
+    // ---- ends -----------------------------------------------------------------------------------------------
+
+    /// The destination has let go: the copy here is of no more use.
+    fn finish(&self) -> Result<serde_json::Value, ApiError> {
+        for handle in &self.volumes {
+            self.daemon.keeper.update(handle, |record| {
+                record.standing = StandingRecord::Released(self.record.to.clone());
+                record.move_id = None;
+                record.handover = None;
+            })?;
+        }
+        self.daemon.records.remove_move(&self.record.id)?;
+        let totals = &self.totals;
+        let moved = totals.carried();
+        let story = self.tell_story();
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let message = format!(
+            "{} is at {}: {} of disk moved in {seconds:.1} s; `gnomon volume rm` frees the copy here",
+            self.record.vm.clone().unwrap_or_else(|| self.record.volumes.join(", ")),
+            self.record.to,
+            Bytes(moved)
+        );
+        self.job.report(crate::api::types::Progress {
+            phase: "done".to_string(),
+            message,
+            ..self.job.view().progress
+        });
+        Ok(json!({
+            "to": self.record.to,
+            "seconds": seconds,
+            "source_gap_ms": totals.gap.map(|gap| gap.as_secs_f64() * 1e3),
+            "bytes_total": self.total(),
+            "bytes_moved": moved,
+            "bytes_demand": totals.demand,
+            "bytes_prefetch": totals.prefetch,
+            "bytes_background": totals.background,
+            "bytes_mirrored": totals.mirror,
+            "bytes_ram": totals.ram,
+            "reads_after_switch": story.reads,
+            "reads_stalled": story.stalled,
+            "reads_stalled_sequential": story.sequential,
+            "reads_stalled_oracle": story.oracle,
+        }))
+    }
+
+    /// What the guest felt, and would have felt in another order. The link's rate is what it was while draining, or
+    /// what the move was held to.
+    fn tell_story(&self) -> Told {
+        let totals = &self.totals;
+        let drained = self.drained.map_or(0.0, |took| took.as_secs_f64());
+        let seen = if drained > 0.0 { (totals.carried() - self.carried_at_switch) as f64 / drained } else { 0.0 };
+        let rate = self.record.bandwidth.map_or(BytesPerSecond(seen as u64), BytesPerSecond);
+        let mut sum = Told::default();
+        for handle in &self.volumes {
+            if let Some(story) = handle.watcher.story().take() {
+                let told = story.tell(rate);
+                sum.reads += told.reads;
+                sum.stalled += told.stalled;
+                sum.sequential += told.sequential;
+                sum.oracle += told.oracle;
+            }
+        }
+        sum
+    }
+
+    /// The move did not switch: everything is as before.
+    fn undo(&self) -> Result<serde_json::Value, ApiError> {
+        for handle in &self.volumes {
+            handle.volume.end_shadow()?;
+            self.daemon.keeper.update(handle, |record| {
+                record.standing = StandingRecord::Primary;
+                record.move_id = None;
+                record.handover = None;
+            })?;
+        }
+        self.daemon.records.remove_move(&self.record.id)?;
+        Ok(serde_json::Value::Null)
+    }
+}
+
+/// Every block of a volume: what the guest has made of it by the switch is carried whatever it is.
+fn full(volume: &Volume) -> BlockMap {
+    let mut map = BlockMap::empty(volume.blocks());
+    map.insert(Extent::new(0, volume.blocks().0));
+    map
+}

@@ -1,0 +1,112 @@
+//! A guest on its way: QEMU's own migration, relayed over the session.
+//!
+//! The guest is copied while it runs; then it stands, nothing irrevocable done. Whoever drives the move hands the
+//! volumes over in that moment, and [`Transfer::complete`] sends the rest. Up to then [`Transfer::cancel`] makes the
+//! guest run on here.
+
+use std::{sync::Arc, time::Duration};
+
+use gnomon_proto::frame::Stream;
+use gnomon_qemu::{Outgoing, OutgoingOptions};
+
+use super::{hub::Hub, relay, rpc::Ask};
+use crate::{
+    api::ApiError,
+    daemon::{Daemon, vms::VmHandle},
+};
+
+/// How long one look at QEMU may take.
+const LOOK: Duration = Duration::from_millis(1);
+/// How long QEMU may take to send the state of its devices: a few hundred KiB.
+const SWITCH_WITHIN: Duration = Duration::from_secs(30);
+/// How long the guest may take to run here again.
+const RESUME_WITHIN: Duration = Duration::from_secs(30);
+/// The guest's memory has a session's only memory stream.
+const RAM: Stream = Stream(0);
+
+/// A guest that is being sent.
+pub struct Transfer {
+    vm: Arc<VmHandle>,
+    outgoing: Option<Outgoing>,
+    standing: bool,
+}
+
+impl Transfer {
+    /// Has a QEMU started at the destination, and begins to send.
+    pub async fn start(hub: &Hub, vm: Arc<VmHandle>) -> Result<Transfer, ApiError> {
+        let qemu = vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run"))?;
+        let record = qemu.record().clone();
+        let (Some(spec), Some(resolved)) = (record.spec, record.resolved) else {
+            return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
+                .then("restart it with `gnomon vm run`; adopted VMs cannot be moved by this version"));
+        };
+        hub.rpc.ask::<()>(&Ask::Incoming { spec, resolved }).await?;
+        let end = relay::outgoing(RAM, hub.sender())?;
+        let outgoing = blocking(move || Ok(Outgoing::start(qemu.qmp(), end, &OutgoingOptions::default())?)).await?;
+        Ok(Transfer { vm, outgoing: Some(outgoing), standing: false })
+    }
+
+    /// Its VM's name.
+    pub fn name(&self) -> String {
+        self.vm.record().name
+    }
+
+    /// Whether the guest stands and waits for the switch.
+    pub async fn is_standing(&mut self) -> Result<bool, ApiError> {
+        if !self.standing {
+            self.standing = self.with(|outgoing| Ok(outgoing.await_standing(LOOK)?)).await?;
+        }
+        Ok(self.standing)
+    }
+
+    /// Sends the rest and waits until the guest runs at the destination.
+    pub async fn complete(mut self, hub: &Hub) -> Result<(), ApiError> {
+        self.with(|outgoing| Ok(outgoing.switch(SWITCH_WITHIN)?)).await?;
+        hub.rpc.ask::<()>(&Ask::Running).await
+    }
+
+    /// The guest runs on here.
+    pub async fn cancel(mut self, hub: &Hub) -> Result<(), ApiError> {
+        if let Some(outgoing) = self.outgoing.take() {
+            blocking(move || Ok(outgoing.cancel(RESUME_WITHIN)?)).await?;
+        }
+        hub.rpc.ask::<bool>(&Ask::Withdraw).await?;
+        Ok(())
+    }
+
+    async fn with<T: Send + 'static>(
+        &mut self,
+        deed: impl FnOnce(&mut Outgoing) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let mut outgoing = self.outgoing.take().ok_or_else(|| ApiError::internal("the transfer is over"))?;
+        let (outgoing, result) = blocking(move || {
+            let result = deed(&mut outgoing);
+            Ok((outgoing, result))
+        })
+        .await?;
+        self.outgoing = Some(outgoing);
+        result
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    deed: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(deed).await.map_err(ApiError::internal)?
+}
+
+/// After a session was lost in the midst of the switch: is the guest there? Then its QEMU here ends.
+pub async fn settle(daemon: &Arc<Daemon>, hub: &Hub, vm: &str) -> Result<(), ApiError> {
+    let Ok(here) = daemon.vms.get(vm) else { return Ok(()) };
+    let there: bool = hub.rpc.ask(&Ask::HasGuest { vm: vm.to_string() }).await?;
+    if here.qemu().is_none() && !there {
+        return Err(ApiError::unavailable(format!("VM '{vm}' runs on neither node"))
+            .then("start it at the destination with `gnomon vm run`: its volume is there"));
+    }
+    if there {
+        let (vms, vm) = (Arc::clone(&daemon.vms), vm.to_string());
+        return blocking(move || vms.remove(&vm)).await;
+    }
+    Err(ApiError::unavailable(format!("VM '{vm}' was paused in the midst of the switch and is still here"))
+        .then("bring its volume back with `gnomon volume rollback`, then it goes on"))
+}

@@ -1,0 +1,8 @@
+//! The real program, driven as its users drive it: a daemon in a folder of its own, the command line, NBD clients of
+//! other projects, and a guest.
+
+mod house;
+mod traces;
+mod usage;
+mod vms;
+mod volumes;

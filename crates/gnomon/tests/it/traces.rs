@@ -1,0 +1,71 @@
+//! Traces: recorded from a volume, looked at, rewritten, and replayed through the real loop.
+
+use std::fmt::Write;
+
+use crate::house::{House, gnomon, tool};
+
+#[test]
+fn a_recording_holds_what_clients_did() {
+    let house = House::new();
+    house.ask(&["volume", "create", "data", "--size", "8M"]);
+    let (uri, out) = (house.nbd("data"), house.text("data.csv.zst"));
+    let mut record = house
+        .command(&["trace", "record", "data", "--out", &out, "--for", "2s"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("a recorder");
+    // Whenever the recorder begins, there is always a client at work until it ends.
+    while record.try_wait().expect("asked").is_none() {
+        tool("qemu-io", &["-f", "raw", "-c", "write 1M 64k", "-c", "read 0 32k", &uri]);
+    }
+    assert!(record.wait().expect("ended").success());
+    let info = gnomon(&["--json", "trace", "info", &out]).json();
+    assert!(info["reads"].as_u64() > Some(0) && info["writes"].as_u64() > Some(0), "{info}");
+    assert_eq!(info["end_bytes"], (1 << 20) + (64 << 10), "{info}");
+}
+
+#[test]
+fn a_recording_is_rewritten_without_change() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("a.csv"), generated()).expect("written");
+    let before = gnomon(&["--json", "trace", "info", &path("a.csv")]).json();
+    gnomon(&["--json", "trace", "convert", &path("a.csv"), "--out", &path("b.csv.zst")]).json();
+    let after = gnomon(&["--json", "trace", "info", &path("b.csv.zst")]).json();
+    for key in ["accesses", "reads", "writes", "touched_bytes", "end_bytes", "seconds"] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+}
+
+#[test]
+fn a_replay_ranks_every_predictor_between_silence_and_oracle() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("a.csv").display().to_string();
+    std::fs::write(&file, generated()).expect("written");
+    let told = gnomon(&["--json", "forecast", "replay", "--trace", &file, "--pull", "4x", "--allocated", "touched"]).json();
+    let results = told["results"].as_array().expect("results");
+    let stalled = |name: &str| {
+        let row = results.iter().find(|row| row["predictor"] == name).unwrap_or_else(|| panic!("no {name}: {told}"));
+        row["stalled_pct"].as_f64().expect("a share")
+    };
+    for name in ["silence", "sequential", "blend"] {
+        assert!(stalled("oracle") <= stalled(name), "{name}: {told}");
+    }
+    let dry = gnomon(&["--json", "vm", "move", "web", "--to", "b", "--dry-run", "--trace", &file, "--bandwidth", "50MB/s"]);
+    assert!(dry.json()["results"].as_array().is_some_and(|rows| !rows.is_empty()));
+}
+
+/// Two streams and a hot spot, the same each time: 6,000 requests in 60 seconds.
+fn generated() -> String {
+    let mut text = String::from("t_us,op,offset,length\n");
+    for n in 0..6_000u64 {
+        let (op, block) = match n % 4 {
+            0 => ('R', n * 4),
+            1 => ('R', 60_000 - n * 2),
+            2 => ('R', n * n % 97),
+            _ => ('W', 30_000 + n % 512),
+        };
+        writeln!(text, "{},{op},{},16384", n * 10_000, block * 4096).expect("to memory");
+    }
+    text
+}
