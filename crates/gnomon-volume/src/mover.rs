@@ -23,7 +23,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant as Clock},
 };
 
@@ -107,6 +107,7 @@ pub struct Mover {
     parts: MoverParts,
     state: Mutex<State>,
     queues: [Mutex<Option<mpsc::Sender<Move>>>; 2],
+    senders: Mutex<Vec<JoinHandle<()>>>,
     demand: AtomicU64,
     prefetch: AtomicU64,
     background: AtomicU64,
@@ -143,6 +144,7 @@ impl Mover {
             parts,
             state: Mutex::new(state),
             queues: [Mutex::new(Some(prefetch)), Mutex::new(Some(background))],
+            senders: Mutex::default(),
             demand: AtomicU64::new(0),
             prefetch: AtomicU64::new(0),
             background: AtomicU64::new(0),
@@ -150,8 +152,9 @@ impl Mover {
             failures: AtomicU64::new(0),
         });
         for (class, moves) in [(Class::Prefetch, prefetch_moves), (Class::Background, background_moves)] {
-            let mover = Arc::clone(&mover);
-            thread::spawn(move || mover.send_all(class, &moves));
+            let engine = Arc::clone(&mover);
+            let sender = thread::spawn(move || engine.send_all(class, &moves));
+            mover.senders.lock().push(sender);
         }
         mover
     }
@@ -184,10 +187,20 @@ impl Mover {
         }
     }
 
-    /// Ends the senders; what is in flight settles as failed, so that the loop asks again.
+    /// Ends the senders and waits for them; what is in flight settles as failed, so that the loop asks again. The
+    /// session must have been closed before, or a sender may wait for room in it.
+    ///
+    /// The next engine may only start after this: with two senders at work, one could take a block that the other
+    /// is about to hear acknowledged, and what was written in between would be forgotten.
     pub fn stop(&self) {
         for queue in &self.queues {
             queue.lock().take();
+        }
+        let senders = std::mem::take(&mut *self.senders.lock());
+        for sender in senders {
+            if sender.join().is_err() {
+                tracing::error!("a sender of a move has panicked");
+            }
         }
         let in_flight: Vec<InFlight> = self.state.lock().in_flight.drain().map(|(_, flight)| flight).collect();
         for flight in in_flight {

@@ -253,9 +253,10 @@ fn link(raw: RawLink) -> Result<LinkConfig, ConfigError> {
 
 fn peer(raw: RawPeer) -> Result<Peer, ConfigError> {
     name("peer.name", &raw.name)?;
-    let has_port = raw.address.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
-    });
+    let has_port = raw
+        .address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
     match has_port {
         true => Ok(Peer { name: raw.name, address: raw.address }),
         false => Err(value("peer.address", &raw.address, "write host:port, such as \"10.0.0.2:7400\"")),
@@ -284,7 +285,8 @@ fn listen_address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigErr
 }
 
 fn rate(key: &'static str, text: &str) -> Result<BytesPerSecond, ConfigError> {
-    let rate: BytesPerSecond = text.parse().map_err(|error: gnomon_terms::ParseUnitError| value(key, text, error.expected))?;
+    let rate: BytesPerSecond =
+        text.parse().map_err(|error: gnomon_terms::ParseUnitError| value(key, text, error.expected))?;
     match rate.0 {
         0 => Err(value(key, text, "a rate of zero would stop every move: leave the key out for no limit")),
         _ => Ok(rate),

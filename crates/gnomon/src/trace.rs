@@ -172,7 +172,9 @@ enum Writer {
 impl Writer {
     fn create(out: &Path) -> Result<Writer, ApiError> {
         if !matches!(format_of(out)?, Format::Csv) {
-            return Err(ApiError::usage(format!("{} is written as CSV", out.display())).then("name it .csv or .csv.zst"));
+            return Err(
+                ApiError::usage(format!("{} is written as CSV", out.display())).then("name it .csv or .csv.zst")
+            );
         }
         let file = File::create(out)?;
         Ok(match out.extension().is_some_and(|ending| ending == "zst") {

@@ -5,9 +5,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -42,10 +42,17 @@ struct ChannelWire {
 
 impl Wire for ChannelWire {
     fn send(&self, message: Message) -> Result<(), WireClosed> {
-        if self.cut.load(Ordering::SeqCst) {
-            return Err(WireClosed);
+        let queue = &self.queues[message.class().index()];
+        let mut message = message;
+        while !self.cut.load(Ordering::SeqCst) {
+            match queue.try_send(message) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(back)) => message = back,
+                Err(TrySendError::Disconnected(_)) => break,
+            }
+            thread::yield_now();
         }
-        self.queues[message.class().index()].send(message).map_err(|_| WireClosed)
+        Err(WireClosed)
     }
 }
 
@@ -54,20 +61,24 @@ fn channel(cut: &Arc<AtomicBool>) -> (ChannelWire, Vec<Receiver<Message>>) {
     (ChannelWire { queues, cut: Arc::clone(cut) }, receivers)
 }
 
-/// Hands what arrives in each class to an engine, until the wire is cut or dropped.
-fn pump(receivers: Vec<Receiver<Message>>, cut: &Arc<AtomicBool>, handle: impl Fn(Message) + Send + Sync + 'static) {
+/// Hands what arrives in each class to an engine, until the wire is cut. What is under way then is lost.
+fn pump(
+    receivers: Vec<Receiver<Message>>,
+    cut: &Arc<AtomicBool>,
+    handle: impl Fn(Message) + Send + Sync + 'static,
+) -> Vec<JoinHandle<()>> {
     let handle = Arc::new(handle);
-    for receiver in receivers {
+    let pumps = receivers.into_iter().map(|receiver| {
         let (handle, cut) = (Arc::clone(&handle), Arc::clone(cut));
         thread::spawn(move || {
-            while let Ok(message) = receiver.recv() {
-                // What is under way when a link is cut is lost.
-                if !cut.load(Ordering::SeqCst) {
+            while !cut.load(Ordering::SeqCst) {
+                if let Ok(message) = receiver.recv_timeout(Duration::from_millis(5)) {
                     handle(message);
                 }
             }
-        });
-    }
+        })
+    });
+    pumps.collect()
 }
 
 fn tap() -> Arc<Tap> {
@@ -89,6 +100,7 @@ pub struct Pair {
     shadow: Arc<Shadow>,
     mover: Option<Arc<Mover>>,
     cut: Arc<AtomicBool>,
+    pumps: Vec<JoinHandle<()>>,
     epoch: Epoch,
     /// What each block must read as: written and acknowledged.
     model: Vec<Vec<u8>>,
@@ -148,6 +160,7 @@ impl Pair {
             shadow,
             mover: None,
             cut: Arc::new(AtomicBool::new(true)),
+            pumps: Vec::new(),
             epoch: Epoch(1),
             model: vec![vec![0; BLOCK_SIZE as usize]; BLOCKS as usize],
             next_move: 0,
@@ -173,8 +186,8 @@ impl Pair {
             epoch: self.epoch,
         });
         let (engine, shadow) = (Arc::clone(&mover), Arc::clone(&self.shadow));
-        pump(at_source, &cut, move |message| engine.handle(message));
-        pump(at_destination, &cut, move |message| shadow.handle(message));
+        self.pumps = pump(at_source, &cut, move |message| engine.handle(message));
+        self.pumps.extend(pump(at_destination, &cut, move |message| shadow.handle(message)));
         self.shadow.attach(Arc::new(to_source));
         self.mover = Some(mover);
         self.cut = cut;
@@ -187,6 +200,10 @@ impl Pair {
             mover.stop();
         }
         self.shadow.detach();
+        // As the roof does: the next session begins when nothing of this one is being handled any more.
+        for pump in self.pumps.drain(..) {
+            pump.join().expect("pump");
+        }
         self.settle();
         for missing in self.valid.runs(Extent::new(0, BLOCKS), false) {
             self.source_outbox.owe(missing);
@@ -218,6 +235,11 @@ impl Pair {
             self.source_tap.drain(&mut events);
             self.outstanding -= events.drain(..).filter(|event| matches!(event, Event::Settled(_))).count();
         }
+    }
+
+    /// Whether a block is owed to the destination.
+    pub fn owes(&self, block: u64) -> bool {
+        self.source_outbox.owes(Extent::new(block, 1))
     }
 
     pub fn copy_all_owed(&mut self) {

@@ -49,9 +49,31 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
 #[openapi(
     info(title = "gnomon", description = "Predictive shadowing for virtual machines, beside stock QEMU."),
     paths(
-        node, nodes, volumes, create_volume, import_volume, volume, remove_volume, move_volume, volume_bandwidth,
-        cancel_volume, rollback_volume, verify_volume, trace_volume, forecast_volume, vms, run_vm, adopt_vm, vm,
-        stop_vm, move_vm, cancel_vm, rollback_vm, jobs, job, cancel_job
+        node,
+        nodes,
+        volumes,
+        create_volume,
+        import_volume,
+        volume,
+        remove_volume,
+        move_volume,
+        volume_bandwidth,
+        cancel_volume,
+        rollback_volume,
+        verify_volume,
+        trace_volume,
+        forecast_volume,
+        vms,
+        run_vm,
+        adopt_vm,
+        vm,
+        stop_vm,
+        move_vm,
+        cancel_vm,
+        rollback_vm,
+        jobs,
+        job,
+        cancel_job
     )
 )]
 struct Document;
@@ -234,11 +256,7 @@ async fn vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<V
 
 /// Stops a VM.
 #[utoipa::path(post, path = "/v1/vms/{name}/stop", request_body = StopVm, responses((status = 200, body = VmView)))]
-async fn stop_vm(
-    State(daemon): Daemoned,
-    Segment(name): Segment<String>,
-    Json(ask): Json<StopVm>,
-) -> Answer<VmView> {
+async fn stop_vm(State(daemon): Daemoned, Segment(name): Segment<String>, Json(ask): Json<StopVm>) -> Answer<VmView> {
     blocking(daemon, move |daemon| daemon.vms.stop(&name, ask.force)).await
 }
 

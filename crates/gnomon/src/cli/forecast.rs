@@ -1,6 +1,9 @@
 //! `gnomon forecast`: what the predictors would have been worth.
 
-use std::{path::{Path, PathBuf}, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use clap::{Subcommand, ValueEnum};
 use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay};
@@ -68,7 +71,8 @@ pub(super) fn run(command: Command, context: &Context) -> Ended {
         Allocated::Half => Allocation::Half,
         Allocated::Touched => Allocation::Touched,
     };
-    let options = ReplayOptions { budget_percent: args.budget, rate: args.pull, allocation, ..ReplayOptions::default() };
+    let options =
+        ReplayOptions { budget_percent: args.budget, rate: args.pull, allocation, ..ReplayOptions::default() };
     let told = tell(&args.trace, &options)?;
     context.output.result(&told, words);
     Ok(())
@@ -150,7 +154,10 @@ mod tests {
 
     #[test]
     fn shares_and_multiples_are_read() {
-        assert_eq!((percent("10%"), percent("2.5"), multiple("4x"), multiple("0.5")), (Ok(10.0), Ok(2.5), Ok(4.0), Ok(0.5)));
+        assert_eq!(
+            (percent("10%"), percent("2.5"), multiple("4x"), multiple("0.5")),
+            (Ok(10.0), Ok(2.5), Ok(4.0), Ok(0.5))
+        );
         assert!(percent("110%").is_err() && percent("ten").is_err() && multiple("0x").is_err());
     }
 }

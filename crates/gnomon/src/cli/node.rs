@@ -18,9 +18,11 @@ const CA_VALIDITY: Duration = Duration::from_secs(3650 * 24 * 3600);
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make the certificates with which nodes know each other
-    #[command(after_help = "Examples:\n  gnomon node init --dir pki/a --name a --ca-dir pki/ca      the first makes the authority\n  \
+    #[command(
+        after_help = "Examples:\n  gnomon node init --dir pki/a --name a --ca-dir pki/ca      the first makes the authority\n  \
                             gnomon node init --dir pki/b --name b --ca-dir pki/ca      others are issued by it\n\n\
-                            Keep the authority's folder offline; each node needs only its own folder.")]
+                            Keep the authority's folder offline; each node needs only its own folder."
+    )]
     Init {
         /// Where the node's certificate and key go
         #[arg(long)]

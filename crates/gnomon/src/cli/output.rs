@@ -93,6 +93,9 @@ mod tests {
 
     #[test]
     fn facts_without_a_value_are_left_out() {
-        assert_eq!(facts(&[("size", "1".into()), ("job", String::new()), ("epoch", "e1".into())]), "size   1\nepoch  e1");
+        assert_eq!(
+            facts(&[("size", "1".into()), ("job", String::new()), ("epoch", "e1".into())]),
+            "size   1\nepoch  e1"
+        );
     }
 }

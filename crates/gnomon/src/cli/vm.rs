@@ -184,7 +184,9 @@ async fn attach(name: &str, context: &Context) -> Ended {
     let vm = show(name, context).await?;
     match vm.console {
         Some(socket) => Ok(console::attach(&socket).await?),
-        None => Err(crate::api::ApiError::refused(format!("VM '{name}' has no console of ours: it was adopted")).into()),
+        None => {
+            Err(crate::api::ApiError::refused(format!("VM '{name}' has no console of ours: it was adopted")).into())
+        }
     }
 }
 

@@ -184,7 +184,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Import { name, file, size, detach } => {
             let file = absolute(file)?;
-            let job: JobView = client.post("/v1/volumes/import", &ImportVolume { name, file, size: size.map(|size| size.0) }).await?;
+            let job: JobView = client
+                .post("/v1/volumes/import", &ImportVolume { name, file, size: size.map(|size| size.0) })
+                .await?;
             job::follow_or_detach(&job, detach, context).await?;
         }
         Command::Ls => {
@@ -193,7 +195,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Show { name } => output.result(&show(&name, context).await?, words),
         Command::Export { name } => output.result(&show(&name, context).await?, |volume| volume.nbd.clone()),
-        Command::Move { name, how } => begin(&format!("/v1/volumes/{name}/move"), &how.request(), how.detach, context).await?,
+        Command::Move { name, how } => {
+            begin(&format!("/v1/volumes/{name}/move"), &how.request(), how.detach, context).await?
+        }
         Command::Bandwidth { name, rate: Rate(rate) } => {
             let body = SetBandwidth { rate: rate.map(|rate| rate.0) };
             let job: JobView = client.post(&format!("/v1/volumes/{name}/bandwidth"), &body).await?;
@@ -203,7 +207,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         Command::Rollback { name, detach } => {
             begin(&format!("/v1/volumes/{name}/rollback"), &(), detach, context).await?;
         }
-        Command::Verify { name, detach } => begin(&format!("/v1/volumes/{name}/verify"), &(), detach, context).await?,
+        Command::Verify { name, detach } => {
+            begin(&format!("/v1/volumes/{name}/verify"), &(), detach, context).await?
+        }
         Command::Rm { name, yes } => remove(&name, yes, context).await?,
         Command::ServeFile { file, socket, read_only, name } => {
             serve_file::run(&file, &socket, read_only, &name).await?;

@@ -12,8 +12,8 @@ use std::{
 
 use gnomon_qemu::{
     Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NetSpec, PROOF_TIMEOUT,
-    PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, RunState, StopDeadlines, VmPaths, VmSpec, find_qemu, prove_kvm,
-    resolve,
+    PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, RunState, StopDeadlines, VmPaths, VmSpec, find_qemu,
+    prove_kvm, resolve,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -63,13 +63,8 @@ struct Host {
 impl Vms {
     /// Finds every VM on record again. A QEMU that ended meanwhile is told by its record.
     pub fn open(run_dir: &Path, keeper: Arc<Keeper>, records: Arc<Records>) -> Result<Arc<Vms>, ApiError> {
-        let vms = Arc::new(Vms {
-            dir: run_dir.join("vm"),
-            keeper,
-            records,
-            all: RwLock::default(),
-            host: OnceLock::new(),
-        });
+        let vms =
+            Arc::new(Vms { dir: run_dir.join("vm"), keeper, records, all: RwLock::default(), host: OnceLock::new() });
         for record in vms.records.vms()? {
             vms.bring_back(record)?;
         }
@@ -113,7 +108,8 @@ impl Vms {
         }
         let spec = self.spec_of(request)?;
         let host = self.host()?;
-        let resolved = resolve(&spec, host.qemu.version, &host.machines, self.kvm(&spec).as_deref().map_or(Ok(()), Err))?;
+        let resolved =
+            resolve(&spec, host.qemu.version, &host.machines, self.kvm(&spec).as_deref().map_or(Ok(()), Err))?;
         self.start(spec, resolved, Role::Boot, request.disks.clone()).map(|vm| self.view(&vm))
     }
 
@@ -134,7 +130,9 @@ impl Vms {
     ) -> Result<Arc<VmHandle>, ApiError> {
         let name = spec.name.clone();
         if self.all.read().get(&name).is_some_and(|vm| vm.qemu().is_some()) {
-            return Err(ApiError::refused(format!("VM '{name}' runs already")).then("stop it, or choose another name"));
+            return Err(
+                ApiError::refused(format!("VM '{name}' runs already")).then("stop it, or choose another name")
+            );
         }
         let host = self.host()?;
         let dir = self.dir.join(&name);
@@ -149,8 +147,7 @@ impl Vms {
             ram: None,
         };
         let qemu = Qemu::launch(&launch)?;
-        let record =
-            VmRecord { name, disks, qemu: Some(qemu.record().clone()), exit: None, stderr: None };
+        let record = VmRecord { name, disks, qemu: Some(qemu.record().clone()), exit: None, stderr: None };
         self.records.put_vm(&record)?;
         Ok(self.show(record, Some(Arc::new(qemu))))
     }
@@ -178,8 +175,7 @@ impl Vms {
         let vm = self.get(name)?;
         if let Some(qemu) = vm.qemu() {
             let patient = StopDeadlines::default();
-            let deadlines =
-                if force { StopDeadlines { powerdown: Duration::ZERO, ..patient } } else { patient };
+            let deadlines = if force { StopDeadlines { powerdown: Duration::ZERO, ..patient } } else { patient };
             let exited = qemu.stop(deadlines)?;
             vm.ended(&exited.to_string(), String::new());
         }
@@ -206,7 +202,8 @@ impl Vms {
     /// Shows a VM, and watches for its end.
     fn show(self: &Arc<Vms>, record: VmRecord, qemu: Option<Arc<Qemu>>) -> Arc<VmHandle> {
         let name = record.name.clone();
-        let vm = Arc::new(VmHandle { record: Mutex::new(record), qemu: Mutex::new(qemu.clone()), job: Mutex::default() });
+        let vm =
+            Arc::new(VmHandle { record: Mutex::new(record), qemu: Mutex::new(qemu.clone()), job: Mutex::default() });
         self.all.write().insert(name.clone(), Arc::clone(&vm));
         if let Some(qemu) = qemu {
             let (watched, vms) = (Arc::downgrade(&vm), Arc::downgrade(self));
@@ -271,8 +268,7 @@ impl Vms {
     }
 
     fn disk(&self, volume: &str) -> DiskSpec {
-        let source =
-            DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: volume.to_string() };
+        let source = DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: volume.to_string() };
         DiskSpec { name: volume.to_string(), source, read_only: false, reconnect_seconds: RECONNECT_SECONDS }
     }
 

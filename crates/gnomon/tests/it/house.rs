@@ -67,7 +67,8 @@ impl House {
     /// A node with its daemon running.
     pub fn new() -> House {
         let mut house = House { dir: tempfile::tempdir().expect("a folder"), daemon: None };
-        let text = format!("[node]\nname = 'a'\nrun_dir = '{0}/run'\nstate_dir = '{0}/state'\n", house.dir.path().display());
+        let text =
+            format!("[node]\nname = 'a'\nrun_dir = '{0}/run'\nstate_dir = '{0}/state'\n", house.dir.path().display());
         fs::write(house.config(), text).expect("a configuration");
         house.start();
         house

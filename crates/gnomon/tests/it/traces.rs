@@ -42,7 +42,8 @@ fn a_replay_ranks_every_predictor_between_silence_and_oracle() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("a.csv").display().to_string();
     std::fs::write(&file, generated()).expect("written");
-    let told = gnomon(&["--json", "forecast", "replay", "--trace", &file, "--pull", "4x", "--allocated", "touched"]).json();
+    let told =
+        gnomon(&["--json", "forecast", "replay", "--trace", &file, "--pull", "4x", "--allocated", "touched"]).json();
     let results = told["results"].as_array().expect("results");
     let stalled = |name: &str| {
         let row = results.iter().find(|row| row["predictor"] == name).unwrap_or_else(|| panic!("no {name}: {told}"));
@@ -51,7 +52,8 @@ fn a_replay_ranks_every_predictor_between_silence_and_oracle() {
     for name in ["silence", "sequential", "blend"] {
         assert!(stalled("oracle") <= stalled(name), "{name}: {told}");
     }
-    let dry = gnomon(&["--json", "vm", "move", "web", "--to", "b", "--dry-run", "--trace", &file, "--bandwidth", "50MB/s"]);
+    let dry =
+        gnomon(&["--json", "vm", "move", "web", "--to", "b", "--dry-run", "--trace", &file, "--bandwidth", "50MB/s"]);
     assert!(dry.json()["results"].as_array().is_some_and(|rows| !rows.is_empty()));
 }
 

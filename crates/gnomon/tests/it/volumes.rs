@@ -104,7 +104,10 @@ fn one_file_is_served_without_a_daemon() {
     let uri = said.trim();
     assert!(uri.contains(&path("d.sock")), "{uri}");
     let info = nbdinfo(uri);
-    assert_eq!((&info["exports"][0]["export-size"], &info["exports"][0]["is_read_only"]), (&Value::from(1 << 20), &Value::from(true)));
+    assert_eq!(
+        (&info["exports"][0]["export-size"], &info["exports"][0]["is_read_only"]),
+        (&Value::from(1 << 20), &Value::from(true))
+    );
     assert!(tool("nbdcopy", &[uri, "-"]) == vec![7u8; 1 << 20]);
     tool("kill", &["-TERM", &server.id().to_string()]);
     assert!(server.wait().expect("ended").success());

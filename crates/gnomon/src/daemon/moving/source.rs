@@ -11,7 +11,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::Ordering,
     },
     time::{Duration, Instant},
 };
@@ -168,9 +168,13 @@ impl SourceMove {
         let mut legs = Vec::new();
         let outcome = self.drive(&hub, &mut inbox, &mut legs).await;
         *self.shared.session.lock() = None;
-        for leg in &legs {
+        // First the session, so that nobody waits for room in it; then the senders, so that the next session's are
+        // the only ones.
+        self.totals.ram += hub.session().sent_bytes(gnomon_proto::Class::Ram).0;
+        hub.end("the session is over").await;
+        for leg in legs {
             self.count(&leg.mover);
-            leg.mover.stop();
+            tokio::task::spawn_blocking(move || leg.mover.stop()).await.map_err(ApiError::internal)?;
             leg.handle
                 .watcher
                 .run(|cycle, plane| {
@@ -179,8 +183,6 @@ impl SourceMove {
                 })
                 .await?;
         }
-        self.totals.ram += hub.session().sent_bytes(gnomon_proto::Class::Ram).0;
-        hub.end("the session is over").await;
         outcome
     }
 
