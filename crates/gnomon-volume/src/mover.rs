@@ -305,22 +305,25 @@ impl Mover {
     }
 
     fn on_ack(&self, seq: u64, settlement: Settlement) {
-        let Some(flight) = self.state.lock().in_flight.remove(&seq) else {
-            return tracing::warn!(seq, "an acknowledgement of nothing in flight was ignored");
-        };
         let settled = match settlement {
             Settlement::Done => Settled::Done,
             Settlement::Needless => Settled::Needless,
             Settlement::Failed | Settlement::Stale => Settled::Failed,
         };
+        // Acknowledged while it is still in flight: once it is not, another push may take the same blocks, and what
+        // was written in between would look as if it had been acknowledged.
         if settled == Settled::Failed {
             self.failures.fetch_add(1, Ordering::Relaxed);
         } else {
             self.failures.store(0, Ordering::Relaxed);
-            if flight.verb == Verb::Copy {
-                self.acknowledge(flight.sent);
+            let copied = self.state.lock().in_flight.get(&seq).filter(|f| f.verb == Verb::Copy).map(|f| f.sent);
+            if let Some(sent) = copied {
+                self.acknowledge(sent);
             }
         }
+        let Some(flight) = self.state.lock().in_flight.remove(&seq) else {
+            return tracing::debug!(seq, "an acknowledgement of nothing in flight was ignored");
+        };
         self.settle(flight.id, settled, flight.carried, flight.begun.elapsed());
         self.tell_outdated(flight.asked);
     }
@@ -358,7 +361,10 @@ impl Mover {
             let state = self.state.lock();
             (state.epoch, state.phase)
         };
-        let answer = if epoch != current || !fits(&Content::Zero, extent, self.parts.local.size()) {
+        // A destination that has just taken over, or is about to, may be an epoch ahead or behind: what it lacks does not
+        // change here meanwhile.
+        let is_of_today = epoch.next() >= current && epoch <= current.next();
+        let answer = if !is_of_today || !fits(&Content::Zero, extent, self.parts.local.size()) {
             Answer::Refused
         } else {
             match read_content(&self.parts.local, extent) {

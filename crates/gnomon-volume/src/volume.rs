@@ -314,13 +314,18 @@ impl Volume {
         Ok(shadow)
     }
 
-    /// What the source says it owes is not valid here. Done when a handover is prepared, before it is promised.
-    pub fn forget(&self, lacking: &[Extent]) -> Result<(), VolumeError> {
-        let valid = self.valid().ok_or_else(|| self.wrong_role(&self.disk.state().1, "preparing a handover"))?;
+    /// The source has decided: pushes of the epoch before count no more, and then what the source says it owes is not
+    /// valid here. In this order, or a late push could make a block valid that was just forgotten.
+    pub fn forget(&self, epoch: Epoch, lacking: &[Extent]) -> Result<(), VolumeError> {
+        let engine = self.engine.lock().clone();
+        let (Some(shadow), Some(valid)) = (engine.shadow, engine.valid) else {
+            return Err(self.wrong_role(&self.disk.state().1, "taking it over"));
+        };
+        shadow.take_over(epoch);
         valid.retract(lacking).map_err(|source| self.io(source))
     }
 
-    /// The handover is decided: this host is the only writer from now on.
+    /// This host is the only writer from now on: on record, and what it lacks is forgotten.
     pub fn activate(&self, epoch: Epoch) -> Result<(), VolumeError> {
         let engine = self.engine.lock().clone();
         let (Some(shadow), Some(valid), Some(outbox)) = (engine.shadow, engine.valid, engine.outbox) else {

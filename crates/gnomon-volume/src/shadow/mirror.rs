@@ -207,26 +207,27 @@ impl Mirror {
 
     /// The source has everything up to `seq`; a flush among it counts when the answer says `durable`.
     pub fn acknowledge(&self, seq: u64, durable: bool, ok: bool, outbox: &Outbox, stripes: &Stripes) {
-        let (done, later) = {
+        let done = {
             let mut queue = self.queue.lock();
             let later = queue.in_flight.split_off(&(seq + 1));
-            let done = std::mem::replace(&mut queue.in_flight, later);
-            let later: Vec<Extent> = queue.in_flight.values().filter_map(Flight::extent).collect();
-            for flight in done.values() {
-                if let Flight::Flush(ticket) = flight
-                    && (durable || !ok)
-                {
-                    queue.flushing.remove(ticket);
-                }
-            }
-            (done, later)
+            std::mem::replace(&mut queue.in_flight, later)
         };
         if ok {
-            for extent in done.values().filter_map(Flight::extent) {
-                for run in without(extent, &later) {
-                    let _guard = stripes.lock(run);
+            for piece in done.values().filter_map(Flight::extent).flat_map(split) {
+                // Under the stripe's lock nothing of it is taken anew, so what is in flight now is all there is.
+                let _guard = stripes.lock(piece);
+                let again: Vec<Extent> = self.queue.lock().in_flight.values().filter_map(Flight::extent).collect();
+                for run in without(piece, &again) {
                     outbox.acknowledge(run);
                 }
+            }
+        }
+        let mut queue = self.queue.lock();
+        for flight in done.values() {
+            if let Flight::Flush(ticket) = flight
+                && (durable || !ok)
+            {
+                queue.flushing.remove(ticket);
             }
         }
         self.changed.notify_all();

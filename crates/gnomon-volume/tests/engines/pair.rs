@@ -257,11 +257,11 @@ impl Pair {
         let epoch = self.epoch.next();
         self.source.become_role(epoch, Role::Fenced { to: "destination".to_string() }).expect("fence");
         let lacking = self.source_outbox.owed_runs(Extent::new(0, BLOCKS));
-        self.valid.retract(&lacking).expect("retract");
+        self.mover.as_ref().expect("connected").handed_over(epoch);
         self.shadow.take_over(epoch);
+        self.valid.retract(&lacking).expect("retract");
         let layered = self.layered(Arc::clone(&self.shadow));
         self.destination.become_role(epoch, Role::Draining(layered)).expect("activate");
-        self.mover.as_ref().expect("connected").handed_over(epoch);
         self.epoch = epoch;
     }
 

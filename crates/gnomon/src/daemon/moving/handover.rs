@@ -205,7 +205,7 @@ impl Receiver {
     fn write_down(&mut self, daemon: &Arc<Daemon>, handle: &Arc<VolumeHandle>) -> Result<(), ApiError> {
         let Some(known) = self.taker.poll_record() else { return Ok(()) };
         if let TakerRecord::Taken(epoch) = known {
-            handle.volume.forget(&maps::runs(&self.lacking.1))?;
+            handle.volume.forget(Epoch(epoch), &maps::runs(&self.lacking.1))?;
             daemon.keeper.update(handle, |record| {
                 record.epoch = epoch;
                 record.handover = Some(HandoverRecord::Taker(known));

@@ -363,6 +363,8 @@ impl SourceMove {
         }
         for (leg, giver) in legs.iter().zip(&mut givers) {
             handover::give(&self.daemon, &leg.handle, giver, &self.record.to).await?;
+            // Before it is told: the destination may write, and mirror, as soon as it knows.
+            leg.mover.handed_over(giver.epoch());
             if !self.record.switched {
                 self.record.switched = true;
                 self.daemon.records.put_move(&self.record)?;
@@ -374,8 +376,6 @@ impl SourceMove {
     }
 
     async fn start_draining(&self, leg: &Leg) -> Result<(), ApiError> {
-        let epoch = leg.handle.volume.disk().state().0;
-        leg.mover.handed_over(epoch);
         let volume = &leg.handle.volume;
         if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
             let lacking = compare::lacking(volume, &outbox);
