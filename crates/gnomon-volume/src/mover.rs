@@ -106,6 +106,8 @@ impl Carried {
 pub struct Mover {
     parts: MoverParts,
     state: Mutex<State>,
+    /// Held while an acknowledgement is taken in: what is owed does not shrink while a handover decides.
+    acknowledging: Mutex<()>,
     queues: [Mutex<Option<mpsc::Sender<Move>>>; 2],
     senders: Mutex<Vec<JoinHandle<()>>>,
     demand: AtomicU64,
@@ -132,6 +134,8 @@ struct InFlight {
     verb: Verb,
     carried: Bytes,
     begun: Clock,
+    /// A handover has come between: its acknowledgement acknowledges nothing.
+    void: bool,
 }
 
 impl Mover {
@@ -143,6 +147,7 @@ impl Mover {
         let mover = Arc::new(Mover {
             parts,
             state: Mutex::new(state),
+            acknowledging: Mutex::new(()),
             queues: [Mutex::new(Some(prefetch)), Mutex::new(Some(background))],
             senders: Mutex::default(),
             demand: AtomicU64::new(0),
@@ -168,11 +173,22 @@ impl Mover {
         }
     }
 
-    /// The epoch has been handed over: from now on the guest runs at the destination.
-    pub fn handed_over(&self, epoch: Epoch) {
+    /// The volume is about to be handed over at `epoch`: what is under way counts no more, and what is owed stays as
+    /// it is until the destination speaks at that epoch.
+    pub fn hand_over(&self, epoch: Epoch) {
+        self.turn_to(epoch, Phase::Draining);
+    }
+
+    /// It was not handed over: the guest runs here, at `epoch`, as before.
+    pub fn take_back(&self, epoch: Epoch) {
+        self.turn_to(epoch, Phase::Priming);
+    }
+
+    fn turn_to(&self, epoch: Epoch, phase: Phase) {
+        let _none = self.acknowledging.lock();
         let mut state = self.state.lock();
-        state.epoch = epoch;
-        state.phase = Phase::Draining;
+        (state.epoch, state.phase) = (epoch, phase);
+        state.in_flight.values_mut().for_each(|flight| flight.void = true);
     }
 
     /// What has been carried so far.
@@ -284,7 +300,7 @@ impl Mover {
         }
         let seq = state.next_seq;
         state.next_seq += 1;
-        let flight = InFlight { id: mv.id, asked: mv.extent, sent, verb: mv.verb, carried: Bytes(0), begun };
+        let flight = InFlight { id: mv.id, asked: mv.extent, sent, verb: mv.verb, carried: Bytes(0), begun, void: false };
         state.in_flight.insert(seq, flight);
         Ok((state.epoch, seq))
     }
@@ -305,25 +321,28 @@ impl Mover {
     }
 
     fn on_ack(&self, seq: u64, settlement: Settlement) {
+        let _guard = self.acknowledging.lock();
+        let (void, copied) = match self.state.lock().in_flight.get(&seq) {
+            Some(flight) => (flight.void, (flight.verb == Verb::Copy).then_some(flight.sent)),
+            None => return tracing::debug!(seq, "an acknowledgement of nothing in flight was ignored"),
+        };
         let settled = match settlement {
+            _ if void => Settled::Failed,
             Settlement::Done => Settled::Done,
             Settlement::Needless => Settled::Needless,
             Settlement::Failed | Settlement::Stale => Settled::Failed,
         };
         // Acknowledged while it is still in flight: once it is not, another push may take the same blocks, and what
         // was written in between would look as if it had been acknowledged.
-        if settled == Settled::Failed {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.failures.store(0, Ordering::Relaxed);
-            let copied = self.state.lock().in_flight.get(&seq).filter(|f| f.verb == Verb::Copy).map(|f| f.sent);
-            if let Some(sent) = copied {
-                self.acknowledge(sent);
-            }
+        match (settled, copied) {
+            (Settled::Failed, _) => _ = self.failures.fetch_add(u64::from(!void), Ordering::Relaxed),
+            (_, Some(sent)) => self.acknowledge(sent),
+            (_, None) => {}
         }
-        let Some(flight) = self.state.lock().in_flight.remove(&seq) else {
-            return tracing::debug!(seq, "an acknowledgement of nothing in flight was ignored");
-        };
+        if settled != Settled::Failed {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        let Some(flight) = self.state.lock().in_flight.remove(&seq) else { return };
         self.settle(flight.id, settled, flight.carried, flight.begun.elapsed());
         self.tell_outdated(flight.asked);
     }
@@ -380,7 +399,8 @@ impl Mover {
             self.demand.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         let sent = self.parts.wire.send(Message::Fetched { stream: self.parts.stream, id, extent, answer });
-        if served && sent.is_ok() && phase == Phase::Draining {
+        // A destination of the epoch before only looks: it keeps nothing of what it reads.
+        if served && sent.is_ok() && phase == Phase::Draining && epoch == current {
             self.tell_covered(extent);
         }
     }

@@ -45,8 +45,8 @@ impl Nodes {
         let to_a = Wire::start(local(0), here, rate, delay)?;
         certify(folder)?;
         Ok(Nodes {
-            a: Node::start(folder, "a", here, ("b", to_b.address))?,
-            b: Node::start(folder, "b", there, ("a", to_a.address))?,
+            a: Node::start(folder, "a", here, ("b", to_b.address), rate)?,
+            b: Node::start(folder, "b", there, ("a", to_a.address), rate)?,
             folder: folder.to_owned(),
         })
     }
@@ -57,13 +57,22 @@ fn certify(folder: &Path) -> Result<()> {
     let pki = folder.join("pki");
     for node in ["a", "b"] {
         let mut init = Command::new(program());
-        sh::run_aside(init.args(["node", "init", "--name", node, "--dir"]).arg(&pki))?;
+        init.args(["node", "init", "--name", node, "--dir"]).arg(pki.join(node)).arg("--ca-dir").arg(pki.join("ca"));
+        sh::run_aside(&mut init)?;
     }
     Ok(())
 }
 
 impl Node {
-    fn start(folder: &Path, name: &'static str, listen: SocketAddr, peer: (&str, SocketAddr)) -> Result<Node> {
+    /// The daemon is told a little less than the link's rate: then what waits, waits in gnomon, where what a guest
+    /// needs goes first, and not in the link.
+    fn start(
+        folder: &Path,
+        name: &'static str,
+        listen: SocketAddr,
+        peer: (&str, SocketAddr),
+        link_rate: u64,
+    ) -> Result<Node> {
         let home = folder.join(name);
         let (run_dir, state_dir, volume_dir) = (home.join("run"), home.join("state"), home.join("volumes"));
         for dir in [&run_dir, &state_dir, &volume_dir] {
@@ -75,9 +84,11 @@ impl Node {
             &config,
             format!(
                 "[node]\nname = \"{name}\"\nrun_dir = {run_dir:?}\nstate_dir = {state_dir:?}\n\n\
-                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\n\n\
+                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\nrate = \"{}\"\n\n\
                  [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n[volume]\ndir = {volume_dir:?}\n",
-                peer.0, peer.1
+                link_rate / 100 * 96,
+                peer.0,
+                peer.1
             ),
         )?;
         let log = File::create(home.join("daemon.log"))?;

@@ -267,7 +267,9 @@ fn mirror_all(shadow: &Weak<Shadow>) {
     loop {
         let Some(strong) = shadow.upgrade() else { return };
         let parts = &strong.parts;
-        let Some(messages) = strong.mirror.next(parts, strong.state.read().0, Duration::from_millis(500)) else { return };
+        // Copied out: a guard would be held for as long as the mirror waits, and hold up a handover.
+        let epoch = strong.state.read().0;
+        let Some(messages) = strong.mirror.next(parts, epoch, Duration::from_millis(500)) else { return };
         for message in messages {
             if !strong.send(message) {
                 break;

@@ -257,7 +257,7 @@ impl Pair {
         let epoch = self.epoch.next();
         self.source.become_role(epoch, Role::Fenced { to: "destination".to_string() }).expect("fence");
         let lacking = self.source_outbox.owed_runs(Extent::new(0, BLOCKS));
-        self.mover.as_ref().expect("connected").handed_over(epoch);
+        self.mover.as_ref().expect("connected").hand_over(epoch);
         self.shadow.take_over(epoch);
         self.valid.retract(&lacking).expect("retract");
         let layered = self.layered(Arc::clone(&self.shadow));

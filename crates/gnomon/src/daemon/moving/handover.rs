@@ -11,6 +11,7 @@ use gnomon_proto::{
     handover::{Giver, GiverState, Lacking, Taker, TakerRecord},
 };
 use gnomon_terms::Epoch;
+use gnomon_volume::mover::Mover;
 
 use super::{
     hub::{Hub, Inbox},
@@ -59,16 +60,19 @@ pub async fn prepare(
 pub async fn give(
     daemon: &Arc<Daemon>,
     handle: &VolumeHandle,
+    mover: &Mover,
     giver: &mut Giver,
     to: &str,
 ) -> Result<(), ApiError> {
     let volume = &handle.volume;
     let current = handle.record().epoch();
     volume.fence(current, to)?;
+    mover.hand_over(giver.epoch());
     let decided = decide(daemon, handle, giver, to);
     match decided {
         Ok(()) => Ok(volume.fence(giver.epoch(), to)?),
         Err(error) => {
+            mover.take_back(current);
             volume.unfence()?;
             Err(error)
         }

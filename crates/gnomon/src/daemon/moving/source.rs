@@ -108,11 +108,14 @@ impl SourceMove {
     /// A move of `volumes`, as recorded.
     pub fn new(
         daemon: Arc<Daemon>,
-        record: MoveRecord,
+        mut record: MoveRecord,
         volumes: Vec<Arc<VolumeHandle>>,
         job: Job,
         shared: Arc<Shared>,
     ) -> SourceMove {
+        // The volumes' own records decide; the move's may be a moment behind.
+        record.switched |=
+            volumes.iter().any(|handle| matches!(handle.record().standing, StandingRecord::Fenced(_)));
         SourceMove { daemon, record, volumes, job, shared, begun: Instant::now(), totals: Totals::default(), drained: None, carried_at_switch: 0 }
     }
 
@@ -238,6 +241,9 @@ impl SourceMove {
         if handover::is_open(&handle) {
             // It is decided and not known there: nothing else comes before that.
             handover::confirm(&self.daemon, hub, inbox, &handle, stream).await?;
+            if opened.epoch == handle.record().epoch {
+                compare::go_on_draining(&volume, &outbox, &valid);
+            }
         } else if self.record.switched {
             compare::go_on_draining(&volume, &outbox, &valid);
         } else if opened.fresh {
@@ -362,9 +368,7 @@ impl SourceMove {
             givers.push(handover::prepare(hub, inbox, &leg.handle, leg.stream).await?);
         }
         for (leg, giver) in legs.iter().zip(&mut givers) {
-            handover::give(&self.daemon, &leg.handle, giver, &self.record.to).await?;
-            // Before it is told: the destination may write, and mirror, as soon as it knows.
-            leg.mover.handed_over(giver.epoch());
+            handover::give(&self.daemon, &leg.handle, &leg.mover, giver, &self.record.to).await?;
             if !self.record.switched {
                 self.record.switched = true;
                 self.daemon.records.put_move(&self.record)?;
