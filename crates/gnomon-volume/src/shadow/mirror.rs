@@ -53,6 +53,8 @@ struct Queue {
     attached: bool,
     detached_since: Option<Clock>,
     overflowed: bool,
+    /// The source could not store something: it is no whole volume until a new session has sent it again.
+    broken: bool,
     stopped: bool,
 }
 
@@ -112,7 +114,7 @@ impl Mirror {
     pub fn restart(&self, owed: Vec<Extent>) {
         let mut queue = self.queue.lock();
         queue.in_flight.clear();
-        queue.overflowed = false;
+        (queue.overflowed, queue.broken) = (false, false);
         queue.items = owed.into_iter().map(Item::Write).collect();
         let waiting: Vec<u64> = queue.flushing.iter().copied().collect();
         queue.items.extend(waiting.into_iter().map(Item::Flush));
@@ -140,14 +142,19 @@ impl Mirror {
         self.changed.notify_all();
     }
 
-    /// Whether the peer has been gone so long that flushes no longer wait for it.
+    /// Whether flushes no longer mean that the source is whole: it has been gone for long, or could not store.
     pub fn is_degraded(&self, patience: Duration) -> bool {
         let queue = self.queue.lock();
-        !queue.attached && queue.detached_since.is_some_and(|since| since.elapsed() >= patience)
+        queue.broken || !queue.attached && queue.detached_since.is_some_and(|since| since.elapsed() >= patience)
     }
 
     /// What to send next; waits for at most `patience` for something to do. `None` when stopped.
-    pub fn next(&self, parts: &ShadowParts, epoch: Epoch, patience: Duration) -> Option<Vec<Message>> {
+    pub fn next(
+        &self,
+        parts: &ShadowParts,
+        epoch: impl Fn() -> Epoch,
+        patience: Duration,
+    ) -> Option<Vec<Message>> {
         let item = {
             let mut queue = self.queue.lock();
             if !queue.is_ready() && !queue.stopped {
@@ -168,7 +175,7 @@ impl Mirror {
         match item {
             None => Some(Vec::new()),
             Some(Item::Flush(ticket)) => Some(vec![self.flush_message(parts, ticket)]),
-            Some(Item::Write(extent)) => Some(self.write_messages(parts, epoch, extent)),
+            Some(Item::Write(extent)) => Some(self.write_messages(parts, epoch(), extent)),
         }
     }
 
@@ -223,6 +230,7 @@ impl Mirror {
             }
         }
         let mut queue = self.queue.lock();
+        queue.broken |= !ok;
         for flight in done.values() {
             if let Flight::Flush(ticket) = flight
                 && (durable || !ok)

@@ -267,8 +267,9 @@ fn mirror_all(shadow: &Weak<Shadow>) {
     loop {
         let Some(strong) = shadow.upgrade() else { return };
         let parts = &strong.parts;
-        // Copied out: a guard would be held for as long as the mirror waits, and hold up a handover.
-        let epoch = strong.state.read().0;
+        // Asked when there is something to send: the epoch may change while the mirror waits, and a guard held
+        // meanwhile would hold up that very change.
+        let epoch = || strong.state.read().0;
         let Some(messages) = strong.mirror.next(parts, epoch, Duration::from_millis(500)) else { return };
         for message in messages {
             if !strong.send(message) {

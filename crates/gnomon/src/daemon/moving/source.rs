@@ -313,12 +313,12 @@ impl SourceMove {
                 }
                 return Err(error);
             }
-            let outlook =
-                decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate(), writes: BytesPerSecond(0) };
+            let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
             let ready = decide::is_ready(self.record.mode, &outlook);
             self.tell_priming(&look, &meter, transfer.as_ref());
             match (&mut transfer, &self.record.vm) {
                 (Some(running), _) => {
+                    running.urge().await?;
                     if running.is_standing().await? && (self.record.mode != crate::api::types::MoveMode::Pre || ready) {
                         let transfer = transfer.take().expect("just looked at");
                         self.switch_vm(hub, inbox, legs, transfer).await?;

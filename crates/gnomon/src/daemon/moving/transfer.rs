@@ -4,7 +4,10 @@
 //! volumes over in that moment, and [`Transfer::complete`] sends the rest. Up to then [`Transfer::cancel`] makes the
 //! guest run on here.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use gnomon_proto::frame::Stream;
 use gnomon_qemu::{Outgoing, OutgoingOptions};
@@ -21,6 +24,15 @@ const LOOK: Duration = Duration::from_millis(1);
 const SWITCH_WITHIN: Duration = Duration::from_secs(30);
 /// How long the guest may take to run here again.
 const RESUME_WITHIN: Duration = Duration::from_secs(30);
+/// How long the guest may stand for the rest of its memory, by how long it has been sent already. A guest that dirties
+/// memory as fast as the link carries it never comes under the first, and is made to stand longer rather than never
+/// to arrive.
+const DOWNTIMES: [(Duration, Duration); 4] = [
+    (Duration::ZERO, Duration::from_millis(40)),
+    (Duration::from_secs(10), Duration::from_millis(100)),
+    (Duration::from_secs(20), Duration::from_millis(300)),
+    (Duration::from_secs(40), Duration::from_secs(1)),
+];
 /// The guest's memory has a session's only memory stream.
 const RAM: Stream = Stream(0);
 
@@ -29,6 +41,8 @@ pub struct Transfer {
     vm: Arc<VmHandle>,
     outgoing: Option<Outgoing>,
     standing: bool,
+    begun: Instant,
+    downtime: Duration,
 }
 
 impl Transfer {
@@ -42,8 +56,20 @@ impl Transfer {
         };
         hub.rpc.ask::<()>(&Ask::Incoming { spec, resolved }).await?;
         let end = relay::outgoing(RAM, hub.sender())?;
-        let outgoing = blocking(move || Ok(Outgoing::start(qemu.qmp(), end, &OutgoingOptions::default())?)).await?;
-        Ok(Transfer { vm, outgoing: Some(outgoing), standing: false })
+        let downtime = downtime_after(Duration::ZERO);
+        let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
+        let outgoing = blocking(move || Ok(Outgoing::start(qemu.qmp(), end, &options)?)).await?;
+        Ok(Transfer { vm, outgoing: Some(outgoing), standing: false, begun: Instant::now(), downtime })
+    }
+
+    /// Lets the guest stand longer when it has been sent for long.
+    pub async fn urge(&mut self) -> Result<(), ApiError> {
+        let downtime = downtime_after(self.begun.elapsed());
+        if downtime > self.downtime && !self.standing {
+            self.downtime = downtime;
+            self.with(move |outgoing| Ok(outgoing.set_limits(None, downtime)?)).await?;
+        }
+        Ok(())
     }
 
     /// Its VM's name.
@@ -89,6 +115,10 @@ impl Transfer {
     }
 }
 
+fn downtime_after(sent_for: Duration) -> Duration {
+    DOWNTIMES.iter().rev().find(|(after, _)| sent_for >= *after).map_or(DOWNTIMES[0].1, |(_, downtime)| *downtime)
+}
+
 async fn blocking<T: Send + 'static>(
     deed: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -109,4 +139,17 @@ pub async fn settle(daemon: &Arc<Daemon>, hub: &Hub, vm: &str) -> Result<(), Api
     }
     Err(ApiError::unavailable(format!("VM '{vm}' was paused in the midst of the switch and is still here"))
         .then("bring its volume back with `gnomon volume rollback`, then it goes on"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_does_not_converge_may_stand_longer() {
+        let table = [(0, 40), (9, 40), (10, 100), (25, 300), (3600, 1000)];
+        for (seconds, millis) in table {
+            assert_eq!(downtime_after(Duration::from_secs(seconds)), Duration::from_millis(millis), "{seconds} s");
+        }
+    }
 }
