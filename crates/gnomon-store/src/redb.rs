@@ -39,8 +39,12 @@ impl RedbStore {
             deed: "open (is another daemon using it?)",
             source: Box::new(source),
         })?;
-        let store =
-            RedbStore { path: path.to_path_buf(), database, watchers: Watchers::default(), writing: Mutex::default() };
+        let store = RedbStore {
+            path: path.to_path_buf(),
+            database,
+            watchers: Watchers::default(),
+            writing: Mutex::default(),
+        };
         // Makes the tables, so that reading never finds them missing.
         store.write(|_, _| Ok(()))?;
         Ok(store)

@@ -116,8 +116,8 @@ impl Watchers {
 
     /// Tells everybody concerned; those who no longer listen are forgotten.
     pub(crate) fn tell(&self, change: &Change) {
-        self.all
-            .lock()
-            .retain(|(prefix, sender)| !change.key.starts_with(prefix.as_str()) || sender.send(change.clone()).is_ok());
+        self.all.lock().retain(|(prefix, sender)| {
+            !change.key.starts_with(prefix.as_str()) || sender.send(change.clone()).is_ok()
+        });
     }
 }

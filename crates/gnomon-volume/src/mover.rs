@@ -300,7 +300,8 @@ impl Mover {
         }
         let seq = state.next_seq;
         state.next_seq += 1;
-        let flight = InFlight { id: mv.id, asked: mv.extent, sent, verb: mv.verb, carried: Bytes(0), begun, void: false };
+        let flight =
+            InFlight { id: mv.id, asked: mv.extent, sent, verb: mv.verb, carried: Bytes(0), begun, void: false };
         state.in_flight.insert(seq, flight);
         Ok((state.epoch, seq))
     }

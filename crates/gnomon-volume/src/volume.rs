@@ -285,6 +285,17 @@ impl Volume {
         Ok(self.disk.become_role(epoch, Role::Fenced { to: to.to_string() })?)
     }
 
+    /// The host that took the volume over is dead and fenced: this one is the writer again, at a newer epoch.
+    pub fn promote(&self, epoch: Epoch) -> Result<(), VolumeError> {
+        let (_, role) = self.disk.state();
+        if !matches!(role, Role::Fenced { .. }) {
+            return Err(self.wrong_role(&role, "promoting it"));
+        }
+        self.disk.become_role(epoch, Role::Primary)?;
+        *self.engine.lock() = Engine::default();
+        self.remove(&self.owed_path())
+    }
+
     /// A handover did not happen: this host is still the writer, and its shadow goes on.
     pub fn unfence(&self) -> Result<(), VolumeError> {
         let (epoch, role) = self.disk.state();

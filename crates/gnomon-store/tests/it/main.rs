@@ -60,10 +60,8 @@ fn watches_hear_changes_in_order(store: &dyn Store) {
     store.put("w/x", b"no").expect("put");
     store.put("v/x", b"1").expect("put");
     store.delete("v/x").expect("delete");
-    let heard: Vec<(String, bool)> = (0..2)
-        .map(|_| changes.recv().expect("change"))
-        .map(|change| (change.key, change.now.is_some()))
-        .collect();
+    let heard: Vec<(String, bool)> =
+        (0..2).map(|_| changes.recv().expect("change")).map(|change| (change.key, change.now.is_some())).collect();
     assert_eq!(heard, [("v/x".to_string(), true), ("v/x".to_string(), false)]);
 }
 

@@ -234,10 +234,13 @@ pub fn apply_copy(
 pub fn fits(content: &Content, extent: Extent, size: Bytes) -> bool {
     let on_disk = extent.start.0.checked_add(extent.len.0).is_some_and(|end| end <= size.blocks().0);
     let cut = || extent.bytes().0.min(size.0 - extent.start.byte());
-    on_disk && !extent.is_empty() && extent.len.0 <= FETCH_BLOCKS && match content {
-        Content::Zero => true,
-        Content::Data(data) => data.len() as u64 == cut(),
-    }
+    on_disk
+        && !extent.is_empty()
+        && extent.len.0 <= FETCH_BLOCKS
+        && match content {
+            Content::Zero => true,
+            Content::Data(data) => data.len() as u64 == cut(),
+        }
 }
 
 /// Writes the part `run` of a copy of `extent`, unit by unit: units of zeroes become holes, so a thin volume stays

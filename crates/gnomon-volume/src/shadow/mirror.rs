@@ -149,12 +149,7 @@ impl Mirror {
     }
 
     /// What to send next; waits for at most `patience` for something to do. `None` when stopped.
-    pub fn next(
-        &self,
-        parts: &ShadowParts,
-        epoch: impl Fn() -> Epoch,
-        patience: Duration,
-    ) -> Option<Vec<Message>> {
+    pub fn next(&self, parts: &ShadowParts, epoch: impl Fn() -> Epoch, patience: Duration) -> Option<Vec<Message>> {
         let item = {
             let mut queue = self.queue.lock();
             if !queue.is_ready() && !queue.stopped {

@@ -150,9 +150,13 @@ impl Shadow {
         match message {
             Message::Push { epoch, seq, extent, content, .. } => self.on_push(epoch, seq, extent, &content),
             Message::Drop { epoch, seq, extent, .. } => self.on_drop(epoch, seq, extent),
-            Message::Fetched { id, extent, answer, .. } => self.fetches.answer(id, extent, answer, self.parts.local.size()),
+            Message::Fetched { id, extent, answer, .. } => {
+                self.fetches.answer(id, extent, answer, self.parts.local.size())
+            }
             Message::MirrorAck { seq, durable, ok, .. } => self.on_mirror_ack(seq, durable, ok),
-            other => tracing::warn!(kind = %other.kind(), "a message that no destination of a move expects was ignored"),
+            other => {
+                tracing::warn!(kind = %other.kind(), "a message that no destination of a move expects was ignored")
+            }
         }
     }
 

@@ -123,8 +123,7 @@ impl Pair {
             outbox: Arc::clone(&source_outbox),
             stripes: Arc::clone(&source_stripes),
         };
-        let source =
-            Arc::new(VolumeDisk::new(Arc::clone(&source_local), Epoch(1), Role::Tracked(Arc::new(tracked))));
+        let source = Arc::new(VolumeDisk::new(Arc::clone(&source_local), Epoch(1), Role::Tracked(Arc::new(tracked))));
         let valid = Arc::new(map());
         let destination_outbox = Arc::new(Outbox::new(map()).expect("outbox"));
         let destination_stripes = Arc::new(Stripes::default());

@@ -18,8 +18,8 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, CreateVolume, ImportVolume, JobView, MoveRequest, NodeView, PeerView, RunVm, SetBandwidth, StopVm,
-        TraceQuery, VmView, VolumeView, WatchQuery,
+        AdoptVm, CreateVolume, ImportVolume, JobView, MoveRequest, NodeView, PeerView, Rollback, RunVm, SetBandwidth,
+        StopVm, TraceQuery, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{daemon::Daemon, daemon::moving, metrics, trace};
@@ -70,7 +70,6 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         stop_vm,
         move_vm,
         cancel_vm,
-        rollback_vm,
         jobs,
         job,
         cancel_job
@@ -100,7 +99,6 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{name}/stop", post(stop_vm))
         .route("/v1/vms/{name}/move", post(move_vm))
         .route("/v1/vms/{name}/cancel", post(cancel_vm))
-        .route("/v1/vms/{name}/rollback", post(rollback_vm))
         .route("/v1/jobs", get(jobs))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/cancel", post(cancel_job))
@@ -199,10 +197,18 @@ async fn cancel_volume(State(daemon): Daemoned, Segment(name): Segment<String>) 
     moving::cancel_volume(&daemon, &name).map(Json)
 }
 
-/// Brings a volume back after its move has switched.
-#[utoipa::path(post, path = "/v1/volumes/{name}/rollback", responses((status = 200, body = JobView)))]
-async fn rollback_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
-    moving::rollback_volume(&daemon, &name).map(Json)
+/// Makes this node the writer again when the destination of a move is dead.
+#[utoipa::path(post, path = "/v1/volumes/{name}/rollback", request_body = Rollback, responses((status = 200, body = VolumeView)))]
+async fn rollback_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<Rollback>,
+) -> Answer<VolumeView> {
+    blocking(daemon, move |daemon| {
+        moving::rollback(daemon, &name, &ask.fenced)?;
+        Ok(daemon.keeper.view(&*daemon.keeper.get(&name)?))
+    })
+    .await
 }
 
 /// Reads a whole volume and tells its digest; while it moves, compares both copies.
@@ -274,12 +280,6 @@ async fn move_vm(
 #[utoipa::path(post, path = "/v1/vms/{name}/cancel", responses((status = 200, body = JobView)))]
 async fn cancel_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
     moving::cancel_vm(&daemon, &name).map(Json)
-}
-
-/// Brings a VM back after its move has switched.
-#[utoipa::path(post, path = "/v1/vms/{name}/rollback", responses((status = 200, body = JobView)))]
-async fn rollback_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
-    moving::rollback_vm(&daemon, &name).map(Json)
 }
 
 /// All jobs, oldest first.

@@ -132,6 +132,13 @@ pub struct MoveRequest {
     pub reverse: bool,
 }
 
+/// Asks this node to be the writer again.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Rollback {
+    /// The destination, which the operator has made sure cannot write any more.
+    pub fenced: String,
+}
+
 /// Changes what a running move may use.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SetBandwidth {

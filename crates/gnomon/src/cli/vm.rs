@@ -62,7 +62,7 @@ pub enum Command {
     #[command(after_help = "Examples:\n  gnomon vm move web --to node-b\n  \
                             gnomon vm move web --to node-b --bandwidth 400mbit --detach\n  \
                             gnomon vm move web --to node-b --dry-run --trace web.csv.zst\n  \
-                            gnomon vm move web --cancel\n  gnomon vm move web --rollback")]
+                            gnomon vm move web --cancel")]
     Move(VmMoveArgs),
 }
 
@@ -100,7 +100,7 @@ pub struct RunArgs {
 
 /// `gnomon vm move`
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("deed").required(true).args(["to", "cancel", "rollback"])))]
+#[command(group(clap::ArgGroup::new("deed").required(true).args(["to", "cancel"])))]
 pub struct VmMoveArgs {
     /// Which VM
     name: String,
@@ -113,7 +113,7 @@ pub struct VmMoveArgs {
     /// The most it may use: 400mbit, 50MB/s
     #[arg(long, value_name = "RATE")]
     bandwidth: Option<BytesPerSecond>,
-    /// Do not send the destination's writes back while draining: cheaper, but no lossless rollback
+    /// Do not send the destination's writes back while draining: cheaper, but its death then loses writes
     #[arg(long)]
     no_reverse: bool,
     /// Do not wait
@@ -122,11 +122,8 @@ pub struct VmMoveArgs {
     /// Cancel a move that has not switched yet
     #[arg(long)]
     cancel: bool,
-    /// Bring it back after the move has switched, without loss
-    #[arg(long)]
-    rollback: bool,
     /// Move nothing: say what would have happened to the recorded guest of --trace
-    #[arg(long, requires = "trace", conflicts_with_all = ["cancel", "rollback"])]
+    #[arg(long, requires = "trace", conflicts_with = "cancel")]
     dry_run: bool,
     /// A recording for --dry-run
     #[arg(long, value_name = "FILE", requires = "dry_run")]
@@ -199,8 +196,7 @@ async fn move_vm(args: VmMoveArgs, context: &Context) -> Ended {
             let how = MoveArgs { to, mode, bandwidth, no_reverse, detach };
             begin(&format!("{path}/move"), &how.request(), detach, context).await
         }
-        (None, _) if args.cancel => begin(&format!("{path}/cancel"), &(), args.detach, context).await,
-        (None, _) => begin(&format!("{path}/rollback"), &(), args.detach, context).await,
+        (None, _) => begin(&format!("{path}/cancel"), &(), args.detach, context).await,
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     output::{facts, table},
 };
 use crate::{
-    api::types::{CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, SetBandwidth, VolumeView},
+    api::types::{CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VolumeView},
     daemon::serve_file,
     names,
 };
@@ -85,16 +85,18 @@ pub enum Command {
         /// Which volume
         name: String,
     },
-    /// Bring a volume back after its move has switched, without loss
-    #[command(after_help = "Examples:\n  gnomon volume rollback data")]
+    /// Make this node the writer again when the destination of a move has died while draining: what a guest there was
+    /// told is durable is here. While both nodes live, let the move end and move it back instead
+    #[command(after_help = "Examples:\n  gnomon volume rollback data --i-have-fenced node-b\n\n\
+                            No one can tell a dead node from a cut cable: make sure that it cannot write, then say so.")]
     Rollback {
         /// Which volume
         name: String,
-        /// Do not wait
-        #[arg(long)]
-        detach: bool,
+        /// The dead node: you have made sure that it cannot write any more
+        #[arg(long, value_name = "NODE")]
+        i_have_fenced: String,
     },
-    /// Read a whole volume, tell its BLAKE3 digest; while it moves, compare both copies
+    /// Read a whole volume and tell its BLAKE3 digest
     #[command(after_help = "Examples:\n  gnomon volume verify data")]
     Verify {
         /// Which volume
@@ -144,7 +146,7 @@ pub struct MoveArgs {
     /// The most it may use: 400mbit, 50MB/s
     #[arg(long, value_name = "RATE")]
     pub bandwidth: Option<BytesPerSecond>,
-    /// Do not send the destination's writes back while draining: cheaper, but no lossless rollback
+    /// Do not send the destination's writes back while draining: cheaper, but its death then loses writes
     #[arg(long)]
     pub no_reverse: bool,
     /// Do not wait
@@ -204,8 +206,10 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             output.result(&job, |job| format!("{} of {} goes on", job.kind, job.subject));
         }
         Command::Cancel { name } => begin(&format!("/v1/volumes/{name}/cancel"), &(), false, context).await?,
-        Command::Rollback { name, detach } => {
-            begin(&format!("/v1/volumes/{name}/rollback"), &(), detach, context).await?;
+        Command::Rollback { name, i_have_fenced } => {
+            let body = Rollback { fenced: i_have_fenced };
+            let volume: VolumeView = client.post(&format!("/v1/volumes/{name}/rollback"), &body).await?;
+            output.result(&volume, words);
         }
         Command::Verify { name, detach } => {
             begin(&format!("/v1/volumes/{name}/verify"), &(), detach, context).await?

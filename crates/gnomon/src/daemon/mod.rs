@@ -167,8 +167,7 @@ fn lock(state_dir: &Path) -> Result<File, ApiError> {
 
 fn open_nbd(daemon: &Daemon) -> Result<Vec<NbdServer>, ApiError> {
     let exports = daemon.keeper.exports();
-    let mut servers =
-        vec![NbdServer::bind(NbdAddress::Unix(daemon.config.nbd_socket.clone()), Arc::clone(exports))?];
+    let mut servers = vec![NbdServer::bind(NbdAddress::Unix(daemon.config.nbd_socket.clone()), Arc::clone(exports))?];
     if let Some(tcp) = &daemon.config.nbd_tcp {
         let address =
             NbdAddress::TcpTls { at: tcp.listen, config: tls::server_config(&tcp.pki)?, mode: TlsMode::Required };

@@ -40,8 +40,6 @@ const WATCH_PATIENCE: Duration = Duration::from_secs(3600);
 pub struct VmHandle {
     record: Mutex<VmRecord>,
     qemu: Mutex<Option<Arc<Qemu>>>,
-    /// The job of the move it takes part in.
-    pub job: Mutex<Option<String>>,
 }
 
 /// All VMs of this node.
@@ -202,8 +200,7 @@ impl Vms {
     /// Shows a VM, and watches for its end.
     fn show(self: &Arc<Vms>, record: VmRecord, qemu: Option<Arc<Qemu>>) -> Arc<VmHandle> {
         let name = record.name.clone();
-        let vm =
-            Arc::new(VmHandle { record: Mutex::new(record), qemu: Mutex::new(qemu.clone()), job: Mutex::default() });
+        let vm = Arc::new(VmHandle { record: Mutex::new(record), qemu: Mutex::new(qemu.clone()) });
         self.all.write().insert(name.clone(), Arc::clone(&vm));
         if let Some(qemu) = qemu {
             let (watched, vms) = (Arc::downgrade(&vm), Arc::downgrade(self));

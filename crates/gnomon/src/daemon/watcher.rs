@@ -56,10 +56,8 @@ impl Watcher {
     pub fn start(volume: &Volume) -> Result<Watcher, ApiError> {
         let allocated = allocated_map(volume)?;
         let mut cycle = Cycle::new(CycleConfig::new(volume.resource(), allocated))?;
-        let mut plane = Watched {
-            plane: VolumePlane::new(volume.resource(), Arc::clone(volume.tap())),
-            shared: Arc::default(),
-        };
+        let mut plane =
+            Watched { plane: VolumePlane::new(volume.resource(), Arc::clone(volume.tap())), shared: Arc::default() };
         let (commands, inbox) = mpsc::channel::<Command>();
         let (tap, shared) = (Arc::clone(volume.tap()), Arc::clone(&plane.shared));
         let own_tap = Arc::clone(&tap);
@@ -133,7 +131,8 @@ impl Plane for Watched {
         let mut recorders = self.shared.recorders.lock();
         if !recorders.is_empty() {
             let batch: Vec<Access> = into.iter().filter_map(access_of).collect();
-            recorders.retain(|recorder| !matches!(recorder.try_send(batch.clone()), Err(TrySendError::Disconnected(_))));
+            recorders
+                .retain(|recorder| !matches!(recorder.try_send(batch.clone()), Err(TrySendError::Disconnected(_))));
         }
     }
 

@@ -10,9 +10,9 @@ use crate::api::types::MoveMode;
 /// How far ahead the stall of a switch is forecast.
 pub const STALL_HORIZON: Duration = Duration::from_secs(10);
 
-/// The share of its time that the guest may be expected to wait for blocks after the switch, hybrid mode. A guest
-/// that loses a twentieth of its time for a while is slower than people notice, and the host is free so much sooner.
-const MAY_WAIT: f64 = 0.05;
+/// The share of its time that the guest may be expected to wait for blocks after the switch, hybrid mode. It falls
+/// quickly from there, because the blocks it waits for come first; and the host is free so much sooner.
+const MAY_WAIT: f64 = 0.25;
 
 /// What the decision rests on.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +63,8 @@ mod tests {
             (MoveMode::Post, outlook(1 << 20, 100, 100), true),
             (MoveMode::Pre, outlook(1 << 20, 100, 0), false),
             (MoveMode::Pre, outlook(200, 100, 100), true),
-            (MoveMode::Hybrid, outlook(1 << 20, 1000, 101), false),
-            (MoveMode::Hybrid, outlook(1 << 20, 1000, 100), true),
+            (MoveMode::Hybrid, outlook(1 << 20, 1000, 501), false),
+            (MoveMode::Hybrid, outlook(1 << 20, 1000, 500), true),
             (MoveMode::Hybrid, outlook(1 << 20, 0, 0), false),
             (MoveMode::Hybrid, outlook(0, 0, 0), true),
         ];

@@ -93,7 +93,7 @@ impl Destination<'_> {
         let answer = match ask {
             Ask::Open { .. } => serde_json::to_value(self.open(ask).await?),
             Ask::State { stream } => serde_json::to_value(self.state(Stream(stream))?),
-            Ask::Incoming { spec, resolved } => serde_json::to_value(self.expect_guest(spec, resolved).await?),
+            Ask::Incoming { spec, resolved } => serde_json::to_value(self.expect_guest(*spec, resolved).await?),
             Ask::Running => serde_json::to_value(self.await_guest().await?),
             Ask::HasGuest { vm } => serde_json::to_value(self.has_guest(&vm)),
             Ask::Withdraw => serde_json::to_value(self.withdraw().await?),
@@ -200,7 +200,8 @@ impl Destination<'_> {
         let name = spec.name.clone();
         let vms = Arc::clone(&self.daemon.vms);
         let (tell, running) = oneshot::channel();
-        let vm = tokio::task::spawn_blocking(move || vms.receive(spec, resolved)).await.map_err(ApiError::internal)??;
+        let vm =
+            tokio::task::spawn_blocking(move || vms.receive(spec, resolved)).await.map_err(ApiError::internal)??;
         let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
         let end = super::relay::incoming(ram)?;
         let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;

@@ -37,12 +37,7 @@ pub fn is_open(handle: &VolumeHandle) -> bool {
 
 /// Asks the destination whether it can take over. Nothing changes by that; done while the guest still runs, so that
 /// the question costs it nothing.
-pub async fn prepare(
-    hub: &Hub,
-    inbox: &mut Inbox,
-    handle: &VolumeHandle,
-    stream: Stream,
-) -> Result<Giver, ApiError> {
+pub async fn prepare(hub: &Hub, inbox: &mut Inbox, handle: &VolumeHandle, stream: Stream) -> Result<Giver, ApiError> {
     let mut giver = Giver::new(handle.record().epoch());
     giver.begin()?;
     say(hub, stream, &mut giver).await?;

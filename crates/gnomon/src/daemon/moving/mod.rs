@@ -10,6 +10,7 @@ mod destination;
 mod handover;
 mod hub;
 mod maps;
+mod metadata;
 pub mod progress;
 mod relay;
 mod rpc;
@@ -18,20 +19,14 @@ pub mod story;
 mod transfer;
 mod verify;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use gnomon_link::Session;
 use gnomon_terms::BytesPerSecond;
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
-use self::{source::SourceMove, story::Told};
+use self::source::SourceMove;
 use super::{
     Daemon,
     keeper::VolumeHandle,
@@ -65,10 +60,10 @@ struct Served {
 pub struct Shared {
     session: Mutex<Option<Arc<Session>>>,
     rate: Mutex<Option<BytesPerSecond>>,
-    over: AtomicBool,
     fault: Mutex<Option<String>>,
-    story: Mutex<Told>,
     seen: Mutex<HashMap<String, u64>>,
+    /// The task that drives the move.
+    driver: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
 impl Moves {
@@ -199,7 +194,8 @@ fn launch(daemon: &Arc<Daemon>, record: MoveRecord) -> Result<JobView, ApiError>
         handle.watcher.story().get_or_insert_default();
     }
     let view = job.view();
-    tokio::spawn(SourceMove::new(Arc::clone(daemon), record, handles, job, shared).run());
+    let driver = tokio::spawn(SourceMove::new(Arc::clone(daemon), record, handles, job, Arc::clone(&shared)).run());
+    *shared.driver.lock() = Some(driver.abort_handle());
     Ok(view)
 }
 
@@ -231,7 +227,7 @@ pub fn cancel_vm(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> 
 fn cancel(daemon: &Arc<Daemon>, record: &MoveRecord, view: &JobView) -> Result<JobView, ApiError> {
     if record.switched {
         return Err(ApiError::refused("the move has switched: the guest runs at the destination")
-            .then("bring it back with --rollback"));
+            .then("let it end, then move it back; if the destination is dead, see `gnomon volume rollback --help`"));
     }
     let job = daemon.jobs.get(&view.id)?;
     job.cancel();
@@ -264,22 +260,35 @@ fn find_move(
     Ok((record, job.view()))
 }
 
-/// Whether a move is over; for those who wait.
-impl Shared {
-    /// True once the driver has ended.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
+/// Makes this node the writer again of volumes whose destination is dead. While draining, the source has everything
+/// that a guest there was told is durable; so nothing acknowledged is lost, if the writes were mirrored.
+///
+/// Nobody here can tell a dead node from a cut cable: the operator says that it is fenced, by naming it.
+pub fn rollback(daemon: &Arc<Daemon>, name: &str, fenced: &str) -> Result<(), ApiError> {
+    let (record, _) = move_of_volume(daemon, name)?;
+    if fenced != record.to {
+        return Err(ApiError::refused(format!("volume '{name}' went to node '{}', not '{fenced}'", record.to))
+            .then(format!("make sure that '{}' cannot write, then name it with --i-have-fenced", record.to)));
     }
-}
-
-/// Brings a volume back.
-pub fn rollback_volume(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
-    let (_, job) = move_of_volume(daemon, name)?;
-    Ok(job)
-}
-
-/// Brings a VM back.
-pub fn rollback_vm(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
-    let (_, job) = move_of_vm(daemon, name)?;
-    Ok(job)
+    if !record.reverse {
+        return Err(ApiError::refused("the move does not mirror writes back: the copy here is out of date")
+            .then("bring the destination back; the move was begun with --no-reverse"));
+    }
+    let shared = daemon.moves.shared(&record.id);
+    if let Some(driver) = shared.and_then(|shared| shared.driver.lock().take()) {
+        driver.abort();
+    }
+    for volume in &record.volumes {
+        let handle = daemon.keeper.get(volume)?;
+        let epoch = handle.record().epoch().next();
+        daemon.keeper.update(&handle, |record| {
+            record.epoch = epoch.0;
+            record.standing = StandingRecord::Primary;
+            record.move_id = None;
+            record.handover = None;
+        })?;
+        handle.volume.promote(epoch)?;
+    }
+    daemon.moves.forget(&record.id);
+    daemon.records.remove_move(&record.id)
 }

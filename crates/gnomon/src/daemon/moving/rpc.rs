@@ -50,7 +50,7 @@ pub enum Ask {
     /// Start a QEMU that waits for this guest; its memory comes as `Ram` frames.
     Incoming {
         /// The guest, as the source's QEMU runs it.
-        spec: gnomon_qemu::VmSpec,
+        spec: Box<gnomon_qemu::VmSpec>,
         /// The guest, settled on the source's host.
         resolved: gnomon_qemu::Resolved,
     },
@@ -109,8 +109,11 @@ pub struct State {
 pub struct Rpc {
     sender: SessionSender,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Vec<u8>, Vec<u8>>>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Answered>>>,
 }
+
+/// The body of an answer, or of an error.
+type Answered = Result<Vec<u8>, Vec<u8>>;
 
 impl Rpc {
     /// Asks over `sender`; replies are handed in by [`Rpc::replied`].
@@ -124,7 +127,10 @@ impl Rpc {
         let body = serde_json::to_vec(question).map_err(ApiError::internal)?;
         let (tell, answer) = oneshot::channel();
         self.waiting.lock().insert(id, tell);
-        self.sender.send(Message::Request { id, body }).await.map_err(|e| lost(self.sender.peer(), &e.to_string()))?;
+        self.sender
+            .send(Message::Request { id, body })
+            .await
+            .map_err(|e| lost(self.sender.peer(), &e.to_string()))?;
         let answered = tokio::time::timeout(ANSWER_WITHIN, answer).await;
         self.waiting.lock().remove(&id);
         match answered {

@@ -9,15 +9,12 @@
 //! volumes' records and map files. Everything else is looked at anew in each session.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::Ordering,
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use gnomon_forecast::BlockMap;
-use gnomon_proto::frame::Stream;
+use gnomon_proto::{frame::Stream, handover::Giver};
 use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant as LoopInstant, Place};
 use gnomon_volume::{
     mover::{Mover, MoverParts, Phase},
@@ -25,10 +22,12 @@ use gnomon_volume::{
     volume::Volume,
 };
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use super::{
     Shared, compare, decide, handover,
     hub::{Hub, Inbox},
+    metadata::Metadata,
     progress::{Look, Meter, shrinking},
     rpc::{Ask, Opened, State, lost},
     story::Told,
@@ -54,9 +53,9 @@ const FAILURES_BORNE: u64 = 20;
 const THERE: Place = Place(1);
 /// Bytes of copies under way while the guest leaves the disk alone.
 const WINDOW_IDLE: Bytes = Bytes(4 << 20);
-/// Bytes of copies under way while the guest uses the disk: two round trips of 2 ms at 1 Gbit/s. What queues behind it
+/// Bytes of copies under way while the guest uses the disk: four round trips of 2 ms at 1 Gbit/s. What queues behind it
 /// would only stand before the guest's own requests.
-const WINDOW_BUSY: Bytes = Bytes(512 << 10);
+const WINDOW_BUSY: Bytes = Bytes(1 << 20);
 /// Requests in a tick from which on the guest counts as using the disk.
 const BUSY_REQUESTS: u64 = 2;
 
@@ -102,6 +101,7 @@ pub(super) struct Leg {
     pub(super) handle: Arc<VolumeHandle>,
     pub(super) stream: Stream,
     pub(super) mover: Arc<Mover>,
+    metadata: Mutex<Metadata>,
 }
 
 impl SourceMove {
@@ -114,9 +114,18 @@ impl SourceMove {
         shared: Arc<Shared>,
     ) -> SourceMove {
         // The volumes' own records decide; the move's may be a moment behind.
-        record.switched |=
-            volumes.iter().any(|handle| matches!(handle.record().standing, StandingRecord::Fenced(_)));
-        SourceMove { daemon, record, volumes, job, shared, begun: Instant::now(), totals: Totals::default(), drained: None, carried_at_switch: 0 }
+        record.switched |= volumes.iter().any(|handle| matches!(handle.record().standing, StandingRecord::Fenced(_)));
+        SourceMove {
+            daemon,
+            record,
+            volumes,
+            job,
+            shared,
+            begun: Instant::now(),
+            totals: Totals::default(),
+            drained: None,
+            carried_at_switch: 0,
+        }
     }
 
     /// Drives the move to its end and tells the job.
@@ -124,11 +133,12 @@ impl SourceMove {
         let outcome = self.sessions().await;
         let ended = match outcome {
             Ok(End::Released) => self.finish(),
-            Ok(End::Cancelled) => self.undo().and(Err(ApiError::refused("the move was cancelled: nothing has changed"))),
+            Ok(End::Cancelled) => {
+                self.undo().and(Err(ApiError::refused("the move was cancelled: nothing has changed")))
+            }
             Err(error) if !self.record.switched => self.undo().and(Err(error)),
             Err(error) => Err(error),
         };
-        self.shared.over.store(true, Ordering::SeqCst);
         self.daemon.moves.forget(&self.record.id);
         self.job.finish(ended);
     }
@@ -280,7 +290,8 @@ impl SourceMove {
                 Ok::<(), ApiError>(())
             })
             .await??;
-        Ok(Leg { handle, stream, mover })
+        let metadata = Mutex::new(Metadata::new(&handle));
+        Ok(Leg { handle, stream, mover, metadata })
     }
 
     // ---- prime and switch -----------------------------------------------------------------------------------
@@ -295,8 +306,11 @@ impl SourceMove {
         let mut meter = Meter::new();
         let mut ticks = tokio::time::interval(TICK);
         let mut transfer: Option<Transfer> = None;
+        let mut givers = Vec::new();
         loop {
-            ticks.tick().await;
+            if transfer.is_none() {
+                ticks.tick().await;
+            }
             if self.wants_cancel() {
                 if let Some(transfer) = transfer.take() {
                     transfer.cancel(hub).await?;
@@ -319,18 +333,23 @@ impl SourceMove {
             match (&mut transfer, &self.record.vm) {
                 (Some(running), _) => {
                     running.urge().await?;
-                    if running.is_standing().await? && (self.record.mode != crate::api::types::MoveMode::Pre || ready) {
-                        let transfer = transfer.take().expect("just looked at");
-                        self.switch_vm(hub, inbox, legs, transfer).await?;
+                    if running.is_standing().await? && (self.record.mode != crate::api::types::MoveMode::Pre || ready)
+                    {
+                        if let Some(transfer) = transfer.take() {
+                            self.switch_vm(hub, inbox, legs, givers, transfer).await?;
+                        }
                         return Ok(None);
                     }
                 }
                 (None, Some(vm)) if ready => {
                     let vm = self.daemon.vms.get(vm)?;
                     transfer = Some(Transfer::start(hub, vm).await?);
+                    // Asked while the guest runs, so that the question costs it nothing.
+                    givers = self.prepare(hub, inbox, legs).await?;
                 }
                 (None, None) if ready => {
-                    self.hand_over(hub, inbox, legs).await?;
+                    let givers = self.prepare(hub, inbox, legs).await?;
+                    self.hand_over(hub, inbox, legs, givers).await?;
                     return Ok(None);
                 }
                 _ => {}
@@ -344,36 +363,48 @@ impl SourceMove {
         hub: &Hub,
         inbox: &mut Inbox,
         legs: &[Leg],
+        givers: Vec<Giver>,
         transfer: Transfer,
     ) -> Result<(), ApiError> {
         let stood = Instant::now();
-        if let Err(error) = self.hand_over(hub, inbox, legs).await {
+        if let Err(error) = self.hand_over(hub, inbox, legs, givers).await {
             if !self.record.switched {
                 transfer.cancel(hub).await?;
             }
             return Err(error);
         }
-        let name = transfer.name().to_string();
+        let name = transfer.name();
         transfer.complete(hub).await?;
         self.totals.gap = Some(stood.elapsed());
+        self.daemon.records.put_move(&self.record)?;
         let vms = Arc::clone(&self.daemon.vms);
         tokio::task::spawn_blocking(move || vms.remove(&name)).await.map_err(ApiError::internal)?
     }
 
-    /// Hands every volume over. The move's record says so before the first is decided: a move that is on record as
-    /// switched asks the volumes' own records what came of each.
-    async fn hand_over(&mut self, hub: &Hub, inbox: &mut Inbox, legs: &[Leg]) -> Result<(), ApiError> {
+    /// Asks the destination whether it can take every volume over.
+    async fn prepare(&self, hub: &Hub, inbox: &mut Inbox, legs: &[Leg]) -> Result<Vec<Giver>, ApiError> {
         let mut givers = Vec::new();
         for leg in legs {
             givers.push(handover::prepare(hub, inbox, &leg.handle, leg.stream).await?);
         }
-        for (leg, giver) in legs.iter().zip(&mut givers) {
-            handover::give(&self.daemon, &leg.handle, &leg.mover, giver, &self.record.to).await?;
-            if !self.record.switched {
-                self.record.switched = true;
-                self.daemon.records.put_move(&self.record)?;
-            }
+        Ok(givers)
+    }
+
+    /// Hands every volume over. The volumes' records decide; the move's only says so sooner at the next start.
+    async fn hand_over(
+        &mut self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        legs: &[Leg],
+        givers: Vec<Giver>,
+    ) -> Result<(), ApiError> {
+        let begun = Instant::now();
+        for (leg, mut giver) in legs.iter().zip(givers) {
+            handover::give(&self.daemon, &leg.handle, &leg.mover, &mut giver, &self.record.to).await?;
+            self.record.switched = true;
+            let given = begun.elapsed();
             handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
+            tracing::info!(volume = leg.handle.record().name, ?given, taken = ?begun.elapsed(), "handed over");
             self.start_draining(leg).await?;
         }
         Ok(())
@@ -410,7 +441,8 @@ impl SourceMove {
         let mut meter = Meter::new();
         let mut ticks = tokio::time::interval(TICK);
         let begun = Instant::now();
-        self.carried_at_switch = self.totals.carried() + legs.iter().map(|leg| leg.mover.carried().pushed()).sum::<u64>();
+        self.carried_at_switch =
+            self.totals.carried() + legs.iter().map(|leg| leg.mover.carried().pushed()).sum::<u64>();
         loop {
             ticks.tick().await;
             let look = self.look(hub, legs, &mut meter).await?;
@@ -450,6 +482,7 @@ impl SourceMove {
         let mut sum = Look::default();
         let mut carried = 0;
         for leg in legs {
+            leg.metadata.lock().await.keep(&leg.handle, &self.daemon.records).await?;
             let rate = if meter.rate().0 > 0 { meter.rate() } else { BytesPerSecond(50_000_000) };
             let round_trip = hub.session().rtt().unwrap_or(Duration::from_millis(1));
             let requests = self.shared.requests_since(&leg.handle);

@@ -2,7 +2,7 @@
 
 use gnomon_cycle::replay::{MoveStory, replay_move};
 use gnomon_forecast::{BlockMap, DEFAULT_BLOCKS_PER_UNIT};
-use gnomon_terms::{Access, BytesPerSecond, Event};
+use gnomon_terms::{Access, BytesPerSecond, Event, Extent};
 
 /// Accesses kept for the telling, before and after the switch together: 2 million × 48 B is 96 MB at most.
 const KEPT: usize = 2_000_000;
@@ -14,9 +14,9 @@ pub struct Told {
     pub reads: u64,
     /// Of these, those that waited.
     pub stalled: u64,
-    /// How many would have waited in address order.
+    /// How many would have waited had as many bytes been primed, and the rest carried, in address order.
     pub sequential: u64,
-    /// How many would have waited had the future been known.
+    /// How many would have waited had the future been known from the switch on.
     pub oracle: u64,
 }
 
@@ -47,16 +47,11 @@ impl Story {
         self.at_switch = Some((allocated, lacking));
     }
 
-    /// Whether it has switched.
-    pub fn has_switched(&self) -> bool {
-        self.at_switch.is_some()
-    }
-
     /// Tells it, with the link's rate as it was. Takes as long as replaying the accesses twice.
     pub fn tell(&self, rate: BytesPerSecond) -> Told {
         let reads = self.future.iter().filter(|access| access.op == gnomon_terms::Op::Read).count() as u64;
-        let would = |predictor| {
-            let (allocated, lacking) = self.at_switch.as_ref()?;
+        let would = |predictor, lacking: &BlockMap| {
+            let (allocated, _) = self.at_switch.as_ref()?;
             let story = MoveStory {
                 history: &self.history,
                 future: &self.future,
@@ -67,11 +62,51 @@ impl Story {
             };
             replay_move(&story, predictor).ok().map(|result| result.stalled)
         };
+        let lacking = |of: fn(&BlockMap) -> BlockMap| self.at_switch.as_ref().map(|(_, lacking)| of(lacking));
         Told {
             reads,
             stalled: self.stalled,
-            sequential: would("sequential").unwrap_or(0),
-            oracle: would("oracle").unwrap_or(0),
+            sequential: lacking(last_in_order).and_then(|lacking| would("sequential", &lacking)).unwrap_or(0),
+            oracle: lacking(BlockMap::clone).and_then(|lacking| would("oracle", &lacking)).unwrap_or(0),
         }
+    }
+}
+
+/// What would have been lacking had as much been primed in address order: the last blocks, as many as were lacking.
+fn last_in_order(lacking: &BlockMap) -> BlockMap {
+    let (size, count) = (lacking.size(), lacking.count());
+    let mut last = BlockMap::empty(size);
+    last.insert(Extent::new(size.0 - count.0, count.0));
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use gnomon_terms::{BlockCount, Instant, Op, ResourceId};
+
+    use super::*;
+
+    fn read(block: u64, millis: u64) -> Event {
+        let at = Instant::from_micros(millis * 1000);
+        Event::Accessed(Access { at, resource: ResourceId(1), extent: Extent::new(block, 1), op: Op::Read })
+    }
+
+    #[test]
+    fn the_same_reads_are_told_in_each_order() {
+        let mut story = Story::default();
+        let all = BlockMap::full(BlockCount(320));
+        let mut lacking = BlockMap::empty(BlockCount(320));
+        lacking.insert(Extent::new(0, 160));
+        story.note(&read(300, 0));
+        story.switch(all, lacking);
+        for (step, block) in [300, 310, 290].into_iter().enumerate() {
+            story.note(&read(block, step as u64));
+        }
+        let told = story.tell(BytesPerSecond(1000));
+        assert_eq!(
+            told,
+            Told { reads: 3, stalled: 0, sequential: 2, oracle: 0 },
+            "300 and 310 share a unit with none"
+        );
     }
 }

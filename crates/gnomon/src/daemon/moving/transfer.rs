@@ -18,8 +18,8 @@ use crate::{
     daemon::{Daemon, vms::VmHandle},
 };
 
-/// How long one look at QEMU may take.
-const LOOK: Duration = Duration::from_millis(1);
+/// How long one look at QEMU waits for the guest to stand: the pace of the move meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long QEMU may take to send the state of its devices: a few hundred KiB.
 const SWITCH_WITHIN: Duration = Duration::from_secs(30);
 /// How long the guest may take to run here again.
@@ -54,7 +54,7 @@ impl Transfer {
             return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
                 .then("restart it with `gnomon vm run`; adopted VMs cannot be moved by this version"));
         };
-        hub.rpc.ask::<()>(&Ask::Incoming { spec, resolved }).await?;
+        hub.rpc.ask::<()>(&Ask::Incoming { spec: Box::new(spec), resolved }).await?;
         let end = relay::outgoing(RAM, hub.sender())?;
         let downtime = downtime_after(Duration::ZERO);
         let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
@@ -77,7 +77,7 @@ impl Transfer {
         self.vm.record().name
     }
 
-    /// Whether the guest stands and waits for the switch.
+    /// Whether the guest stands and waits for the switch; waits a tenth of a second for it.
     pub async fn is_standing(&mut self) -> Result<bool, ApiError> {
         if !self.standing {
             self.standing = self.with(|outgoing| Ok(outgoing.await_standing(LOOK)?)).await?;
@@ -87,8 +87,12 @@ impl Transfer {
 
     /// Sends the rest and waits until the guest runs at the destination.
     pub async fn complete(mut self, hub: &Hub) -> Result<(), ApiError> {
+        let begun = Instant::now();
         self.with(|outgoing| Ok(outgoing.switch(SWITCH_WITHIN)?)).await?;
-        hub.rpc.ask::<()>(&Ask::Running).await
+        let sent = begun.elapsed();
+        hub.rpc.ask::<()>(&Ask::Running).await?;
+        tracing::info!(sent = ?sent, runs_there = ?begun.elapsed(), "the guest has switched");
+        Ok(())
     }
 
     /// The guest runs on here.
@@ -138,7 +142,7 @@ pub async fn settle(daemon: &Arc<Daemon>, hub: &Hub, vm: &str) -> Result<(), Api
         return blocking(move || vms.remove(&vm)).await;
     }
     Err(ApiError::unavailable(format!("VM '{vm}' was paused in the midst of the switch and is still here"))
-        .then("bring its volume back with `gnomon volume rollback`, then it goes on"))
+        .then("if the other node is dead: `gnomon volume rollback`, then `gnomon vm stop` and `run` it here"))
 }
 
 #[cfg(test)]

@@ -39,7 +39,12 @@ fn digest(handle: &VolumeHandle, job: &Job) -> Result<serde_json::Value, ApiErro
         disk.read_at(part, at)?;
         hasher.update(part);
         at += len;
-        job.report(Progress { phase: "reading".to_string(), done_bytes: at, total_bytes: size, ..Progress::default() });
+        job.report(Progress {
+            phase: "reading".to_string(),
+            done_bytes: at,
+            total_bytes: size,
+            ..Progress::default()
+        });
     }
     let digest = hasher.finalize().to_hex().to_string();
     let message = format!("{} of {}: blake3 {digest}", handle.record().name, Bytes(size));
