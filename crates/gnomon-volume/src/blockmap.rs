@@ -271,7 +271,7 @@ impl BlockMap {
         bytes
     }
 
-    /// The smallest number of bytes [`BlockMap::runs_of_bytes`] accepts for this map.
+    /// How many bytes [`BlockMap::to_bytes`] gives.
     pub fn byte_len(&self) -> usize {
         self.blocks.div_ceil(8) as usize
     }

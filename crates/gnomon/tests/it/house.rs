@@ -1,13 +1,18 @@
-//! A node in a temporary folder: its daemon, and the commands that ask it.
+//! A node in a temporary folder: its daemon, and the commands that ask it. Or two of them, linked.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -20,6 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct House {
     dir: TempDir,
     daemon: Option<Child>,
+    log: Arc<Mutex<String>>,
 }
 
 /// How a command ended.
@@ -66,11 +72,19 @@ fn program() -> Command {
 impl House {
     /// A node with its daemon running.
     pub fn new() -> House {
-        let mut house = House { dir: tempfile::tempdir().expect("a folder"), daemon: None };
-        let text =
-            format!("[node]\nname = 'a'\nrun_dir = '{0}/run'\nstate_dir = '{0}/state'\n", house.dir.path().display());
-        fs::write(house.config(), text).expect("a configuration");
+        let mut house = House::unlit("a", "");
         house.start();
+        house
+    }
+
+    /// A node that is configured and does not run yet. `more` is appended to its configuration.
+    fn unlit(name: &str, more: &str) -> House {
+        let house = House { dir: tempfile::tempdir().expect("a folder"), daemon: None, log: Arc::default() };
+        let text = format!(
+            "[node]\nname = '{name}'\nrun_dir = '{0}/run'\nstate_dir = '{0}/state'\n{more}",
+            house.dir.path().display()
+        );
+        fs::write(house.config(), text).expect("a configuration");
         house
     }
 
@@ -94,15 +108,19 @@ impl House {
         let mut serve = program();
         let mut daemon =
             serve.arg("serve").arg("--config").arg(self.config()).stderr(Stdio::piped()).spawn().expect("a daemon");
-        let mut log = BufReader::new(daemon.stderr.take().expect("piped"));
-        let (mut said, mut line) = (String::new(), String::new());
-        while !line.contains("link ") {
-            line.clear();
-            assert!(log.read_line(&mut line).expect("its log") > 0, "the daemon ended: {said}");
-            said.push_str(&line);
+        let mut lines = BufReader::new(daemon.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let keep = Arc::clone(&self.log);
+        let note = move |line: &str| writeln!(keep.lock().expect("a log"), "{line}").expect("to memory");
+        loop {
+            let line =
+                lines.next().unwrap_or_else(|| panic!("the daemon ended: {}", self.log.lock().expect("a log")));
+            note(&line);
+            if line.contains("link ") {
+                break;
+            }
         }
         // It must always be able to log on.
-        thread::spawn(move || log.read_to_end(&mut Vec::new()));
+        thread::spawn(move || lines.for_each(|line| note(&line)));
         self.daemon = Some(daemon);
     }
 
@@ -150,6 +168,40 @@ impl House {
         answer.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).expect("a body")
     }
 
+    /// What the API says at `path`; null while no daemon answers.
+    pub fn look(&self, path: &str) -> Value {
+        let Ok(mut socket) = UnixStream::connect(self.path("run/gnomon.sock")) else { return Value::Null };
+        let ask = format!("GET {path} HTTP/1.1\r\nHost: gnomon\r\nConnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let said = socket.write_all(ask.as_bytes()).and_then(|()| socket.read_to_string(&mut answer));
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+        said.ok().and_then(|_| serde_json::from_str(body).ok()).unwrap_or_default()
+    }
+
+    /// What this node is for a volume; empty when it has none of that name, or does not answer.
+    pub fn role(&self, volume: &str) -> String {
+        self.look(&format!("/v1/volumes/{volume}"))["role"].as_str().unwrap_or_default().to_string()
+    }
+
+    /// The job that moves a volume away from here; null when there is none, or nobody answers.
+    pub fn job_of(&self, volume: &str) -> Value {
+        match self.look(&format!("/v1/volumes/{volume}"))["job"].as_str() {
+            Some(id) => self.look(&format!("/v1/jobs/{id}")),
+            None => Value::Null,
+        }
+    }
+
+    /// Looks at the job of a volume until `enough` says so, and returns what it saw then.
+    pub fn await_job(&self, volume: &str, enough: impl Fn(&Value) -> bool) -> Value {
+        let job = || Some(self.job_of(volume)).filter(&enough);
+        await_some(&format!("the job of {volume}"), || format!("{}", self.job_of(volume)), job)
+    }
+
+    /// Waits until the job of a volume is over.
+    pub fn await_end(&self, volume: &str) -> Value {
+        self.await_job(volume, |job| job["state"].is_string() && job["state"] != "running")
+    }
+
     /// Where NBD clients find a volume.
     pub fn nbd(&self, volume: &str) -> String {
         self.run(&["volume", "export", volume]).out.trim().to_string()
@@ -159,6 +211,73 @@ impl House {
 impl Drop for House {
     fn drop(&mut self) {
         self.crash();
+        if thread::panicking() {
+            eprintln!("the daemon in {} said:\n{}", self.dir.path().display(), self.log.lock().expect("a log"));
+        }
+    }
+}
+
+/// Two nodes that know each other.
+pub struct Pair {
+    /// Where moves begin.
+    pub a: House,
+    /// Where they go.
+    pub b: House,
+    pki: TempDir,
+}
+
+impl Pair {
+    /// Two linked nodes, `a` and `b`, with their daemons running.
+    pub fn new() -> Pair {
+        Pair::with("", true)
+    }
+
+    /// The same; `more` is added to the configuration of `b`, and without `kin` its certificate is of another
+    /// authority than that of `a`.
+    pub fn with(more: &str, kin: bool) -> Pair {
+        let pki = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| pki.path().join(name).display().to_string();
+        let (here, there) = (address(), address());
+        for (node, authority) in [("a", "ca"), ("b", if kin { "ca" } else { "other-ca" })] {
+            let made = gnomon(&["node", "init", "--dir", &at(node), "--name", node, "--ca-dir", &at(authority)]);
+            assert_eq!(made.code, 0, "{}", made.err);
+        }
+        let link = |node: &str, listen: &str, peer: &str, address: &str| {
+            format!(
+                "[link]\nlisten = '{listen}'\npki = '{}'\n[[peer]]\nname = '{peer}'\naddress = '{address}'\n",
+                at(node)
+            )
+        };
+        let mut a = House::unlit("a", &link("a", &here, "b", &there));
+        let mut b = House::unlit("b", &(link("b", &there, "a", &here) + more));
+        a.start();
+        b.start();
+        Pair { a, b, pki }
+    }
+
+    /// A path beside both nodes.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.pki.path().join(name)
+    }
+}
+
+/// An address that no other test uses: each pair of a process has its own in 127.0.0.0/8, by process and number.
+/// Asking the system for a free port would leave a moment in which another test gets the same.
+fn address() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{}:7070", 1 + process % 250, process / 250 % 250, number % 250)
+}
+
+/// Asks until there is an answer. For what no event is told of from outside; `state` is shown when it never comes.
+pub fn await_some<T>(what: &str, state: impl Fn() -> String, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come: {}", state());
+        thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -7,6 +7,7 @@
 mod compare;
 pub mod decide;
 mod destination;
+mod ending;
 mod handover;
 mod hub;
 mod maps;

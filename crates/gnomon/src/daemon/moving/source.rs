@@ -21,16 +21,16 @@ use gnomon_volume::{
     plane::Carrier,
     volume::Volume,
 };
-use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::{
-    Shared, compare, decide, handover,
+    Shared, compare, decide,
+    ending::Totals,
+    handover,
     hub::{Hub, Inbox},
     metadata::Metadata,
     progress::{Look, Meter, shrinking},
     rpc::{Ask, Opened, State, lost},
-    story::Told,
     transfer::{self, Transfer},
 };
 use crate::{
@@ -61,33 +61,16 @@ const BUSY_REQUESTS: u64 = 2;
 
 /// A move that this node is the source of.
 pub struct SourceMove {
-    daemon: Arc<Daemon>,
-    record: MoveRecord,
-    volumes: Vec<Arc<VolumeHandle>>,
-    job: Job,
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) record: MoveRecord,
+    pub(super) volumes: Vec<Arc<VolumeHandle>>,
+    pub(super) job: Job,
     shared: Arc<Shared>,
-    begun: Instant,
-    totals: Totals,
+    pub(super) begun: Instant,
+    pub(super) totals: Totals,
     /// How long draining took, and what had been carried before it.
-    drained: Option<Duration>,
-    carried_at_switch: u64,
-}
-
-/// What the result tells.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    demand: u64,
-    prefetch: u64,
-    background: u64,
-    mirror: u64,
-    ram: u64,
-    gap: Option<Duration>,
-}
-
-impl Totals {
-    fn carried(&self) -> u64 {
-        self.demand + self.prefetch + self.background
-    }
+    pub(super) drained: Option<Duration>,
+    pub(super) carried_at_switch: u64,
 }
 
 /// How a session ended well.
@@ -538,7 +521,7 @@ impl SourceMove {
         Ok(())
     }
 
-    fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.volumes.iter().map(|handle| handle.volume.size().0).sum()
     }
 
@@ -548,85 +531,6 @@ impl SourceMove {
         self.totals.prefetch += carried.prefetch.0;
         self.totals.background += carried.background.0;
         self.totals.mirror += carried.mirror.0;
-    }
-
-    // ---- ends -----------------------------------------------------------------------------------------------
-
-    /// The destination has let go: the copy here is of no more use.
-    fn finish(&self) -> Result<serde_json::Value, ApiError> {
-        for handle in &self.volumes {
-            self.daemon.keeper.update(handle, |record| {
-                record.standing = StandingRecord::Released(self.record.to.clone());
-                record.move_id = None;
-                record.handover = None;
-            })?;
-        }
-        self.daemon.records.remove_move(&self.record.id)?;
-        let totals = &self.totals;
-        let moved = totals.carried();
-        let story = self.tell_story();
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let message = format!(
-            "{} is at {}: {} of disk moved in {seconds:.1} s; `gnomon volume rm` frees the copy here",
-            self.record.vm.clone().unwrap_or_else(|| self.record.volumes.join(", ")),
-            self.record.to,
-            Bytes(moved)
-        );
-        self.job.report(crate::api::types::Progress {
-            phase: "done".to_string(),
-            message,
-            ..self.job.view().progress
-        });
-        Ok(json!({
-            "to": self.record.to,
-            "seconds": seconds,
-            "source_gap_ms": totals.gap.map(|gap| gap.as_secs_f64() * 1e3),
-            "bytes_total": self.total(),
-            "bytes_moved": moved,
-            "bytes_demand": totals.demand,
-            "bytes_prefetch": totals.prefetch,
-            "bytes_background": totals.background,
-            "bytes_mirrored": totals.mirror,
-            "bytes_ram": totals.ram,
-            "reads_after_switch": story.reads,
-            "reads_stalled": story.stalled,
-            "reads_stalled_sequential": story.sequential,
-            "reads_stalled_oracle": story.oracle,
-        }))
-    }
-
-    /// What the guest felt, and would have felt in another order. The link's rate is what it was while draining, or
-    /// what the move was held to.
-    fn tell_story(&self) -> Told {
-        let totals = &self.totals;
-        let drained = self.drained.map_or(0.0, |took| took.as_secs_f64());
-        let seen = if drained > 0.0 { (totals.carried() - self.carried_at_switch) as f64 / drained } else { 0.0 };
-        let rate = self.record.bandwidth.map_or(BytesPerSecond(seen as u64), BytesPerSecond);
-        let mut sum = Told::default();
-        for handle in &self.volumes {
-            if let Some(story) = handle.watcher.story().take() {
-                let told = story.tell(rate);
-                sum.reads += told.reads;
-                sum.stalled += told.stalled;
-                sum.sequential += told.sequential;
-                sum.oracle += told.oracle;
-            }
-        }
-        sum
-    }
-
-    /// The move did not switch: everything is as before.
-    fn undo(&self) -> Result<serde_json::Value, ApiError> {
-        for handle in &self.volumes {
-            handle.volume.end_shadow()?;
-            self.daemon.keeper.update(handle, |record| {
-                record.standing = StandingRecord::Primary;
-                record.move_id = None;
-                record.handover = None;
-            })?;
-        }
-        self.daemon.records.remove_move(&self.record.id)?;
-        Ok(serde_json::Value::Null)
     }
 }
 

@@ -1,0 +1,113 @@
+//! How a move ends at its source: released, with a result that tells what it cost and what the guest felt; or undone,
+//! as if it had not been.
+
+use std::time::Duration;
+
+use gnomon_terms::{Bytes, BytesPerSecond};
+use serde_json::json;
+
+use super::{source::SourceMove, story::Told};
+use crate::{api::ApiError, daemon::records::StandingRecord};
+
+/// What the result tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// For a guest that waited.
+    pub demand: u64,
+    /// Expected within the horizon.
+    pub prefetch: u64,
+    /// In the background.
+    pub background: u64,
+    /// Written there and sent back.
+    pub mirror: u64,
+    /// The guest's memory.
+    pub ram: u64,
+    /// From the guest's standing still here to its running there, as this node saw it.
+    pub gap: Option<Duration>,
+}
+
+impl Totals {
+    /// Bytes of disk that were carried to the destination.
+    pub fn carried(&self) -> u64 {
+        self.demand + self.prefetch + self.background
+    }
+}
+
+impl SourceMove {
+    /// The destination has let go: the copy here is of no more use.
+    pub(super) fn finish(&self) -> Result<serde_json::Value, ApiError> {
+        for handle in &self.volumes {
+            self.daemon.keeper.update(handle, |record| {
+                record.standing = StandingRecord::Released(self.record.to.clone());
+                record.move_id = None;
+                record.handover = None;
+            })?;
+        }
+        self.daemon.records.remove_move(&self.record.id)?;
+        let totals = &self.totals;
+        let moved = totals.carried();
+        let story = self.tell_story();
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let message = format!(
+            "{} is at {}: {} of disk moved in {seconds:.1} s; `gnomon volume rm` frees the copy here",
+            self.record.vm.clone().unwrap_or_else(|| self.record.volumes.join(", ")),
+            self.record.to,
+            Bytes(moved)
+        );
+        self.job.report(crate::api::types::Progress {
+            phase: "done".to_string(),
+            message,
+            ..self.job.view().progress
+        });
+        Ok(json!({
+            "to": self.record.to,
+            "seconds": seconds,
+            "source_gap_ms": totals.gap.map(|gap| gap.as_secs_f64() * 1e3),
+            "bytes_total": self.total(),
+            "bytes_moved": moved,
+            "bytes_demand": totals.demand,
+            "bytes_prefetch": totals.prefetch,
+            "bytes_background": totals.background,
+            "bytes_mirrored": totals.mirror,
+            "bytes_ram": totals.ram,
+            "reads_after_switch": story.reads,
+            "reads_stalled": story.stalled,
+            "reads_stalled_sequential": story.sequential,
+            "reads_stalled_oracle": story.oracle,
+        }))
+    }
+
+    /// What the guest felt, and would have felt in another order. The link's rate is what it was while draining, or
+    /// what the move was held to.
+    fn tell_story(&self) -> Told {
+        let totals = &self.totals;
+        let drained = self.drained.map_or(0.0, |took| took.as_secs_f64());
+        let seen = if drained > 0.0 { (totals.carried() - self.carried_at_switch) as f64 / drained } else { 0.0 };
+        let rate = self.record.bandwidth.map_or(BytesPerSecond(seen as u64), BytesPerSecond);
+        let mut sum = Told::default();
+        for handle in &self.volumes {
+            if let Some(story) = handle.watcher.story().take() {
+                let told = story.tell(rate);
+                sum.reads += told.reads;
+                sum.stalled += told.stalled;
+                sum.sequential += told.sequential;
+                sum.oracle += told.oracle;
+            }
+        }
+        sum
+    }
+
+    /// The move did not switch: everything is as before.
+    pub(super) fn undo(&self) -> Result<serde_json::Value, ApiError> {
+        for handle in &self.volumes {
+            handle.volume.end_shadow()?;
+            self.daemon.keeper.update(handle, |record| {
+                record.standing = StandingRecord::Primary;
+                record.move_id = None;
+                record.handover = None;
+            })?;
+        }
+        self.daemon.records.remove_move(&self.record.id)?;
+        Ok(serde_json::Value::Null)
+    }
+}
