@@ -24,6 +24,7 @@ use std::{
 };
 
 use gnomon_terms::{BlockCount, BlockIndex, ErrorKind, Extent};
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, msync, munmap};
 
 /// First bytes of a map file.
@@ -131,6 +132,8 @@ impl BlockMap {
         let mapped = HEADER + 2 * region_bytes(words);
         let fresh = check_header(&file, path, blocks.0, mapped as u64)?;
         file.set_len(mapped as u64).map_err(io_error)?;
+        // All of it is given storage now: setting a bit in a hole of a full file system would kill the daemon (SIGBUS).
+        fallocate(&file, FallocateFlags::empty(), 0, mapped as u64).map_err(|e| io_error(e.into()))?;
         // SAFETY: the file is at least `mapped` bytes long; the mapping is owned by the value.
         let base = unsafe {
             mmap(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)

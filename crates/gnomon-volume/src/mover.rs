@@ -452,7 +452,8 @@ impl Mover {
         let _ = self.parts.wire.send(Message::MirrorAck { stream: self.parts.stream, seq, durable: ok, ok });
     }
 
-    /// The guest's access at the destination goes to the loop here; what it wrote it has.
+    /// The guest's access at the destination goes to the loop here. It says nothing of what is there: a write that the
+    /// destination refused was an access too, and what is owed must not shrink by hearsay.
     fn on_touch(&self, touch: gnomon_proto::frame::Touch) {
         let blocks = self.parts.local.size().blocks();
         if touch.extent.start.0.checked_add(touch.extent.len.0).is_none_or(|end| end > blocks.0) {
@@ -463,9 +464,6 @@ impl Mover {
             Access { at: self.parts.tap.now(), resource: self.parts.resource, extent: touch.extent, op: touch.op };
         let event = if touch.stalled { Event::Stalled(access) } else { Event::Accessed(access) };
         self.parts.tap.tell(event);
-        if touch.op != gnomon_terms::Op::Read {
-            self.tell_covered(touch.extent);
-        }
     }
 }
 

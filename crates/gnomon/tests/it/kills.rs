@@ -8,6 +8,7 @@ use std::{
     fs,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -21,11 +22,28 @@ use crate::{
 const SIZE: u64 = 24 << 20;
 const RATE: &str = "160mbit";
 
+/// What the client thinks about between two requests: it writes 4 MB/s at most.
+const THOUGHT: Duration = Duration::from_micros(500);
+
 /// Which daemon dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
     Source,
     Destination,
+    /// First the destination, then the source; and back in that order.
+    Both,
+}
+
+impl Victim {
+    fn die(self, pair: &mut Pair) {
+        let mut dead: Vec<&mut House> = match self {
+            Victim::Source => vec![&mut pair.a],
+            Victim::Destination => vec![&mut pair.b],
+            Victim::Both => vec![&mut pair.b, &mut pair.a],
+        };
+        dead.iter_mut().for_each(|house| house.crash());
+        dead.iter_mut().for_each(|house| house.start());
+    }
 }
 
 /// What it has seen when it dies.
@@ -81,6 +99,8 @@ fn live(seed: u64, victim: Victim, moment: Moment) {
         let worker = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 client.step();
+                // A guest that writes faster than the link carries would never be whole at the destination.
+                thread::sleep(THOUGHT);
                 writes.store(client.tally.writes, Ordering::Relaxed);
             }
         });
@@ -97,10 +117,8 @@ fn live(seed: u64, victim: Victim, moment: Moment) {
         let ask = ["volume", "move", "data", "--to", "b", "--mode", moment.mode(), "--bandwidth", RATE, "--detach"];
         pair.a.ask(&ask);
         await_moment(&pair, moment, || done() - before);
-        let house = if victim == Victim::Source { &mut pair.a } else { &mut pair.b };
-        house.crash();
-        house.start();
-        let winner = await_one_primary(&pair, seed);
+        victim.die(&mut pair);
+        let winner = await_one_primary(&pair, seed, || worker.is_finished());
         more(100);
         winner
     });
@@ -118,7 +136,7 @@ impl Drop for StopAtEnd<'_> {
 
 /// Looks without a pause: the moments of a switch are short.
 fn await_moment(pair: &Pair, moment: Moment, writes: impl Fn() -> u64) {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while !moment.has_come(pair, writes()) {
         assert!(begun.elapsed() < PATIENCE, "{moment:?} did not come: {}", pair.a.job_of("data"));
         assert_ne!(pair.a.job_of("data")["state"], "failed", "{}", pair.a.job_of("data"));
@@ -126,7 +144,7 @@ fn await_moment(pair: &Pair, moment: Moment, writes: impl Fn() -> u64) {
 }
 
 /// Waits until the move is over; returns which node has the volume: the other has not.
-fn await_one_primary(pair: &Pair, seed: u64) -> usize {
+fn await_one_primary(pair: &Pair, seed: u64, is_given_up: impl Fn() -> bool) -> usize {
     let is_idle = |house: &House| {
         let job = house.job_of("data");
         job == Value::Null || job["state"] != "running"
@@ -136,6 +154,7 @@ fn await_one_primary(pair: &Pair, seed: u64) -> usize {
         format!("seed {seed}: a {a}, b {b}, job {}", pair.a.job_of("data"))
     };
     await_some("one primary", state, || {
+        assert!(!is_given_up(), "the client has ended; {}", state());
         let ended = match (pair.a.role("data").as_str(), pair.b.role("data").as_str()) {
             ("released", "primary") => Some(1),
             ("primary", "") => Some(0),
@@ -146,26 +165,29 @@ fn await_one_primary(pair: &Pair, seed: u64) -> usize {
 }
 
 /// Six lives with seeds from `first` on.
-fn lives(first: u64, victim: Victim, moment: impl Fn(&mut Chance) -> Moment) {
-    for seed in first..first + 6 {
-        live(seed, victim, moment(&mut Chance(seed)));
+fn lives(first: u64, victim: Victim, moment: impl Fn(u64, &mut Chance) -> Moment) {
+    for number in 0..6 {
+        let seed = first + number;
+        live(seed, victim, moment(number, &mut Chance(seed)));
     }
 }
 
-fn priming(chance: &mut Chance) -> Moment {
+fn priming(_: u64, chance: &mut Chance) -> Moment {
     Moment::Priming(50 + chance.below(800))
 }
 
-fn switching(chance: &mut Chance) -> Moment {
-    match chance.below(3) {
-        0 => Moment::Fenced,
-        _ => Moment::Switching(chance.below(300)),
+/// A move in mode post opens the volume and hands it over within the client's first tens of writes.
+fn switching(number: u64, chance: &mut Chance) -> Moment {
+    match number {
+        0..=1 => Moment::Fenced,
+        2 => Moment::Switching(chance.below(200)),
+        _ => Moment::Switching(chance.below(50)),
     }
 }
 
-fn draining(chance: &mut Chance) -> Moment {
-    match chance.below(4) {
-        0 => Moment::Released,
+fn draining(number: u64, chance: &mut Chance) -> Moment {
+    match number {
+        0..=2 => Moment::Released,
         _ => Moment::Draining(chance.below(950)),
     }
 }
@@ -198,4 +220,19 @@ fn the_source_dies_while_draining() {
 #[test]
 fn the_destination_dies_while_draining() {
     lives(600, Victim::Destination, draining);
+}
+
+#[test]
+fn both_die_while_priming() {
+    lives(700, Victim::Both, priming);
+}
+
+#[test]
+fn both_die_while_switching() {
+    lives(800, Victim::Both, switching);
+}
+
+#[test]
+fn both_die_while_draining() {
+    lives(900, Victim::Both, draining);
 }

@@ -171,6 +171,22 @@ fn a_node_of_another_authority_is_not_trusted() {
     assert_unchanged(&pair, &before);
 }
 
+#[test]
+fn a_write_that_the_spare_copy_refuses_changes_nothing() {
+    let pair = Pair::new();
+    let before = fill(&pair.a);
+    pair.a.ask(&["volume", "move", "data", "--to", "b", "--mode", "pre", "--bandwidth", "16mbit", "--detach"]);
+    pair.a.await_job("data", |job| is_in(job, "prime", 690));
+    let mut nbd = open(&pair.b);
+    for at in (0..ODD - 4096).step_by(4096) {
+        assert!(matches!(nbd.write(&[0xee; 4096], at), Err(Failed::Refused(1))), "refused at {at}");
+    }
+    assert!(is_in(&pair.a.job_of("data"), "prime", 0), "it was still a spare copy");
+    pair.a.ask(&["volume", "bandwidth", "data", "none"]);
+    assert_eq!(pair.a.await_end("data")["state"], "done");
+    assert!(content(&pair.b) == before, "the copy differs");
+}
+
 /// Begins a move that cannot begin: it says why, as its end or while it goes on trying until it is cancelled.
 fn refused_or_cancelled(pair: &Pair, why: &str) -> String {
     pair.a.ask(&["volume", "move", "data", "--to", "b", "--detach"]);

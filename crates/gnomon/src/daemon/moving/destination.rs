@@ -18,7 +18,7 @@ use super::{
     rpc::{self, Ask, Opened, State},
 };
 use crate::{
-    api::ApiError,
+    api::{ApiError, Kind},
     daemon::{
         Daemon,
         keeper::VolumeHandle,
@@ -122,7 +122,9 @@ impl Destination<'_> {
         if let Some(shadow) = handle.volume.shadow() {
             let engine = Arc::clone(&shadow);
             self.hub.serve(stream, Arc::new(move |message| engine.handle(message)));
-            shadow.attach(self.hub.wire());
+            let (attached, wire) = (Arc::clone(&shadow), self.hub.wire());
+            // It asks at once for what readers wait for, and may wait for room in the session.
+            tokio::task::spawn_blocking(move || attached.attach(wire)).await.map_err(ApiError::internal)?;
             let carrier = Carrier::Destination(shadow);
             handle.watcher.run(|_, plane| plane.set_carrier(carrier)).await?;
         }
@@ -169,7 +171,10 @@ impl Destination<'_> {
     ) -> Result<Arc<VolumeHandle>, ApiError> {
         let keeper = &self.daemon.keeper;
         let path = keeper.place_for(volume)?;
-        keeper.check_space(needed, &format!("the copy of volume '{volume}'"))?;
+        // Refused, not unavailable: the move would ask again for as long as it takes, and its operator would wait.
+        keeper
+            .check_space(needed, &format!("node {}: the copy of volume '{volume}'", self.daemon.config.node))
+            .map_err(|error| ApiError { kind: Kind::Refused, ..error })?;
         let mut draft = keeper.new_record(volume, path, size, epoch, StandingRecord::Shadow(source));
         draft.move_id = Some(move_id);
         keeper.create_shadow(draft)

@@ -3,6 +3,10 @@
 //! Each class has a thread of its own, because engines block for the local disk and a full class must not hold up
 //! another. Questions, handovers and bitmaps go to the driver of the move instead; memory goes to the guest's relay.
 //!
+//! A destination asks and mirrors from the moment on in which it has found its volume, and the source has to compare
+//! first: what comes before its engine is there waits for it, in the order it came. A request that was dropped here
+//! would never be answered.
+//!
 //! [`Hub::end`] returns when no frame of the session is being handled any more: a push of an old session must never
 //! land after a push of the next one.
 
@@ -14,7 +18,7 @@ use gnomon_proto::{
     frame::{Message, Stream},
 };
 use gnomon_volume::wire::{Wire, WireClosed};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::{mpsc, oneshot};
 
 use super::rpc::Rpc;
@@ -27,8 +31,46 @@ pub struct Hub {
     session: Arc<Session>,
     /// Asks the other side.
     pub rpc: Arc<Rpc>,
-    engines: Arc<Mutex<HashMap<Stream, Engine>>>,
+    engines: Arc<Engines>,
     ended: Vec<oneshot::Receiver<()>>,
+}
+
+/// The engines of a session, by stream.
+struct Engines {
+    /// `None` once the session is over: nobody waits for an engine any more.
+    known: Mutex<Option<HashMap<Stream, Engine>>>,
+    changed: Condvar,
+}
+
+impl Engines {
+    fn new() -> Engines {
+        Engines { known: Mutex::new(Some(HashMap::new())), changed: Condvar::new() }
+    }
+
+    fn serve(&self, stream: Stream, engine: Engine) {
+        if let Some(known) = &mut *self.known.lock() {
+            known.insert(stream, engine);
+        }
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.known.lock().take();
+        self.changed.notify_all();
+    }
+
+    /// The engine of a stream; waits for it unless the class is the one in which answers come, which it may take to
+    /// get there.
+    fn of(&self, stream: Stream, class: Class) -> Option<Engine> {
+        let mut known = self.known.lock();
+        loop {
+            match known.as_ref()?.get(&stream) {
+                Some(engine) => return Some(Arc::clone(engine)),
+                None if class == Class::Control => return None,
+                None => self.changed.wait(&mut known),
+            }
+        }
+    }
 }
 
 /// What the driver of the move reads by itself.
@@ -44,7 +86,7 @@ impl Hub {
     pub fn start(session: Session) -> (Hub, Inbox) {
         let session = Arc::new(session);
         let rpc = Arc::new(Rpc::new(session.sender()));
-        let engines: Arc<Mutex<HashMap<Stream, Engine>>> = Arc::default();
+        let engines = Arc::new(Engines::new());
         let (to_driver, control) = mpsc::unbounded_channel();
         let take = |class| session.take_receiver(class).expect("a new session has all its receivers");
         let ram = take(Class::Ram);
@@ -54,7 +96,7 @@ impl Hub {
             let (tell, end) = oneshot::channel();
             let (engines, rpc, to_driver) = (Arc::clone(&engines), Arc::clone(&rpc), to_driver.clone());
             thread::spawn(move || {
-                pump(receiver, &engines, &rpc, &to_driver);
+                pump(class, receiver, &engines, &rpc, &to_driver);
                 rpc.end();
                 let _ = tell.send(());
             });
@@ -65,7 +107,7 @@ impl Hub {
 
     /// From now on messages of `stream` go to `engine`.
     pub fn serve(&self, stream: Stream, engine: Engine) {
-        self.engines.lock().insert(stream, engine);
+        self.engines.serve(stream, engine);
     }
 
     /// Sends to the other side.
@@ -86,6 +128,7 @@ impl Hub {
     /// Ends the session and waits until nothing of it is being handled.
     pub async fn end(self, reason: &str) {
         self.session.close(reason);
+        self.engines.end();
         for end in self.ended {
             // A thread that is gone is an ended one.
             let _ = end.await;
@@ -95,8 +138,9 @@ impl Hub {
 
 /// Hands messages of one class on until the session is over.
 fn pump(
+    class: Class,
     mut receiver: mpsc::Receiver<Message>,
-    engines: &Mutex<HashMap<Stream, Engine>>,
+    engines: &Engines,
     rpc: &Rpc,
     to_driver: &mpsc::UnboundedSender<Message>,
 ) {
@@ -108,7 +152,7 @@ fn pump(
                 let _ = to_driver.send(message);
             }
             message => {
-                let engine = stream_of(&message).and_then(|stream| engines.lock().get(&stream).cloned());
+                let engine = stream_of(&message).and_then(|stream| engines.of(stream, class));
                 match engine {
                     Some(engine) => engine(message),
                     None => tracing::warn!(kind = %message.kind(), "a message of no known stream was ignored"),

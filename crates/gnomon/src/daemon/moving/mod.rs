@@ -157,6 +157,8 @@ fn start(
         reverse: ask.reverse,
         switched: false,
     };
+    // The move first: a volume that belongs to a move nobody knows would never be free again.
+    daemon.records.put_move(&record)?;
     for handle in &handles {
         handle.volume.begin_shadow()?;
         daemon.keeper.update(handle, |volume| {
@@ -164,7 +166,6 @@ fn start(
             volume.move_id = Some(record.id.clone());
         })?;
     }
-    daemon.records.put_move(&record)?;
     launch(daemon, record)
 }
 

@@ -17,6 +17,7 @@ use gnomon_forecast::BlockMap;
 use gnomon_proto::{frame::Stream, handover::Giver};
 use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant as LoopInstant, Place};
 use gnomon_volume::{
+    disk::Role,
     mover::{Mover, MoverParts, Phase},
     plane::Carrier,
     volume::Volume,
@@ -113,7 +114,10 @@ impl SourceMove {
 
     /// Drives the move to its end and tells the job.
     pub async fn run(mut self) {
-        let outcome = self.sessions().await;
+        let outcome = match self.ended_before() {
+            Some(end) => Ok(end),
+            None => self.sessions().await,
+        };
         let ended = match outcome {
             Ok(End::Released) => self.finish(),
             Ok(End::Cancelled) => {
@@ -124,6 +128,17 @@ impl SourceMove {
         };
         self.daemon.moves.forget(&self.record.id);
         self.job.finish(ended);
+    }
+
+    /// How the move ended when this daemon died in the midst of writing its end down: a volume that was let go, or
+    /// that has not been claimed or is free again, tells of all of them.
+    fn ended_before(&self) -> Option<End> {
+        let records: Vec<_> = self.volumes.iter().map(|handle| handle.record()).collect();
+        if records.iter().any(|record| matches!(record.standing, StandingRecord::Released(_))) {
+            return Some(End::Released);
+        }
+        let is_free = records.iter().any(|record| record.move_id.as_deref() != Some(&self.record.id));
+        is_free.then_some(End::Cancelled)
     }
 
     /// Begins sessions until one comes to an end.
@@ -230,7 +245,11 @@ impl SourceMove {
             reverse: self.record.reverse,
         };
         let opened: Opened = hub.rpc.ask(&ask).await?;
-        let valid = compare::received(inbox, volume.blocks(), stream)?;
+        let mut valid = compare::received(inbox, volume.blocks(), stream)?;
+        if self.record.switched && opened.role == Role::Primary.name() {
+            // It has let us go already, and only its answer was lost: it is whole, and keeps no map of that.
+            valid.set(Extent::new(0, volume.blocks().0), true);
+        }
         if handover::is_open(&handle) {
             // It is decided and not known there: nothing else comes before that.
             handover::confirm(&self.daemon, hub, inbox, &handle, stream).await?;
@@ -307,6 +326,9 @@ impl SourceMove {
             if let Err(error) = self.check_failures(hub, legs).await {
                 if let Some(transfer) = transfer.take() {
                     transfer.cancel(hub).await?;
+                }
+                for leg in legs {
+                    hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
                 }
                 return Err(error);
             }
