@@ -16,25 +16,18 @@
 //!
 //! Same events in, same moves out: no clock, no random source.
 
-use std::time::Duration;
-
 use gnomon_forecast::{BlockMap, Chance, Geometry, Predictor, UnitIndex};
 use gnomon_terms::{
-    Access, BlockCount, BlockIndex, Bytes, Event, Extent, Instant, Move, Op, Outcome, Place, Priority, ResourceId,
-    Settled, Verb,
+    Access, BlockCount, Bytes, Event, Extent, Instant, Move, Op, Outcome, Place, Priority, ResourceId, Settled, Verb,
 };
 
 use crate::config::{CycleConfig, CycleError, DEFAULT_WINDOW, check_size, predictor};
 use crate::flights::{Flight, Flights};
+use crate::plan::Rest;
 use crate::score::Score;
 use crate::shadow::Shadow;
 use crate::spare::{Room, room};
 use crate::stall::RecentReads;
-
-/// How long a unit rests after a failed move.
-const FAILED_WAIT: Duration = Duration::from_millis(100);
-/// How long a unit rests after the guest wrote the original: most writes come in bursts to the same unit.
-const OUTDATED_WAIT: Duration = Duration::from_secs(1);
 
 /// The loop of one resource.
 pub struct Cycle {
@@ -196,10 +189,10 @@ impl Cycle {
         if self.allocated.contains_all(extent) {
             return;
         }
-        let new: Vec<BlockIndex> = extent.blocks().filter(|block| !self.allocated.contains(*block)).collect();
+        let new: Vec<Extent> = self.allocated.gaps(extent).collect();
         self.allocated.insert(extent);
         if self.shadow.as_ref().is_some_and(|shadow| !shadow.switched) {
-            new.into_iter().for_each(|block| self.uncover(Extent { start: block, len: BlockCount(1) }));
+            new.into_iter().for_each(|extent| self.uncover(extent));
         }
     }
 
@@ -237,7 +230,7 @@ impl Cycle {
         for unit in whole {
             // A unit that is on its way is looked at again when its move ends.
             if !shadow.flights.over(unit) {
-                shadow.plan.again(unit, self.now, OUTDATED_WAIT);
+                shadow.plan.again(unit, self.now, Rest::Outdated);
             }
         }
         for unit in self.geometry.units_of(extent) {
@@ -265,8 +258,8 @@ impl Cycle {
             (Verb::Drop, Settled::Done | Settled::Needless) => return self.dropped(unit),
         }
         if shadow.lacking.contains_any(self.geometry.extent_of(unit)) {
-            let wait = if outcome.settled == Settled::Failed { FAILED_WAIT } else { Duration::ZERO };
-            shadow.plan.again(unit, self.now, wait);
+            let rest = if outcome.settled == Settled::Failed { Rest::Failed } else { Rest::Spoiled };
+            shadow.plan.again(unit, self.now, rest);
         }
     }
 
@@ -280,7 +273,7 @@ impl Cycle {
             lost += shadow.uncover(Extent { start: block, len: BlockCount(1) }).1.0;
         }
         if lost > 0 {
-            shadow.plan.again(unit, self.now, OUTDATED_WAIT);
+            shadow.plan.again(unit, self.now, Rest::Outdated);
         }
         self.score.dropped += 1;
         if shadow.take_unread(unit) {

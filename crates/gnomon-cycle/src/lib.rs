@@ -7,6 +7,7 @@
 //!
 //! Invariant: no clock, thread, socket, file, random source or global (checked by `cargo xtask tidy`).
 
+mod again;
 mod config;
 mod cycle;
 mod flights;

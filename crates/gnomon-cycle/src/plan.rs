@@ -7,12 +7,14 @@
 //! asked for in the end, whatever a predictor says or leaves out.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use gnomon_forecast::{BlockMap, Chance, Geometry, UnitIndex};
 use gnomon_terms::{BlockIndex, Instant};
 
+use crate::again::Again;
 use crate::flights::Flights;
+
+pub(crate) use crate::again::Rest;
 
 /// Reactive forecasts kept at most: 1,024 units of 64 KiB are half a second of 1 Gbit/s; what is older is not worth
 /// more than what is newer.
@@ -26,12 +28,12 @@ pub(crate) struct Plan {
     queue: Vec<UnitIndex>,
     at: usize,
     cursor: BlockIndex,
-    again: VecDeque<(Instant, UnitIndex)>,
+    again: Again,
 }
 
 impl Plan {
     pub(crate) fn new(geometry: Geometry) -> Plan {
-        let (prefetch, queue, again) = (VecDeque::new(), Vec::new(), VecDeque::new());
+        let (prefetch, queue, again) = (VecDeque::new(), Vec::new(), Again::new(geometry.units()));
         Plan { geometry, prefetch, queue, at: 0, cursor: BlockIndex(0), again }
     }
 
@@ -48,9 +50,9 @@ impl Plan {
         queue
     }
 
-    /// `unit` lacks something again and is asked for once more, not before `wait` has passed.
-    pub(crate) fn again(&mut self, unit: UnitIndex, now: Instant, wait: Duration) {
-        self.again.push_back((now.after(wait), unit));
+    /// `unit` lacks something again and is asked for once more, after a rest.
+    pub(crate) fn again(&mut self, unit: UnitIndex, now: Instant, rest: Rest) {
+        self.again.add(unit, now, rest);
     }
 
     pub(crate) fn prefetch(&mut self, chance: Chance) {
@@ -68,7 +70,7 @@ impl Plan {
     /// The next reactive forecast that is still due and lacking; the same again until it is on its way.
     pub(crate) fn next_prefetch(&mut self, now: Instant, lacking: &BlockMap, flights: &Flights) -> Option<Chance> {
         while let Some(chance) = self.prefetch.front() {
-            if chance.due >= now && self.wanted(chance.unit, lacking, flights) {
+            if chance.due >= now && wanted(self.geometry, chance.unit, lacking, flights) {
                 return Some(*chance);
             }
             self.prefetch.pop_front();
@@ -85,9 +87,7 @@ impl Plan {
         if extent.start <= self.cursor && self.cursor < extent.end() {
             self.cursor = extent.end();
         }
-        if self.again.front().is_some_and(|(_, front)| *front == unit) {
-            self.again.pop_front();
-        }
+        self.again.begun(unit);
     }
 
     /// The next unit of the background order; asked again, the same, until it is on its way.
@@ -98,7 +98,7 @@ impl Plan {
         flights: &Flights,
     ) -> Option<UnitIndex> {
         while let Some(unit) = self.queue.get(self.at).copied() {
-            if self.wanted(unit, lacking, flights) {
+            if wanted(self.geometry, unit, lacking, flights) {
                 return Some(unit);
             }
             self.at += 1;
@@ -112,20 +112,11 @@ impl Plan {
             self.cursor = self.geometry.extent_of(unit).end();
         }
         self.cursor = self.geometry.whole().end();
-        self.next_again(now, lacking, flights)
+        self.again.next(now, |unit| wanted(self.geometry, unit, lacking, flights))
     }
+}
 
-    fn next_again(&mut self, now: Instant, lacking: &BlockMap, flights: &Flights) -> Option<UnitIndex> {
-        while let Some((not_before, unit)) = self.again.front().copied() {
-            if self.wanted(unit, lacking, flights) {
-                return (not_before <= now).then_some(unit);
-            }
-            self.again.pop_front();
-        }
-        None
-    }
-
-    fn wanted(&self, unit: UnitIndex, lacking: &BlockMap, flights: &Flights) -> bool {
-        !flights.over(unit) && lacking.contains_any(self.geometry.extent_of(unit))
-    }
+/// True if `unit` lacks something and nothing is under way.
+fn wanted(geometry: Geometry, unit: UnitIndex, lacking: &BlockMap, flights: &Flights) -> bool {
+    !flights.over(unit) && lacking.contains_any(geometry.extent_of(unit))
 }

@@ -105,6 +105,17 @@ impl BlockMap {
         })
     }
 
+    /// The runs of blocks of `extent` (cut at the end) that are not in the set, in order.
+    pub fn gaps(&self, extent: Extent) -> impl Iterator<Item = Extent> {
+        let end = extent.start.0.saturating_add(extent.len.0).min(self.size);
+        let mut from = extent.start;
+        std::iter::from_fn(move || {
+            let start = self.scan(from, u64::MAX).filter(|block| block.0 < end)?;
+            from = BlockIndex(self.scan(start, 0).map_or(end, |block| block.0.min(end)));
+            Some(Extent::new(start.0, from.0 - start.0))
+        })
+    }
+
     /// The smallest extent that holds every block of `extent` that is in the set; empty when there is none.
     pub fn hull(&self, extent: Extent) -> Extent {
         let end = extent.start.0.saturating_add(extent.len.0).min(self.size);
@@ -184,6 +195,10 @@ mod tests {
                 let inside = set.range(start..start + len).count() as u64;
                 prop_assert_eq!(map.count_in(extent).0, inside);
                 prop_assert_eq!(map.contains_any(extent), inside > 0);
+                let gaps: Vec<u64> = map.gaps(extent).flat_map(|r| r.start.0..r.end().0).collect();
+                let outside: Vec<u64> = (start..start + len).filter(|b| *b < 257 && !set.contains(b)).collect();
+                prop_assert_eq!(gaps, outside);
+                prop_assert!(map.gaps(extent).zip(map.gaps(extent).skip(1)).all(|(a, b)| a.end() < b.start));
                 let hull = map.hull(extent);
                 prop_assert_eq!(hull.is_empty(), inside == 0);
                 prop_assert_eq!(map.count_in(hull).0, inside);

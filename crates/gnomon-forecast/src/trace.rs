@@ -14,13 +14,16 @@
 
 use std::fmt::Write;
 
-use gnomon_terms::{Access, ErrorKind, Extent, Instant, Op, ResourceId};
+use gnomon_terms::{Access, BLOCK_SIZE, ErrorKind, Extent, Instant, Op, ResourceId};
 
 /// How far into an address space a request may reach: 16 TiB. Beyond it a file is taken to be damaged, and a reader
 /// that sizes its maps by the largest address stays within bounds (two bits a block: 1 GiB).
 pub const MAX_ADDRESS: u64 = 1 << 44;
-/// The longest request believed: 1 GiB; a discard may be that long.
+/// The longest request believed: 1 GiB, and a block more for one that begins within a block; a discard may be that
+/// long.
 pub const MAX_REQUEST: u64 = 1 << 30;
+/// What a request of [`MAX_REQUEST`] may touch.
+const MAX_TOUCHED: u64 = MAX_REQUEST + BLOCK_SIZE;
 /// Time between two requests of a trace that has no clock: 1 ms, a disk of a thousand requests a second.
 pub const STEP_WITHOUT_CLOCK_US: u64 = 1_000;
 
@@ -127,7 +130,7 @@ pub fn encode_line(access: &Access, out: &mut String) {
 
 /// Times count from the first request, and never run backwards (two queues of a disk may log out of order).
 fn from_zero(mut accesses: Vec<Access>) -> Vec<Access> {
-    let Some(first) = accesses.iter().map(|a| a.at).min() else { return accesses };
+    let Some(first) = accesses.first().map(|a| a.at) else { return accesses };
     let mut last = Instant::ORIGIN;
     for access in &mut accesses {
         last = last.max(Instant::ORIGIN.after(access.at.since(first)));
@@ -137,18 +140,21 @@ fn from_zero(mut accesses: Vec<Access>) -> Vec<Access> {
 }
 
 fn request(at_us: u64, op: Op, offset: u64, length: u64) -> Result<Access, &'static str> {
-    if length > MAX_REQUEST {
-        return Err("a request of more than 1 GiB");
+    const TOO_LONG: &str = "a request of more than 1 GiB";
+    const TOO_FAR: &str = "an address beyond 16 TiB";
+    if length > MAX_TOUCHED {
+        return Err(TOO_LONG);
     }
-    if offset > MAX_ADDRESS - MAX_REQUEST {
-        return Err("an address beyond 16 TiB");
+    if offset >= MAX_ADDRESS {
+        return Err(TOO_FAR);
     }
-    Ok(Access {
-        at: Instant::from_micros(at_us),
-        resource: ResourceId(0),
-        extent: Extent::touching(offset, length),
-        op,
-    })
+    // Judged by the blocks it touches, since those are what is kept and written again.
+    let extent = Extent::touching(offset, length);
+    match extent {
+        _ if extent.bytes().0 > MAX_TOUCHED => Err(TOO_LONG),
+        _ if extent.end().byte() > MAX_ADDRESS => Err(TOO_FAR),
+        _ => Ok(Access { at: Instant::from_micros(at_us), resource: ResourceId(0), extent, op }),
+    }
 }
 
 type LineDecoder = fn(usize, &str) -> Result<Option<Access>, (&'static str, &'static str)>;
@@ -298,6 +304,19 @@ mod tests {
         assert!(matches!(Trace::decode(Format::VscsiStats, &bad), Err(TraceError::Record { record: 1, .. })));
         let far = record(0x28, u64::MAX, 512, 0);
         assert_eq!(Trace::decode(Format::VscsiStats, &far).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn the_longest_request_and_the_last_address_are_read_again() {
+        let text = format!("9,D,1,{MAX_REQUEST}\n3,R,{},512\n", MAX_ADDRESS - 512);
+        let trace = Trace::decode(Format::Csv, text.as_bytes()).unwrap();
+        let last = MAX_ADDRESS / BLOCK_SIZE - 1;
+        assert_eq!(touched(&trace), [(0, 0, MAX_REQUEST / BLOCK_SIZE + 1, Op::Discard), (0, last, 1, Op::Read)]);
+        assert_eq!(Trace::decode(Format::Csv, trace.encode().as_bytes()), Ok(trace));
+        let long = format!("1,D,1,{}", MAX_REQUEST + BLOCK_SIZE);
+        assert!(Trace::decode(Format::Csv, long.as_bytes()).is_err());
+        let far = format!("1,R,{},513", MAX_ADDRESS - 512);
+        assert!(Trace::decode(Format::Csv, far.as_bytes()).is_err());
     }
 
     #[test]

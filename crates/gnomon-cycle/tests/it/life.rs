@@ -78,6 +78,61 @@ fn a_failed_move_is_asked_again_after_a_rest() {
 }
 
 #[test]
+fn a_failed_move_does_not_wait_for_a_unit_that_was_written() {
+    let (mut cycle, _) = begun(2, Forecast::Named("sequential"));
+    assert_eq!(done(&mut cycle, at(0), Settled::Done), Some(Extent::new(0, 16)));
+    cycle.handle(at(0), Event::Outdated { resource: RESOURCE, extent: Extent::new(4, 1), place: SHADOW });
+    assert_eq!(done(&mut cycle, at(10), Settled::Failed), Some(Extent::new(16, 16)));
+    cycle.advance(at(110));
+    assert_eq!(done(&mut cycle, at(110), Settled::Done), Some(Extent::new(16, 16)));
+    assert_eq!(done(&mut cycle, at(999), Settled::Done), None);
+    cycle.advance(at(1000));
+    assert_eq!(done(&mut cycle, at(1000), Settled::Done), Some(Extent::new(4, 1)));
+    assert!(cycle.is_whole());
+}
+
+/// The link is down, and the guest writes the same units over and over while the mirror covers them: each is asked
+/// for once when the link is back.
+#[test]
+fn what_came_and_went_a_thousand_times_is_asked_for_once() {
+    let mut cycle = cycle(3, Forecast::Blend);
+    cycle.begin_shadow(SHADOW, BlockMap::empty(BlockCount(3 * UNIT))).unwrap();
+    cycle.set_window(Bytes(0));
+    for round in 0..1000 {
+        let extent = Extent::new(round % 3 * UNIT, 2);
+        cycle.handle(at(round), Event::Outdated { resource: RESOURCE, extent, place: SHADOW });
+        if round < 997 {
+            cycle.handle(at(round), Event::Covered { resource: RESOURCE, extent, place: SHADOW });
+        }
+    }
+    cycle.set_window(Bytes(1 << 20));
+    cycle.advance(at(10_000));
+    let mut extents: Vec<_> = std::iter::from_fn(|| cycle.poll_move()).map(|mv| mv.extent).collect();
+    extents.sort_unstable();
+    assert_eq!(extents, [Extent::new(0, 2), Extent::new(16, 2), Extent::new(32, 2)]);
+}
+
+/// A write of a gibibyte into a hole is one run, not a quarter of a million blocks.
+#[test]
+fn a_huge_write_to_a_hole_is_lacking_as_a_whole() {
+    let size = BlockCount(1 << 20);
+    let mut cycle = Cycle::new(CycleConfig::new(RESOURCE, BlockMap::empty(size))).unwrap();
+    cycle.begin_shadow(SHADOW, BlockMap::empty(size)).unwrap();
+    let write = |start, len| gnomon_terms::Access {
+        at: at(1),
+        resource: RESOURCE,
+        extent: Extent::new(start, len),
+        op: Op::Write,
+    };
+    cycle.handle(at(1), Event::Accessed(write(1000, 8)));
+    cycle.handle(at(1), Event::Accessed(write(5, 1 << 18)));
+    assert_eq!((cycle.lacking(), cycle.allocated().count()), (BlockCount(1 << 18), BlockCount(1 << 18)));
+    cycle.handle(at(2), Event::Covered { resource: RESOURCE, extent: Extent::new(0, 1 << 20), place: SHADOW });
+    cycle.handle(at(3), Event::Accessed(write(0, 1 << 19)));
+    assert_eq!(cycle.lacking(), BlockCount(0), "what is covered is allocated");
+}
+
+#[test]
 fn a_write_at_the_source_while_the_copy_flies_is_not_lost() {
     let (mut cycle, _) = begun(1, Forecast::Blend);
     let mv = cycle.poll_move().unwrap();
