@@ -4,6 +4,7 @@
 //! Errors are neutral here; each front translates them in one table.
 
 mod file;
+mod fork;
 pub mod layered;
 mod tracked;
 mod volume;
@@ -13,6 +14,7 @@ use std::io;
 use gnomon_terms::{Bytes, ErrorKind};
 
 pub use file::{FileDisk, Mode, OpenError};
+pub use fork::ForkDisk;
 pub use layered::LayeredDisk;
 pub use tracked::TrackedDisk;
 pub use volume::{Role, VolumeDisk};

@@ -12,14 +12,14 @@
 //! gnomon-proto), and a change waits for the writes that are under way. Reads need no fence: a guest that is stopped
 //! for a switchover reads nothing, and a read that began before it is ordered before it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use gnomon_proto::frame::Content;
 use gnomon_terms::{Bytes, Epoch, Extent};
 use parking_lot::RwLock;
 
 use super::{
-    Disk, DiskError, FileDisk, LayeredDisk, Segment, TrackedDisk,
+    Disk, DiskError, FileDisk, ForkDisk, LayeredDisk, Segment, TrackedDisk,
     layered::{FETCH_BLOCKS, Peer},
 };
 use crate::stripes::split;
@@ -59,12 +59,14 @@ impl Role {
 pub struct VolumeDisk {
     local: Arc<FileDisk>,
     gate: RwLock<(Epoch, Role)>,
+    /// Who must be given a block's content before it changes. Changed only while the gate is shut.
+    forks: RwLock<Vec<Weak<ForkDisk>>>,
 }
 
 impl VolumeDisk {
     /// A volume in `local` with the role and epoch its record tells.
     pub fn new(local: Arc<FileDisk>, epoch: Epoch, role: Role) -> VolumeDisk {
-        VolumeDisk { local, gate: RwLock::new((epoch, role)) }
+        VolumeDisk { local, gate: RwLock::new((epoch, role)), forks: RwLock::default() }
     }
 
     /// The file or device below.
@@ -87,9 +89,39 @@ impl VolumeDisk {
         Ok(())
     }
 
-    /// Runs a change under the gate, on the disk that the role writes to.
-    fn change(&self, deed: impl FnOnce(&dyn Disk) -> Result<(), DiskError>) -> Result<(), DiskError> {
+    /// The volume as it is this moment, to be written apart from it, with what differs in `overlay`: a new disk of
+    /// the same size, all holes. Waits for the writes under way. Only while all blocks are here and this host writes.
+    pub fn fork(&self, overlay: FileDisk) -> Result<Arc<ForkDisk>, DiskError> {
+        let gate = self.gate.write();
+        match &gate.1 {
+            Role::Primary | Role::Tracked(_) => {}
+            other => return Err(DiskError::Fenced { why: format!("the volume is {}", other.name()) }),
+        }
+        let fork = Arc::new(ForkDisk::new(Arc::clone(&self.local), overlay));
+        let mut forks = self.forks.write();
+        forks.retain(|fork| fork.strong_count() > 0);
+        forks.push(Arc::downgrade(&fork));
+        Ok(fork)
+    }
+
+    /// Gives every fork the content of these bytes before they change.
+    fn preserve(&self, at: u64, len: u64) {
+        for fork in self.forks.read().iter().filter_map(Weak::upgrade) {
+            fork.preserve(at, len);
+        }
+    }
+
+    /// Changes `len` bytes at `at` under the gate, on the disk that the role writes to.
+    fn change(
+        &self,
+        at: u64,
+        len: u64,
+        deed: impl FnOnce(&dyn Disk) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
         let gate = self.gate.read();
+        if let Role::Primary | Role::Tracked(_) = gate.1 {
+            self.preserve(at, len);
+        }
         match &gate.1 {
             Role::Primary => deed(&*self.local),
             Role::Tracked(disk) => deed(&**disk),
@@ -148,15 +180,15 @@ impl Disk for VolumeDisk {
     }
 
     fn write_at(&self, data: &[u8], at: u64) -> Result<(), DiskError> {
-        self.change(|disk| disk.write_at(data, at))
+        self.change(at, data.len() as u64, |disk| disk.write_at(data, at))
     }
 
     fn write_zeroes(&self, at: u64, len: u64, punch: bool) -> Result<(), DiskError> {
-        self.change(|disk| disk.write_zeroes(at, len, punch))
+        self.change(at, len, |disk| disk.write_zeroes(at, len, punch))
     }
 
     fn discard(&self, at: u64, len: u64) -> Result<(), DiskError> {
-        self.change(|disk| disk.discard(at, len))
+        self.change(at, len, |disk| disk.discard(at, len))
     }
 
     /// A disk that may not write has nothing to make durable: QEMU flushes what it lets go of.
