@@ -22,4 +22,6 @@ pub use ids::{Epoch, MoveId, Place, ResourceId};
 pub use moves::{Move, Outcome, Priority, Settled, Verb};
 pub use plane::{Event, Plane, Routes};
 pub use time::Instant;
-pub use units::{BLOCK_SIZE, BlockCount, BlockIndex, Bytes, BytesPerSecond, ParseUnitError};
+pub use units::{
+    BLOCK_SIZE, BlockCount, BlockIndex, Bytes, BytesPerSecond, PAGE_SIZE, PageCount, PageNumber, ParseUnitError,
+};

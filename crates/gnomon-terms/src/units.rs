@@ -6,6 +6,9 @@ use std::{fmt, str::FromStr, time::Duration};
 /// smallest write that a guest file system issues; below it, coverage maps grow and nothing is won.
 pub const BLOCK_SIZE: u64 = 4096;
 
+/// Bytes in one page of a guest's memory: the grain at which it is tracked and carried, whatever the guest maps with.
+pub const PAGE_SIZE: u64 = 4096;
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
@@ -21,6 +24,28 @@ pub struct BlockIndex(pub u64);
 /// How many 4 KiB blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockCount(pub u64);
+
+/// Which 4 KiB page of a guest's memory, counted from 0 at the start of its backing file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageNumber(pub u64);
+
+/// How many 4 KiB pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageCount(pub u64);
+
+impl PageNumber {
+    /// Offset of the page's first byte.
+    pub fn byte(self) -> u64 {
+        self.0 * PAGE_SIZE
+    }
+}
+
+impl PageCount {
+    /// Size of this many pages.
+    pub fn bytes(self) -> Bytes {
+        Bytes(self.0 * PAGE_SIZE)
+    }
+}
 
 impl Bytes {
     /// How many blocks it takes to hold this many bytes (the last one may be partly used).
