@@ -18,12 +18,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gnomon-store", &["gnomon-terms"]),
     ("gnomon-qemu", &["gnomon-terms"]),
     ("gnomon-volume", &["gnomon-link", "gnomon-proto", "gnomon-terms"]),
+    ("gnomon-machine", &["gnomon-link", "gnomon-proto", "gnomon-qemu", "gnomon-terms"]),
     (
         "gnomon",
         &[
             "gnomon-cycle",
             "gnomon-forecast",
             "gnomon-link",
+            "gnomon-machine",
             "gnomon-proto",
             "gnomon-qemu",
             "gnomon-store",

@@ -3,10 +3,10 @@
 use gnomon_terms::{BlockIndex, Epoch, Extent, Instant, Op};
 
 use super::{
-    Answer, Change, Content, FrameError, Header, Hello, Kind, MAX_HASHES, Message, Settlement, Step, Stream,
+    Answer, Change, Content, FrameError, Header, Hello, Kind, MAX_HASHES, Mark, Message, Settlement, Step, Stream,
     TOUCH_LEN, Touch,
-    encode::{DATA, DISCARD, ZERO},
-    kind::HELLO_FIXED,
+    encode::{DATA, DISCARD, PACKED, ZERO},
+    kind::{HELLO_FIXED, MARK_LEN},
     rules::{self, ensure, malformed},
 };
 use crate::Class;
@@ -62,6 +62,16 @@ fn read(header: &Header, body: Vec<u8>) -> Result<Message, FrameError> {
         Kind::Bitmap => Message::Bitmap { stream, epoch, which: variant, extent, bits: body },
         Kind::Ram => Message::Ram { stream, bytes: body },
         Kind::RamEnd => Message::RamEnd { stream, ok: flag(kind, variant)? },
+        Kind::Pages => {
+            let packed = is_packed(encoding)?;
+            Message::Pages { stream, epoch, checkpoint: seq, records: header.count, packed, body }
+        }
+        Kind::Device => Message::Device { stream, epoch, checkpoint: seq, at: header.at, bytes: body },
+        Kind::Seal => {
+            let (records, device, marks) = (header.at, header.count, marks(&body)?);
+            Message::Seal { stream, epoch, checkpoint: seq, records, device, marks }
+        }
+        Kind::Sealed => Message::Sealed { stream, checkpoint: seq, ok: flag(kind, variant)? },
         Kind::Prepare | Kind::Prepared | Kind::Commit | Kind::Committed | Kind::Abort | Kind::Aborted => {
             Message::Handover { stream, epoch, step: step(header) }
         }
@@ -143,6 +153,24 @@ fn touch(record: &[u8; TOUCH_LEN]) -> Result<Touch, FrameError> {
     let stalled = flag(kind, record[21])?;
     ensure(record[22..] == [0, 0], kind, "padding that is not zero")?;
     Ok(Touch { at: Instant::from_nanos(at), extent: Extent::new(start, u64::from(blocks)), op, stalled })
+}
+
+fn is_packed(encoding: u8) -> Result<bool, FrameError> {
+    match encoding {
+        DATA => Ok(false),
+        PACKED => Ok(true),
+        _ => Err(malformed(Kind::Pages, "an unknown encoding")),
+    }
+}
+
+fn marks(body: &[u8]) -> Result<Vec<Mark>, FrameError> {
+    let (marks, rest) = body.as_chunks::<MARK_LEN>();
+    ensure(rest.is_empty(), Kind::Seal, "a mark that is cut off")?;
+    Ok(marks.iter().map(mark).collect())
+}
+
+fn mark(&[s0, s1, s2, s3, ref seq @ ..]: &[u8; MARK_LEN]) -> Mark {
+    Mark { stream: Stream(u32::from_le_bytes([s0, s1, s2, s3])), seq: u64::from_le_bytes(*seq) }
 }
 
 fn step(header: &Header) -> Step {

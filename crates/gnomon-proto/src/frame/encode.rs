@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use gnomon_terms::{Epoch, Extent, Op};
 
 use super::{
-    Answer, Change, Content, FrameError, Header, Hello, Kind, MAX_ACCESSES, MAX_HASHES, Message, Step, Stream,
-    TOUCH_LEN, Touch, rules,
+    Answer, Change, Content, FrameError, Header, Hello, Kind, MAX_ACCESSES, MAX_HASHES, MAX_MARKS, Mark, Message,
+    Step, Stream, TOUCH_LEN, Touch, rules,
 };
 use crate::Class;
 
@@ -21,6 +21,9 @@ pub(super) const DATA: u8 = 0;
 pub(super) const ZERO: u8 = 1;
 /// Encoding: given up, no body.
 pub(super) const DISCARD: u8 = 2;
+
+/// Encoding: packed by zstd.
+pub(super) const PACKED: u8 = 3;
 
 /// A frame in the making: the header, and the body where it already is.
 type Parts<'a> = (Header, Cow<'a, [u8]>);
@@ -101,6 +104,24 @@ impl Message {
             Message::Ram { stream, bytes } => (Header { stream: stream.0, ..head }, Cow::Borrowed(bytes)),
             Message::RamEnd { stream, ok } => {
                 bare(Header { stream: stream.0, flags: flags(u8::from(*ok), 0), ..head })
+            }
+            Message::Pages { stream, epoch, checkpoint, records, packed, body } => {
+                rules::ensure(*records > 0 && !body.is_empty(), kind, "no pages")?;
+                let head = on(kind, *stream, Some(*epoch), *checkpoint, None)?;
+                let encoding = if *packed { PACKED } else { DATA };
+                (Header { count: *records, flags: flags(0, encoding), ..head }, Cow::Borrowed(body))
+            }
+            Message::Device { stream, epoch, checkpoint, at, bytes } => {
+                rules::byte_run(kind, *at, bytes.len() as u32)?;
+                (Header { at: *at, ..on(kind, *stream, Some(*epoch), *checkpoint, None)? }, Cow::Borrowed(bytes))
+            }
+            Message::Seal { stream, epoch, checkpoint, records, device, marks } => {
+                let head = on(kind, *stream, Some(*epoch), *checkpoint, None)?;
+                (Header { at: *records, count: *device, ..head }, Cow::Owned(mark_bytes(marks)?))
+            }
+            Message::Sealed { stream, checkpoint, ok } => {
+                let head = on(kind, *stream, None, *checkpoint, None)?;
+                bare(Header { flags: flags(u8::from(*ok), 0), ..head })
             }
             Message::Handover { stream, epoch, step } => {
                 bare(step_header(on(kind, *stream, Some(*epoch), 0, None)?, *step))
@@ -194,6 +215,11 @@ fn access_parts(stream: Stream, touches: &[Touch]) -> Result<Parts<'static>, Fra
         body.extend_from_slice(&[op_code(touch.op), u8::from(touch.stalled), 0, 0]);
     }
     Ok((Header { stream: stream.0, count: touches.len() as u32, ..Header::of(kind) }, Cow::Owned(body)))
+}
+
+fn mark_bytes(marks: &[Mark]) -> Result<Vec<u8>, FrameError> {
+    rules::ensure(marks.len() <= MAX_MARKS, Kind::Seal, "too many marks")?;
+    Ok(marks.iter().flat_map(|mark| mark.stream.0.to_le_bytes().into_iter().chain(mark.seq.to_le_bytes())).collect())
 }
 
 /// The number that stands for an operation on the wire.

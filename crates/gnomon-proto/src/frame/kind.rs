@@ -15,6 +15,10 @@ pub const MAX_ACCESSES: usize = 4096;
 pub const TOUCH_LEN: usize = 24;
 /// The most hashes in one frame: 256 KiB of them, 512 MiB of volume at 64 KiB a unit.
 pub const MAX_HASHES: usize = 8192;
+/// The most volumes of a guest whose marks stand in a seal.
+pub const MAX_MARKS: usize = 64;
+/// Bytes of one mark on the wire.
+pub(super) const MARK_LEN: usize = 12;
 /// The longest node name: that of a DNS name.
 pub const MAX_NAME: usize = 253;
 /// The longest reason in a goodbye.
@@ -96,6 +100,14 @@ kinds! {
     Ram = 32, max MAX_PAYLOAD;
     /// The end of a memory stream.
     RamEnd = 33, max 0;
+    /// Pages of a checkpoint.
+    Pages = 34, max MAX_PAYLOAD;
+    /// A piece of a checkpoint's device state.
+    Device = 35, max MAX_PAYLOAD;
+    /// A checkpoint is complete.
+    Seal = 36, max MAX_MARKS * MARK_LEN;
+    /// What became of a checkpoint.
+    Sealed = 37, max 0;
     /// Handover: can you take over?
     Prepare = 40, max 0;
     /// Handover: yes, and I have written it down.

@@ -87,6 +87,15 @@ pub struct Touch {
     pub stalled: bool,
 }
 
+/// How far a volume of a guest had got at a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Which volume.
+    pub stream: Stream,
+    /// The last mirrored write that belongs to the checkpoint.
+    pub seq: u64,
+}
+
 /// One step of the two-phase handover of a stream's epoch (see [`crate::handover`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Step {
@@ -271,6 +280,58 @@ pub enum Message {
         /// False if the stream was cut off at the sender.
         ok: bool,
     },
+    /// Pages of a checkpoint that is being made.
+    Pages {
+        /// Which guest.
+        stream: Stream,
+        /// The epoch of the guest's host.
+        epoch: Epoch,
+        /// The checkpoint's number; they rise by one.
+        checkpoint: u64,
+        /// How many records `body` has.
+        records: u32,
+        /// Whether `body` is packed by zstd.
+        packed: bool,
+        /// The records, as the machine plane codes them.
+        body: Vec<u8>,
+    },
+    /// A piece of the device state of a checkpoint.
+    Device {
+        /// Which guest.
+        stream: Stream,
+        /// The epoch of the guest's host.
+        epoch: Epoch,
+        /// The checkpoint's number.
+        checkpoint: u64,
+        /// Where in the device state the piece begins.
+        at: u64,
+        /// The piece.
+        bytes: Vec<u8>,
+    },
+    /// A checkpoint is complete: apply it, whole.
+    Seal {
+        /// Which guest.
+        stream: Stream,
+        /// The epoch of the guest's host.
+        epoch: Epoch,
+        /// The checkpoint's number.
+        checkpoint: u64,
+        /// How many records its pages were.
+        records: u64,
+        /// How many bytes its device state is.
+        device: u32,
+        /// How far its volumes had got; up to [`super::MAX_MARKS`].
+        marks: Vec<Mark>,
+    },
+    /// What became of a checkpoint.
+    Sealed {
+        /// Which guest.
+        stream: Stream,
+        /// The checkpoint's number.
+        checkpoint: u64,
+        /// False if it could not be applied: the shadow has the one before.
+        ok: bool,
+    },
     /// One step of a handover.
     Handover {
         /// Which volume.
@@ -324,6 +385,10 @@ impl Message {
             Message::Bitmap { .. } => Kind::Bitmap,
             Message::Ram { .. } => Kind::Ram,
             Message::RamEnd { .. } => Kind::RamEnd,
+            Message::Pages { .. } => Kind::Pages,
+            Message::Device { .. } => Kind::Device,
+            Message::Seal { .. } => Kind::Seal,
+            Message::Sealed { .. } => Kind::Sealed,
             Message::Handover { step, .. } => step.kind(),
             Message::HashRange { .. } => Kind::HashRange,
             Message::Hashes { .. } => Kind::Hashes,
@@ -341,10 +406,11 @@ impl Message {
             Message::Ping { .. } | Message::Pong { .. } | Message::Goodbye { .. } => Class::Pulse,
             Message::Request { .. } | Message::Reply { .. } | Message::Handover { .. } => Class::Control,
             Message::PushAck { .. } | Message::MirrorAck { .. } | Message::Drop { .. } => Class::Control,
-            Message::Accesses { .. } | Message::Bitmap { .. } => Class::Control,
+            Message::Accesses { .. } | Message::Bitmap { .. } | Message::Sealed { .. } => Class::Control,
             Message::Fetch { .. } | Message::Fetched { .. } => Class::Demand,
             Message::Mirror { .. } | Message::MirrorFlush { .. } => Class::Mirror,
             Message::Ram { .. } | Message::RamEnd { .. } => Class::Ram,
+            Message::Pages { .. } | Message::Device { .. } | Message::Seal { .. } => Class::Ram,
             Message::HashRange { .. } | Message::Hashes { .. } => Class::Background,
         }
     }

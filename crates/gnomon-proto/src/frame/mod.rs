@@ -24,5 +24,7 @@ mod rules;
 pub use decoder::Decoder;
 pub use error::FrameError;
 pub use header::{HEADER_LEN, Header, MAGIC, VERSION};
-pub use kind::{Kind, MAX_ACCESSES, MAX_BODY, MAX_HASHES, MAX_NAME, MAX_PAYLOAD, MAX_REASON, MAX_RPC, TOUCH_LEN};
-pub use message::{Answer, Change, Content, Hello, Message, Settlement, Step, Stream, Touch};
+pub use kind::{
+    Kind, MAX_ACCESSES, MAX_BODY, MAX_HASHES, MAX_MARKS, MAX_NAME, MAX_PAYLOAD, MAX_REASON, MAX_RPC, TOUCH_LEN,
+};
+pub use message::{Answer, Change, Content, Hello, Mark, Message, Settlement, Step, Stream, Touch};

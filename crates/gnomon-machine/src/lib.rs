@@ -1,0 +1,13 @@
+//! A guest as a whole: what keeps a second copy of it ready on another host, and what moves it there.
+//!
+//! A *checkpoint* is the state of a guest at one moment: the pages that changed since the checkpoint before, the state
+//! of its devices, and how far its volumes had got. The primary's side codes pages so that little has to be carried
+//! ([`page`], [`page::SentPages`]); the shadow's side stages a checkpoint and applies it whole or not at all
+//! ([`stage`]); how often there is one is decided from what the last ones cost ([`interval`]).
+//!
+//! An *epoch* says who may run and write, here as for volumes; checkpoints are numbered within it.
+
+pub mod interval;
+pub mod page;
+pub mod ram;
+pub mod stage;
