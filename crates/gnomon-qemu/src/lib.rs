@@ -18,6 +18,7 @@ mod kvm;
 mod migrate;
 mod process;
 mod qmp;
+mod ram;
 mod spec;
 
 pub use doctor::{HostFacts, KvmNode, QemuBinary, find_qemu};
@@ -29,6 +30,9 @@ pub use process::{ExitWatch, Exited, Launch, ProcessError, Qemu, QemuRecord, Sto
 pub use qmp::{
     CloseReason, EventError, EventStream, MachineInfo, MigrationProgress, MigrationStatus, Qmp, QmpError, QmpEvent,
     RunState, VmStatus,
+};
+pub use ram::{
+    GuestRam, PAGE_SIZE, Page, PageNumber, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter,
 };
 pub use spec::{
     Accel, Accelerator, DiskSource, DiskSpec, NetSpec, NoVersion, PortSpec, QemuVersion, RamBacking, Resolved, Role,

@@ -9,7 +9,7 @@ use std::{
 use gnomon_terms::ErrorKind;
 
 use super::Exited;
-use crate::{qmp::QmpError, spec::SpecError};
+use crate::{qmp::QmpError, ram::RamError, spec::SpecError};
 
 /// Why a QEMU could not be started, found or ended.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum ProcessError {
     /// The monitor did not do as asked.
     #[error(transparent)]
     Qmp(#[from] QmpError),
+    /// Its RAM could not be made or found.
+    #[error(transparent)]
+    Ram(#[from] RamError),
     /// A file, socket or program of this host could not be used.
     #[error("cannot {deed} {}: {source}", path.display())]
     File {
@@ -99,6 +102,7 @@ impl ProcessError {
         match self {
             ProcessError::Spec(e) => e.kind(),
             ProcessError::Qmp(e) => e.kind(),
+            ProcessError::Ram(e) => e.kind(),
             ProcessError::AlreadyRunning { .. } | ProcessError::Exited { .. } => ErrorKind::Refused,
             ProcessError::BadRecord { .. } => ErrorKind::Corrupt,
             ProcessError::File { .. }

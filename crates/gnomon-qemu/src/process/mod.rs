@@ -19,14 +19,15 @@ mod watch;
 use std::{
     fs, io,
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use gnomon_terms::Bytes;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -37,7 +38,8 @@ pub use watch::{ExitWatch, Exited};
 
 use crate::{
     qmp::{GREETING_TIMEOUT, Qmp, QmpError, dial},
-    spec::{Resolved, Role, VmPaths, VmSpec, command_line},
+    ram::{GuestRam, RamError, RamLoan, RamRecord},
+    spec::{RamBacking, Resolved, Role, VmPaths, VmSpec, command_line},
 };
 
 /// How long a process may take to be gone after its monitor closed or it was killed. Freeing a large RAM takes
@@ -59,8 +61,9 @@ pub struct Launch<'a> {
     pub dir: &'a Path,
     /// Whether it boots or waits for a migration.
     pub role: Role,
-    /// A memfd of `resolved.memory` bytes to be the guest's RAM, if gnomon is to see it.
-    pub ram: Option<BorrowedFd<'a>>,
+    /// RAM of `resolved.memory` bytes that is there already (a takeover, a fork, a shadow). When left open, RAM is made
+    /// as the spec says.
+    pub ram: Option<RamLoan<'a>>,
 }
 
 /// How long each way of stopping may take before the next, harder one.
@@ -98,18 +101,20 @@ impl Qemu {
         paths.check()?;
         fs::create_dir_all(launch.dir).map_err(|e| ProcessError::file("make", launch.dir, e))?;
         refuse_if_running(&paths)?;
+        let made = make_ram(launch)?;
+        let loan = launch.ram.or(made.as_ref().map(GuestRam::shared));
         let listener = listen(&paths.qmp())?;
         paths.qmp_fd = Some(listener.as_raw_fd());
-        paths.ram_fd = launch.ram.map(|fd| fd.as_raw_fd());
+        paths.ram = loan.map(|loan| (loan.ram.as_fd().as_raw_fd(), loan.sharing));
 
         let mut args = launch.host_args.to_vec();
         args.extend(command_line(launch.spec, launch.resolved, &paths, launch.role));
-        let inherit: Vec<i32> = [paths.qmp_fd, paths.ram_fd].into_iter().flatten().collect();
+        let inherit: Vec<i32> = [paths.qmp_fd, paths.ram.map(|(fd, _)| fd)].into_iter().flatten().collect();
         let (pid, pidfd, watch) =
             spawn(&Spawn { program: launch.qemu, args: &args, inherit: &inherit, log: &paths.qemu_log() })?;
         // From here on only QEMU listens: if it ends, whoever waits for its greeting sees the end.
         drop(listener);
-        let started = Started { pid, pidfd, watch, paths: &paths };
+        let started = Started { pid, pidfd, watch, paths: &paths, ram: loan.map(|loan| loan.record()) };
         started.greet(launch)
     }
 
@@ -163,12 +168,10 @@ impl Qemu {
         self.record.log.as_deref().map(spawn::last_words).unwrap_or_default()
     }
 
-    /// Opens the guest's RAM of a QEMU that was given one ([`Launch::ram`]): the same memory, through the process.
-    pub fn open_ram(&self) -> Result<Option<fs::File>, ProcessError> {
-        let Some(fd) = self.record.ram_fd else { return Ok(None) };
-        let path = PathBuf::from(format!("/proc/{}/fd/{fd}", self.record.pid));
-        let file = fs::OpenOptions::new().read(true).write(true).open(&path);
-        file.map(Some).map_err(|e| ProcessError::file("open", &path, e))
+    /// Opens the guest's RAM through the process, if gnomon made it: the same memory, also for a daemon that was
+    /// restarted. `None` for a QEMU that has RAM of its own.
+    pub fn open_ram(&self) -> Result<Option<GuestRam>, ProcessError> {
+        self.record.ram.as_ref().map(|ram| GuestRam::open_in(self.record.pid, ram)).transpose().map_err(Into::into)
     }
 
     /// Ends the guest and QEMU: power button, then `quit`, then SIGKILL, each with its deadline. Blocks for the sum
@@ -200,6 +203,7 @@ struct Started<'a> {
     pidfd: Arc<OwnedFd>,
     watch: ExitWatch,
     paths: &'a VmPaths,
+    ram: Option<RamRecord>,
 }
 
 impl Started<'_> {
@@ -216,7 +220,7 @@ impl Started<'_> {
         let qmp = Qmp::connect(&path)?;
         let mut record = QemuRecord::of(&launch.spec.name, self.pid, &path, qmp.version()?)?;
         record.log = Some(self.paths.qemu_log());
-        record.ram_fd = self.paths.ram_fd;
+        record.ram = self.ram.clone();
         record.spec = Some(launch.spec.clone());
         record.resolved = Some(launch.resolved.clone());
         record.write(&self.paths.record())?;
@@ -236,6 +240,18 @@ impl Started<'_> {
                 Err(worse) => worse,
             },
         }
+    }
+}
+
+/// The RAM that a spec wants made, and a check of RAM that is there already.
+fn make_ram(launch: &Launch<'_>) -> Result<Option<GuestRam>, ProcessError> {
+    let wanted = Bytes(launch.resolved.memory);
+    match (launch.ram, launch.spec.ram) {
+        (Some(loan), _) if loan.ram.size() != wanted => {
+            Err(RamError::OtherSize { wanted, size: loan.ram.size() }.into())
+        }
+        (Some(_), _) | (None, RamBacking::Private) => Ok(None),
+        (None, RamBacking::Shared) => Ok(Some(GuestRam::create(&launch.spec.name, wanted)?)),
     }
 }
 

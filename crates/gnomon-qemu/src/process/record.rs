@@ -11,7 +11,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::ProcessError;
-use crate::spec::{QemuVersion, Resolved, VmSpec};
+use crate::{
+    ram::RamRecord,
+    spec::{QemuVersion, Resolved, VmSpec},
+};
 
 /// The largest record we read. A spec with a hundred disks is 30 KB.
 const RECORD_LIMIT: u64 = 1 << 20;
@@ -34,8 +37,9 @@ pub struct QemuRecord {
     pub log: Option<PathBuf>,
     /// Which QEMU.
     pub version: QemuVersion,
-    /// The descriptor of its RAM within it, when it was given one.
-    pub ram_fd: Option<i32>,
+    /// Its RAM, when gnomon made it; records of before that have none.
+    #[serde(default)]
+    pub ram: Option<RamRecord>,
     /// The guest; `None` when gnomon did not start it.
     pub spec: Option<VmSpec>,
     /// The guest, settled; `None` when gnomon did not start it.
@@ -53,7 +57,7 @@ impl QemuRecord {
             qmp: qmp.to_path_buf(),
             log: None,
             version,
-            ram_fd: None,
+            ram: None,
             spec: None,
             resolved: None,
         })

@@ -206,6 +206,7 @@ mod tests {
             (|s| s.cmdline = Some("a\0b".into()), "control characters"),
             (
                 |s| {
+                    s.ram = RamBacking::Private;
                     s.disks = vec![DiskSpec::raw_file("v", Path::new("/x"))];
                     s.disks[0].source = DiskSource::VhostUser { socket: "/v".into() };
                 },

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::kvm::KVM_CPU;
+use crate::{
+    kvm::KVM_CPU,
+    ram::{RAM_ID, RamSharing},
+};
 
-use super::{Accelerator, DiskSource, DiskSpec, NetSpec, PortSpec, RamBacking, Resolved, VmPaths, VmSpec};
+use super::{Accelerator, DiskSource, DiskSpec, NetSpec, PortSpec, Resolved, VmPaths, VmSpec};
 
 /// How long QEMU may wait at its start for an NBD server that is not there yet, in seconds. Less than we wait for
 /// QEMU's greeting, so that the error told is QEMU's own.
@@ -71,18 +74,11 @@ fn basics(args: &mut Args, spec: &VmSpec) {
 
 fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths) {
     let machine = escape(&resolved.machine);
-    let backend = match (paths.ram_fd, spec.ram) {
-        (Some(fd), _) => {
-            // A file backend counts as "named", which newer QEMU demands of RAM that x-ignore-shared leaves out.
-            Some(format!("memory-backend-file,id=ram0,size={},mem-path=/proc/self/fd/{fd},share=on", resolved.memory))
-        }
-        (None, RamBacking::Shared) => Some(format!("memory-backend-memfd,id=ram0,size={},share=on", resolved.memory)),
-        (None, RamBacking::Private) => None,
-    };
+    let backend = paths.ram.map(|(fd, sharing)| ram_backend(resolved.memory, fd, sharing));
     match backend {
         Some(backend) => {
             args.option("-object", backend);
-            args.option("-machine", format!("{machine},memory-backend=ram0"));
+            args.option("-machine", format!("{machine},memory-backend={RAM_ID}"));
         }
         None => args.option("-machine", machine),
     }
@@ -94,6 +90,16 @@ fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths)
         (None, Accelerator::Kvm) => args.option("-cpu", KVM_CPU),
         (None, Accelerator::Tcg) => {}
     }
+}
+
+/// A file backend counts as RAM with a name, which newer QEMU demands of what `x-ignore-shared` leaves out; a memfd
+/// backend of QEMU's own does not.
+fn ram_backend(size: u64, fd: i32, sharing: RamSharing) -> String {
+    let share = match sharing {
+        RamSharing::Shared => "on",
+        RamSharing::Forked => "off",
+    };
+    format!("memory-backend-file,id={RAM_ID},size={size},mem-path=/proc/self/fd/{fd},share={share}")
 }
 
 fn monitor_and_console(args: &mut Args, spec: &VmSpec, paths: &VmPaths) {
@@ -235,14 +241,10 @@ mod tests {
     #[test]
     fn each_part_of_a_spec_appears() {
         type Change = fn(&mut VmSpec);
-        let table: [(Change, &str); 9] = [
+        let table: [(Change, &str); 8] = [
             (|s| s.console_log = false, "console.sock,server=on,wait=off -serial"),
             (|s| s.cpus = 4, "-smp 4"),
             (|s| s.cpu_model = Some("qemu64".into()), "-cpu qemu64"),
-            (
-                |s| s.ram = RamBacking::Shared,
-                "-object memory-backend-memfd,id=ram0,size=67108864,share=on -machine pc-q35-7.2,memory-backend=ram0",
-            ),
             (
                 |s| {
                     (s.kernel, s.initrd, s.cmdline) = (Some("/k".into()), Some("/i".into()), Some("quiet a,b".into()))
@@ -288,15 +290,18 @@ mod tests {
     }
 
     #[test]
-    fn ram_of_ours_goes_before_any_other() {
-        let paths = VmPaths { ram_fd: Some(7), qmp_fd: Some(5), ..VmPaths::new(Path::new("/r")) };
-        let spec = VmSpec { ram: RamBacking::Shared, ..VmSpec::new("web", 64 << 20) };
-        let line = command_line(&spec, &resolved(Accelerator::Kvm), &paths, Role::Boot).join(" ");
-        assert!(
-            line.contains("memory-backend-file,id=ram0,size=67108864,mem-path=/proc/self/fd/7,share=on"),
-            "{line}"
-        );
-        assert!(line.contains("socket,id=qmp,fd=5,") && line.contains("-cpu host"), "{line}");
-        assert!(!line.contains("memfd"), "{line}");
+    fn ram_of_ours_is_a_file_to_qemu() {
+        let table = [(RamSharing::Shared, "on"), (RamSharing::Forked, "off")];
+        for (sharing, share) in table {
+            let paths = VmPaths { ram: Some((7, sharing)), qmp_fd: Some(5), ..VmPaths::new(Path::new("/r")) };
+            let spec = VmSpec::new("web", 64 << 20);
+            let line = command_line(&spec, &resolved(Accelerator::Kvm), &paths, Role::Boot).join(" ");
+            let words = format!(
+                "-object memory-backend-file,id=ram0,size=67108864,mem-path=/proc/self/fd/7,share={share} \
+                 -machine pc-q35-7.2,memory-backend=ram0 "
+            );
+            assert!(line.contains(&words), "{line}");
+            assert!(line.contains("socket,id=qmp,fd=5,") && line.contains("-cpu host"), "{line}");
+        }
     }
 }

@@ -39,7 +39,7 @@ pub struct VmSpec {
     /// QEMU processor model. Left open: `host` under KVM, QEMU's default under TCG.
     #[serde(default)]
     pub cpu_model: Option<String>,
-    /// Whether other processes may map the guest's RAM.
+    /// Who makes the guest's RAM.
     #[serde(default)]
     pub ram: RamBacking,
     /// Disks, in the order the guest sees them. The first bootable one boots unless `kernel` is given.
@@ -82,15 +82,15 @@ pub enum Accel {
     Tcg,
 }
 
-/// Whether other processes may map the guest's RAM.
+/// Who makes the guest's RAM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RamBacking {
-    /// QEMU's own.
+    /// gnomon: a memfd that QEMU, gnomon and vhost-user backends map. Replication, checkpoints and updates need it.
     #[default]
-    Private,
-    /// A memfd that vhost-user backends may map. A descriptor of ours ([`VmPaths::ram_fd`]) goes before it.
     Shared,
+    /// QEMU, for itself alone.
+    Private,
 }
 
 /// One disk.

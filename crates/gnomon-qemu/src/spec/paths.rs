@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{SpecError, check_socket};
+use crate::ram::RamSharing;
 
 /// The directory of one running guest, and the descriptors it is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,14 +14,14 @@ pub struct VmPaths {
     /// wait for the socket's file to appear, and a QEMU that dies early is seen as a closed connection. Set by
     /// [`crate::Qemu::launch`]; without it QEMU listens on [`VmPaths::qmp`] by itself.
     pub qmp_fd: Option<i32>,
-    /// A memfd of the guest's RAM size, inherited under this number: gnomon and QEMU both map it.
-    pub ram_fd: Option<i32>,
+    /// The guest's RAM: a memfd, inherited under this number, and how QEMU maps it.
+    pub ram: Option<(i32, RamSharing)>,
 }
 
 impl VmPaths {
     /// The paths of a guest that lives in `dir`.
     pub fn new(dir: &Path) -> VmPaths {
-        VmPaths { dir: dir.to_path_buf(), qmp_fd: None, ram_fd: None }
+        VmPaths { dir: dir.to_path_buf(), qmp_fd: None, ram: None }
     }
 
     /// The monitor.

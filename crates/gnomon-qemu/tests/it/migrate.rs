@@ -9,7 +9,8 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Incoming, IncomingFrom, MigrateError, MigrationStatus, Outgoing, OutgoingOptions, Qemu, Role, RunState, Stage,
+    GuestRam, Incoming, IncomingFrom, MigrateError, MigrationStatus, Outgoing, OutgoingOptions, Qemu, Role, RunState,
+    Stage,
 };
 use gnomon_terms::{Bytes, BytesPerSecond};
 
@@ -162,16 +163,14 @@ fn a_bad_stream_is_told() {
 
 #[test]
 fn only_devices_are_sent_when_both_map_the_same_ram() {
-    use std::os::fd::AsFd;
     let stable = Stable::new();
     let spec = stable.ticker();
     let resolved = crate::guests::settled(&spec);
-    let ram = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
-    rustix::fs::ftruncate(&ram, resolved.memory).expect("sized");
+    let ram = GuestRam::create("ticker", Bytes(resolved.memory)).expect("made");
     let launch = |name: &str, role| {
         let qemu = &crate::guests::qemu().path;
         let dir = stable.home(name);
-        let ram = Some(ram.as_fd());
+        let ram = Some(ram.shared());
         Qemu::launch(&gnomon_qemu::Launch {
             qemu,
             host_args: &[],

@@ -2,12 +2,12 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, AsRawFd},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use gnomon_qemu::{Exited, ProcessError, Qemu, QemuRecord, Role, VmPaths};
+use gnomon_qemu::{Exited, GuestRam, ProcessError, Qemu, QemuRecord, RamBacking, RamError, Role, VmPaths, VmSpec};
+use gnomon_terms::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::guests::{Console, LONG, Stable, at_once, qemu};
@@ -153,31 +153,42 @@ fn a_guest_that_ignores_the_power_button_is_ended_anyway() {
     assert_eq!(vm.stop(deadlines).expect("stopped"), Exited::Code(0));
 }
 
+/// The word at 0x10000 is the guest's count, which it prints.
 #[test]
-fn ram_of_ours_is_the_guests_ram() {
-    use std::os::unix::fs::FileExt;
+fn the_guests_ram_is_seen_from_outside_also_by_who_adopts_it() {
     let stable = Stable::new();
-    let spec = stable.ticker();
-    let resolved = crate::guests::settled(&spec);
-    let ram = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
-    rustix::fs::ftruncate(&ram, resolved.memory).expect("sized");
-    let launch = gnomon_qemu::Launch {
-        qemu: &qemu().path,
-        host_args: &[],
-        spec: &spec,
-        resolved: &resolved,
-        dir: &stable.home("a"),
-        role: Role::Boot,
-        ram: Some(ram.as_fd()),
-    };
-    let vm = Qemu::launch(&launch).expect("started");
+    let vm = stable.launch("a", &stable.ticker(), Role::Boot);
     let tick = Console::open(&stable.home("a")).tick();
-    let inside = vm.open_ram().expect("opened").expect("it was given one");
-    assert_ne!(inside.as_raw_fd(), ram.as_raw_fd());
     vm.qmp().stop().expect("stands");
-    let (mut ours, mut theirs) = ([0u8; 4], [0u8; 4]);
-    fs::File::from(ram).read_exact_at(&mut ours, 0x10000).expect("read");
-    inside.read_exact_at(&mut theirs, 0x10000).expect("read");
-    assert_eq!(ours, theirs);
-    assert!(u32::from_le_bytes(ours) >= tick);
+    let ours = vm.open_ram().expect("opened").expect("gnomon made it");
+    drop(vm);
+    let vm = Qemu::adopt_dir(&stable.home("a")).expect("adopted");
+    let again = vm.open_ram().expect("opened").expect("gnomon made it");
+    assert_eq!((again.inode(), again.size()), (ours.inode(), ours.size()));
+    let (mut one, mut two) = ([0u8; 4], [0u8; 4]);
+    ours.map().expect("mapped").read_at(0x10000, &mut one).expect("within");
+    again.map_writable().expect("mapped").view().read_at(0x10000, &mut two).expect("within");
+    assert_eq!(one, two);
+    assert!(u32::from_le_bytes(one) >= tick);
+}
+
+#[test]
+fn a_guest_with_ram_of_its_own_shows_none() {
+    let stable = Stable::new();
+    let spec = VmSpec { ram: RamBacking::Private, ..stable.ticker() };
+    let vm = stable.launch("a", &spec, Role::Boot);
+    Console::open(&stable.home("a")).tick();
+    assert!(vm.open_ram().expect("asked").is_none());
+}
+
+#[test]
+fn ram_of_another_size_is_refused_before_qemu_starts() {
+    let stable = Stable::new();
+    let (spec, ram) = (stable.ticker(), GuestRam::create("small", Bytes(4096)).expect("made"));
+    let resolved = crate::guests::settled(&spec);
+    let dir = stable.home("a");
+    let (qemu, host_args, role, ram) = (&qemu().path, &[][..], Role::Boot, Some(ram.shared()));
+    let launch = gnomon_qemu::Launch { qemu, host_args, spec: &spec, resolved: &resolved, dir: &dir, role, ram };
+    let error = Qemu::launch(&launch).expect_err("too small");
+    assert!(matches!(error, ProcessError::Ram(RamError::OtherSize { .. })), "{error}");
 }

@@ -252,7 +252,7 @@ impl Vms {
             machine: "q35".to_string(),
             accel,
             cpu_model: None,
-            ram: RamBacking::Private,
+            ram: RamBacking::Shared,
             disks: request.disks.iter().map(|name| self.disk(name)).collect(),
             kernel: request.kernel.clone(),
             initrd: request.initrd.clone(),
