@@ -17,7 +17,7 @@ use gnomon_terms::{Bytes, ResourceId};
 use gnomon_volume::{
     blockmap::BootId,
     disk::{FileDisk, Mode},
-    serve::{Export, Exports},
+    serve::{Export, Exports, ServeError},
     tap::Tap,
     volume::{Volume, VolumeParts, remove_files},
 };
@@ -205,6 +205,38 @@ impl Keeper {
         Ok(handle)
     }
 
+    /// Offers a volume to one QEMU, under a name with its fencing token ([`lent`]). Other exports of the volume are not
+    /// concerned.
+    pub fn lend(&self, name: &str, token: u64, vm: &str) -> Result<(), ApiError> {
+        let handle = self.get(name)?;
+        self.exports.add(Export {
+            name: lent(name, token),
+            description: format!("gnomon volume {name}, for VM {vm}"),
+            disk: handle.volume.disk().clone(),
+            read_only: false,
+            resource: handle.volume.resource(),
+            tap: Some(Arc::clone(handle.volume.tap())),
+        })?;
+        Ok(())
+    }
+
+    /// Takes a volume back from one QEMU: when this returns, no request of it touches the volume any more.
+    pub fn take_back(&self, name: &str, token: u64) {
+        match self.exports.remove(&lent(name, token)) {
+            // It was not lent, or has been taken back already.
+            Ok(()) | Err(ServeError::Unknown { .. }) => {}
+            Err(error) => tracing::warn!(volume = name, token, %error, "taking it back"),
+        }
+    }
+
+    /// How many clients use a volume, under whichever name.
+    fn clients(&self, name: &str) -> usize {
+        let of_qemus = format!("{name}@");
+        let exports = self.exports.list();
+        let names = exports.iter().filter(|(export, _)| export == name || export.starts_with(&of_qemus));
+        names.map(|(export, _)| self.exports.clients(export)).sum()
+    }
+
     /// Changes a volume's record; it is durable before this returns. `deed` changes a copy, so nothing is believed
     /// that was not written.
     pub fn update<T>(&self, handle: &VolumeHandle, deed: impl FnOnce(&mut VolumeRecord) -> T) -> Result<T, ApiError> {
@@ -219,7 +251,7 @@ impl Keeper {
     /// Removes a volume and its data.
     pub fn remove(&self, name: &str) -> Result<(), ApiError> {
         let handle = self.get(name)?;
-        let clients = self.exports.clients(name);
+        let clients = self.clients(name);
         if clients > 0 {
             return Err(ApiError::refused(format!("volume '{name}' is in use by {clients} clients"))
                 .then("stop its VM, or disconnect them, first"));
@@ -253,12 +285,17 @@ impl Keeper {
             created: record.created,
             epoch: record.epoch,
             nbd: format!("nbd+unix:///{}?socket={}", record.name, self.nbd_socket.display()),
-            clients: self.exports.clients(&record.name) as u64,
+            clients: self.clients(&record.name) as u64,
             accesses: handle.watcher.counts(),
             job: handle.job.lock().clone(),
             name: record.name,
         }
     }
+}
+
+/// The name of a volume's export for the QEMU with `token`. Names of volumes have no `@`.
+pub fn lent(name: &str, token: u64) -> String {
+    format!("{name}@{token}")
 }
 
 impl VolumeHandle {

@@ -103,6 +103,9 @@ pub struct VmRecord {
     pub name: String,
     /// Its volumes.
     pub disks: Vec<String>,
+    /// Fences its QEMU: the exports of its disks carry it, and a QEMU with an older one finds no disk.
+    #[serde(default)]
+    pub token: u64,
     /// The process, while there is one.
     pub qemu: Option<gnomon_qemu::QemuRecord>,
     /// How it ended, when it did.
@@ -161,6 +164,13 @@ impl Records {
     pub fn count_start(&self) -> Result<u64, ApiError> {
         let last: u64 = self.get("daemon/starts")?.unwrap_or(0);
         self.put("daemon/starts", &(last + 1))?;
+        Ok(last + 1)
+    }
+
+    /// A fencing token greater than all before it on this node.
+    pub fn next_token(&self) -> Result<u64, ApiError> {
+        let last: u64 = self.get("daemon/token")?.unwrap_or(0);
+        self.put("daemon/token", &(last + 1))?;
         Ok(last + 1)
     }
 

@@ -18,7 +18,7 @@ use gnomon_qemu::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    keeper::Keeper,
+    keeper::{Keeper, lent},
     records::{Records, VmRecord},
 };
 use crate::{
@@ -73,6 +73,11 @@ impl Vms {
         let qemu = match record.qemu.clone().map(Qemu::adopt) {
             None => None,
             Some(Ok(qemu)) => {
+                for disk in &record.disks {
+                    if let Err(error) = self.keeper.lend(disk, record.token, &record.name) {
+                        tracing::error!(vm = record.name, disk, %error, "its disk cannot be served");
+                    }
+                }
                 tracing::info!(vm = record.name, pid = qemu.record().pid, "adopted again");
                 Some(Arc::new(qemu))
             }
@@ -114,9 +119,7 @@ impl Vms {
     /// Starts a QEMU that waits for a guest of another node. Its disks and ports are this node's.
     pub fn receive(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved) -> Result<Arc<VmHandle>, ApiError> {
         let disks: Vec<String> = spec.disks.iter().map(|disk| disk.name.clone()).collect();
-        let here = self.localized(spec);
-        self.host()?;
-        self.start(here, resolved, Role::Incoming, disks)
+        self.start(spec, resolved, Role::Incoming, disks)
     }
 
     fn start(
@@ -132,9 +135,31 @@ impl Vms {
                 ApiError::refused(format!("VM '{name}' runs already")).then("stop it, or choose another name")
             );
         }
+        let token = self.records.next_token()?;
+        let mut record = VmRecord { name, disks, token, qemu: None, exit: None, stderr: None };
+        let launched = self.launch(spec, resolved, role, &record).and_then(|qemu| {
+            record.qemu = Some(qemu.record().clone());
+            self.records.put_vm(&record)?;
+            Ok(qemu)
+        });
+        match launched {
+            Ok(qemu) => Ok(self.show(record, Some(Arc::new(qemu)))),
+            Err(error) => {
+                self.take_disks_back(&record);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the QEMU of a record, on disks that are lent to it alone.
+    fn launch(&self, spec: VmSpec, resolved: Resolved, role: Role, record: &VmRecord) -> Result<Qemu, ApiError> {
         let host = self.host()?;
-        let dir = self.dir.join(&name);
+        let dir = self.dir.join(&record.name);
         std::fs::create_dir_all(&dir)?;
+        for disk in &record.disks {
+            self.keeper.lend(disk, record.token, &record.name)?;
+        }
+        let spec = self.localized(spec, record.token);
         let launch = Launch {
             qemu: &host.qemu.path,
             host_args: &[],
@@ -144,10 +169,13 @@ impl Vms {
             role,
             ram: None,
         };
-        let qemu = Qemu::launch(&launch)?;
-        let record = VmRecord { name, disks, qemu: Some(qemu.record().clone()), exit: None, stderr: None };
-        self.records.put_vm(&record)?;
-        Ok(self.show(record, Some(Arc::new(qemu))))
+        Ok(Qemu::launch(&launch)?)
+    }
+
+    fn take_disks_back(&self, record: &VmRecord) {
+        for disk in &record.disks {
+            self.keeper.take_back(disk, record.token);
+        }
     }
 
     /// Looks after a QEMU that somebody else started.
@@ -160,6 +188,7 @@ impl Vms {
         let record = VmRecord {
             name: name.to_string(),
             disks: Vec::new(),
+            token: 0,
             qemu: Some(qemu.record().clone()),
             exit: None,
             stderr: None,
@@ -193,6 +222,9 @@ impl Vms {
 
     fn forget(&self, name: &str) -> Result<(), ApiError> {
         self.records.remove_vm(name)?;
+        if let Ok(vm) = self.get(name) {
+            self.take_disks_back(&vm.record());
+        }
         self.all.write().remove(name);
         Ok(())
     }
@@ -218,6 +250,7 @@ impl Vms {
                 tracing::warn!(vm = name, exit = %exited, said = words, "QEMU has ended");
                 vm.ended(&exited.to_string(), words);
                 let record = vm.record();
+                vms.take_disks_back(&record);
                 // A VM that was stopped or moved has been forgotten: nothing is to be written for it.
                 let known = vms.all.read().get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
                 if known && let Err(error) = vms.records.put_vm(&record) {
@@ -253,7 +286,7 @@ impl Vms {
             accel,
             cpu_model: None,
             ram: RamBacking::Shared,
-            disks: request.disks.iter().map(|name| self.disk(name)).collect(),
+            disks: request.disks.iter().map(|name| self.disk(name, name)).collect(),
             kernel: request.kernel.clone(),
             initrd: request.initrd.clone(),
             cmdline: request.append.clone(),
@@ -264,8 +297,8 @@ impl Vms {
         })
     }
 
-    fn disk(&self, volume: &str) -> DiskSpec {
-        let source = DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: volume.to_string() };
+    fn disk(&self, volume: &str, export: &str) -> DiskSpec {
+        let source = DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: export.to_string() };
         DiskSpec { name: volume.to_string(), source, read_only: false, reconnect_seconds: RECONNECT_SECONDS }
     }
 
@@ -273,10 +306,11 @@ impl Vms {
         PortSpec { name: port.to_string(), socket: self.dir.join(vm).join(format!("{port}.sock")) }
     }
 
-    /// The same guest with this node's sockets.
-    fn localized(&self, mut spec: VmSpec) -> VmSpec {
+    /// The same guest with this node's sockets, and its disks as they are lent to the QEMU with `token`.
+    fn localized(&self, mut spec: VmSpec, token: u64) -> VmSpec {
         for disk in &mut spec.disks {
-            *disk = DiskSpec { read_only: disk.read_only, ..self.disk(&disk.name) };
+            let export = lent(&disk.name, token);
+            *disk = DiskSpec { read_only: disk.read_only, ..self.disk(&disk.name, &export) };
         }
         for port in &mut spec.ports {
             *port = self.port(&spec.name, &port.name);

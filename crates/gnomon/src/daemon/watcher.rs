@@ -65,14 +65,14 @@ impl Watcher {
             let mut events = Vec::new();
             loop {
                 own_tap.wait(NAP);
-                loop {
-                    match inbox.try_recv() {
-                        Ok(command) => command(&mut cycle, &mut plane.plane),
-                        Err(mpsc::TryRecvError::Empty) => break,
-                        Err(mpsc::TryRecvError::Disconnected) => return,
-                    }
-                }
+                // Before the commands, so that whoever asks hears of everything that was noted before the question;
+                // and after them, so that what they ask for begins at once.
                 turn(&mut cycle, &mut plane, own_tap.now(), &mut events);
+                match obey(&inbox, &mut cycle, &mut plane.plane) {
+                    Obeyed::Nothing => {}
+                    Obeyed::Some => turn(&mut cycle, &mut plane, own_tap.now(), &mut events),
+                    Obeyed::TheEnd => return,
+                }
             }
         });
         Ok(Watcher { commands, tap, shared })
@@ -109,6 +109,28 @@ impl Watcher {
         let (sender, receiver) = mpsc::sync_channel(RECORDER_QUEUE);
         self.shared.recorders.lock().push(sender);
         receiver
+    }
+}
+
+/// What came of looking for commands.
+enum Obeyed {
+    Nothing,
+    Some,
+    TheEnd,
+}
+
+/// Runs the commands that have come.
+fn obey(inbox: &mpsc::Receiver<Command>, cycle: &mut Cycle, plane: &mut VolumePlane) -> Obeyed {
+    let mut obeyed = Obeyed::Nothing;
+    loop {
+        match inbox.try_recv() {
+            Ok(command) => {
+                command(cycle, plane);
+                obeyed = Obeyed::Some;
+            }
+            Err(mpsc::TryRecvError::Empty) => return obeyed,
+            Err(mpsc::TryRecvError::Disconnected) => return Obeyed::TheEnd,
+        }
     }
 }
 

@@ -77,7 +77,7 @@ fn what_a_guest_does_is_counted() {
     let house = House::new();
     house.ask(&["volume", "create", "data", "--size", "16M"]);
     tool("qemu-io", &["-f", "raw", "-c", "write 0 64k", "-c", "read 0 4k", &house.nbd("data")]);
-    // The loop reads its tap in batches; asking for its forecast waits for its turn.
+    // The loop reads its tap in batches, and before it answers.
     house.http("/v1/volumes/data/forecast");
     let page = house.http("/metrics");
     for name in ["gnomon_volume_reads_total", "gnomon_volume_written_bytes_total", "gnomon_volume_epoch"] {
