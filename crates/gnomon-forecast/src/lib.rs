@@ -22,6 +22,7 @@ mod oracle;
 mod predictor;
 mod readahead;
 mod regions;
+pub mod series;
 mod successor;
 pub mod trace;
 
