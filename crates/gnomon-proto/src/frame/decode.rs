@@ -62,6 +62,7 @@ fn read(header: &Header, body: Vec<u8>) -> Result<Message, FrameError> {
         Kind::Bitmap => Message::Bitmap { stream, epoch, which: variant, extent, bits: body },
         Kind::Ram => Message::Ram { stream, bytes: body },
         Kind::RamEnd => Message::RamEnd { stream, ok: flag(kind, variant)? },
+        Kind::RamAck => Message::RamAck { stream, taken: header.at },
         Kind::Pages => {
             let packed = is_packed(encoding)?;
             Message::Pages { stream, epoch, checkpoint: seq, records: header.count, packed, body }

@@ -105,6 +105,7 @@ impl Message {
             Message::RamEnd { stream, ok } => {
                 bare(Header { stream: stream.0, flags: flags(u8::from(*ok), 0), ..head })
             }
+            Message::RamAck { stream, taken } => bare(Header { stream: stream.0, at: *taken, ..head }),
             Message::Pages { stream, epoch, checkpoint, records, packed, body } => {
                 rules::ensure(*records > 0 && !body.is_empty(), kind, "no pages")?;
                 let head = on(kind, *stream, Some(*epoch), *checkpoint, None)?;

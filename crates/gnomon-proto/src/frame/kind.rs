@@ -108,6 +108,8 @@ kinds! {
     Seal = 36, max MAX_MARKS * MARK_LEN;
     /// What became of a checkpoint.
     Sealed = 37, max 0;
+    /// How much of a memory stream has been taken.
+    RamAck = 38, max 0;
     /// Handover: can you take over?
     Prepare = 40, max 0;
     /// Handover: yes, and I have written it down.

@@ -280,6 +280,13 @@ pub enum Message {
         /// False if the stream was cut off at the sender.
         ok: bool,
     },
+    /// How much of a memory stream has been taken.
+    RamAck {
+        /// Which guest.
+        stream: Stream,
+        /// Bytes since the stream began.
+        taken: u64,
+    },
     /// Pages of a checkpoint that is being made.
     Pages {
         /// Which guest.
@@ -385,6 +392,7 @@ impl Message {
             Message::Bitmap { .. } => Kind::Bitmap,
             Message::Ram { .. } => Kind::Ram,
             Message::RamEnd { .. } => Kind::RamEnd,
+            Message::RamAck { .. } => Kind::RamAck,
             Message::Pages { .. } => Kind::Pages,
             Message::Device { .. } => Kind::Device,
             Message::Seal { .. } => Kind::Seal,
@@ -406,7 +414,8 @@ impl Message {
             Message::Ping { .. } | Message::Pong { .. } | Message::Goodbye { .. } => Class::Pulse,
             Message::Request { .. } | Message::Reply { .. } | Message::Handover { .. } => Class::Control,
             Message::PushAck { .. } | Message::MirrorAck { .. } | Message::Drop { .. } => Class::Control,
-            Message::Accesses { .. } | Message::Bitmap { .. } | Message::Sealed { .. } => Class::Control,
+            Message::Accesses { .. } | Message::Bitmap { .. } => Class::Control,
+            Message::Sealed { .. } | Message::RamAck { .. } => Class::Control,
             Message::Fetch { .. } | Message::Fetched { .. } => Class::Demand,
             Message::Mirror { .. } | Message::MirrorFlush { .. } => Class::Mirror,
             Message::Ram { .. } | Message::RamEnd { .. } => Class::Ram,

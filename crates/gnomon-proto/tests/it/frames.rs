@@ -39,6 +39,7 @@ fn messages() -> Vec<Message> {
         Message::Bitmap { stream, epoch, which: 1, extent, bits: vec![0, 3] },
         Message::Ram { stream, bytes: data() },
         Message::RamEnd { stream, ok: true },
+        Message::RamAck { stream, taken: 1 << 40 },
         Message::Pages { stream, epoch, checkpoint: 4, records: 2, packed: true, body: vec![1, 2, 3] },
         Message::Pages { stream, epoch, checkpoint: 4, records: 2, packed: false, body: vec![0, 0] },
         Message::Device { stream, epoch, checkpoint: 4, at: 1 << 20, bytes: vec![5; 100] },

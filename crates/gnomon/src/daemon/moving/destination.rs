@@ -208,7 +208,7 @@ impl Destination<'_> {
         let vm =
             tokio::task::spawn_blocking(move || vms.receive(spec, resolved)).await.map_err(ApiError::internal)??;
         let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
-        let end = super::relay::incoming(ram)?;
+        let end = super::relay::incoming(ram, self.hub.sender())?;
         let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;
         std::thread::spawn(move || {
             let outcome = await_running(&mut incoming);

@@ -21,7 +21,7 @@ use gnomon_volume::wire::{Wire, WireClosed};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{mpsc, oneshot};
 
-use super::rpc::Rpc;
+use super::{rpc::Rpc, window::Window};
 
 /// Takes in the messages of one stream.
 pub type Engine = Arc<dyn Fn(Message) + Send + Sync>;
@@ -32,6 +32,7 @@ pub struct Hub {
     /// Asks the other side.
     pub rpc: Arc<Rpc>,
     engines: Arc<Engines>,
+    window: Arc<Window>,
     ended: Vec<oneshot::Receiver<()>>,
 }
 
@@ -86,7 +87,7 @@ impl Hub {
     pub fn start(session: Session) -> (Hub, Inbox) {
         let session = Arc::new(session);
         let rpc = Arc::new(Rpc::new(session.sender()));
-        let engines = Arc::new(Engines::new());
+        let (engines, window) = (Arc::new(Engines::new()), Arc::new(Window::default()));
         let (to_driver, control) = mpsc::unbounded_channel();
         let take = |class| session.take_receiver(class).expect("a new session has all its receivers");
         let ram = take(Class::Ram);
@@ -95,14 +96,16 @@ impl Hub {
             let receiver = take(class);
             let (tell, end) = oneshot::channel();
             let (engines, rpc, to_driver) = (Arc::clone(&engines), Arc::clone(&rpc), to_driver.clone());
+            let window = Arc::clone(&window);
             thread::spawn(move || {
-                pump(class, receiver, &engines, &rpc, &to_driver);
+                pump(class, receiver, &engines, &window, &rpc, &to_driver);
                 rpc.end();
+                window.end();
                 let _ = tell.send(());
             });
             ended.push(end);
         }
-        (Hub { session, rpc, engines, ended }, Inbox { control, ram })
+        (Hub { session, rpc, engines, window, ended }, Inbox { control, ram })
     }
 
     /// From now on messages of `stream` go to `engine`.
@@ -118,6 +121,11 @@ impl Hub {
     /// For engines.
     pub fn wire(&self) -> Arc<dyn Wire> {
         Arc::new(LinkWire(self.session.sender()))
+    }
+
+    /// How much of a guest's memory may be on its way.
+    pub fn window(&self) -> &Arc<Window> {
+        &self.window
     }
 
     /// The session.
@@ -141,12 +149,14 @@ fn pump(
     class: Class,
     mut receiver: mpsc::Receiver<Message>,
     engines: &Engines,
+    window: &Window,
     rpc: &Rpc,
     to_driver: &mpsc::UnboundedSender<Message>,
 ) {
     while let Some(message) = receiver.blocking_recv() {
         match message {
             Message::Reply { id, ok, body } => rpc.replied(id, ok, body),
+            Message::RamAck { taken, .. } => window.acknowledge(taken),
             Message::Request { .. } | Message::Handover { .. } | Message::Bitmap { .. } => {
                 // A driver that is gone has ended the session, or is about to.
                 let _ = to_driver.send(message);

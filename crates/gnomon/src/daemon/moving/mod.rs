@@ -19,6 +19,7 @@ mod source;
 pub mod story;
 mod transfer;
 mod verify;
+mod window;
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
     thread,
 };
 
@@ -10,14 +11,14 @@ use gnomon_link::SessionSender;
 use gnomon_proto::frame::{Message, Stream};
 use tokio::sync::mpsc;
 
+use super::window::Window;
 use crate::api::ApiError;
 
-/// Bytes read at once. What waits in the session's queue (32 frames) counts as sent for QEMU, which lets the guest
-/// stand for what it believes to be left: a megabyte is 20 ms at 400 Mbit/s, eight of them were 300.
+/// Bytes read at once: what the window is counted in.
 const CHUNK: usize = 32 << 10;
 
 /// At the source: returns the end for QEMU to write into; a thread sends what comes out of the other one.
-pub fn outgoing(stream: Stream, sender: SessionSender) -> Result<OwnedFd, ApiError> {
+pub fn outgoing(stream: Stream, sender: SessionSender, window: Arc<Window>) -> Result<OwnedFd, ApiError> {
     let (theirs, mut ours) = UnixStream::pair()?;
     thread::spawn(move || {
         let mut bytes = vec![0; CHUNK];
@@ -26,7 +27,7 @@ pub fn outgoing(stream: Stream, sender: SessionSender) -> Result<OwnedFd, ApiErr
                 Ok(0) => break true,
                 Ok(len) => {
                     let message = Message::Ram { stream, bytes: bytes[..len].to_vec() };
-                    if sender.blocking_send(message).is_err() {
+                    if !window.enter(len) || sender.blocking_send(message).is_err() {
                         // QEMU sees the socket close and gives the migration up.
                         return;
                     }
@@ -43,16 +44,20 @@ pub fn outgoing(stream: Stream, sender: SessionSender) -> Result<OwnedFd, ApiErr
 }
 
 /// At the destination: returns the end for QEMU to read from; a thread fills the other one with what arrives.
-pub fn incoming(mut arriving: mpsc::Receiver<Message>) -> Result<OwnedFd, ApiError> {
+pub fn incoming(mut arriving: mpsc::Receiver<Message>, sender: SessionSender) -> Result<OwnedFd, ApiError> {
     let (theirs, mut ours) = UnixStream::pair()?;
     thread::spawn(move || {
+        let mut taken = 0;
         while let Some(message) = arriving.blocking_recv() {
             match message {
-                Message::Ram { bytes, .. } => {
+                Message::Ram { stream, bytes } => {
                     if ours.write_all(&bytes).is_err() {
                         // QEMU is gone, which its watcher tells.
                         return;
                     }
+                    taken += bytes.len() as u64;
+                    // A session that is over takes no more memory either.
+                    let _ = sender.blocking_send(Message::RamAck { stream, taken });
                 }
                 Message::RamEnd { .. } => return,
                 other => tracing::warn!(kind = %other.kind(), "not a part of a guest's memory"),

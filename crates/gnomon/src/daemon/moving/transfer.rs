@@ -55,7 +55,7 @@ impl Transfer {
                 .then("restart it with `gnomon vm run`; adopted VMs cannot be moved by this version"));
         };
         hub.rpc.ask::<()>(&Ask::Incoming { spec: Box::new(spec), resolved }).await?;
-        let end = relay::outgoing(RAM, hub.sender())?;
+        let end = relay::outgoing(RAM, hub.sender(), Arc::clone(hub.window()))?;
         let downtime = downtime_after(Duration::ZERO);
         let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
         let outgoing = blocking(move || Ok(Outgoing::start(qemu.qmp(), end, &options)?)).await?;
