@@ -161,7 +161,8 @@ impl Volume {
         let disk = Arc::new(VolumeDisk::new(Arc::clone(&parts.local), epoch, Role::Primary));
         let volume = Volume { disk, stripes: Arc::default(), engine: Mutex::default(), parts };
         match standing {
-            Standing::Primary => {}
+            // Left behind by a crash between the record and the files. Believed by the next move, they would do harm.
+            Standing::Primary => volume.end_engine()?,
             Standing::Shadowed => _ = volume.begin_shadow()?,
             Standing::Shadow(source) => _ = volume.become_shadow(epoch, source)?,
             Standing::Draining(source) => volume.resume_draining(epoch, source)?,
@@ -358,14 +359,23 @@ impl Volume {
         self.valid().map_or(BlockCount(0), |valid| BlockCount(self.blocks().0 - valid.count().0))
     }
 
-    /// Everything is here and the source is let go: the volume is an ordinary primary.
-    pub fn release(&self) -> Result<(), VolumeError> {
-        let (epoch, role) = self.disk.state();
+    /// Makes sure that everything is here and durable, so that the source may be let go. Refused while something is
+    /// missing. The volume's record must say that it is primary before [`Volume::release`]: the maps go there, and
+    /// without them nobody could tell any more what is missing.
+    pub fn make_whole(&self) -> Result<(), VolumeError> {
+        let role = self.disk.state().1;
         if !matches!(role, Role::Draining(_)) || self.missing() > BlockCount(0) {
             return Err(self.wrong_role(&role, "releasing its source"));
         }
-        // Once more in full: from here on the validity map is not there to say what was synced.
-        self.parts.local.flush()?;
+        Ok(self.parts.local.flush()?)
+    }
+
+    /// The source is let go: the volume, which is whole and recorded as primary, is an ordinary one.
+    pub fn release(&self) -> Result<(), VolumeError> {
+        let (epoch, role) = self.disk.state();
+        if !matches!(role, Role::Draining(_)) {
+            return Err(self.wrong_role(&role, "releasing its source"));
+        }
         self.disk.become_role(epoch, Role::Primary)?;
         self.end_engine()
     }

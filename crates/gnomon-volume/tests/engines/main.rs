@@ -5,6 +5,7 @@
 
 mod pair;
 mod seeded;
+mod standing;
 
 use std::time::Duration;
 

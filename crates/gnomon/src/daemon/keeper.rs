@@ -248,6 +248,27 @@ impl Keeper {
         Ok(result)
     }
 
+    /// Changes several volumes' records, all or none; durable before this returns.
+    pub fn update_all<T>(
+        &self,
+        changes: &[(&VolumeHandle, T)],
+        deed: impl Fn(&mut VolumeRecord, &T),
+    ) -> Result<(), ApiError> {
+        let mut order: Vec<&(&VolumeHandle, T)> = changes.iter().collect();
+        // One order for everybody, so that two of these never wait for each other.
+        order.sort_by_key(|(handle, _)| handle.record().name);
+        let mut records: Vec<_> = order.iter().map(|(handle, _)| handle.record.lock()).collect();
+        let mut drafts: Vec<VolumeRecord> = records.iter().map(|record| (**record).clone()).collect();
+        for (draft, (_, change)) in drafts.iter_mut().zip(&order) {
+            deed(draft, change);
+        }
+        self.records.put_volumes(&drafts)?;
+        for (record, draft) in records.iter_mut().zip(drafts) {
+            **record = draft;
+        }
+        Ok(())
+    }
+
     /// Removes a volume and its data.
     pub fn remove(&self, name: &str) -> Result<(), ApiError> {
         let handle = self.get(name)?;

@@ -184,6 +184,15 @@ impl Records {
         self.put(&format!("volume/{}", record.name), record)
     }
 
+    /// Writes several volumes' records, all or none.
+    pub fn put_volumes(&self, records: &[VolumeRecord]) -> Result<(), ApiError> {
+        let encode =
+            |record: &VolumeRecord| serde_json::to_vec(record).map(|v| (format!("volume/{}", record.name), v));
+        let encoded = records.iter().map(encode).collect::<Result<Vec<_>, _>>().map_err(ApiError::internal)?;
+        self.store.put_all(&encoded)?;
+        Ok(())
+    }
+
     /// Removes a volume's record and what is known of its extents.
     pub fn remove_volume(&self, name: &str) -> Result<(), ApiError> {
         ExtentTable::forget(name, &*self.store)?;

@@ -246,13 +246,13 @@ impl Destination<'_> {
         if matches!(handle.record().standing, StandingRecord::Primary) {
             return Ok(());
         }
-        handle.volume.release()?;
+        handle.volume.make_whole()?;
         self.daemon.keeper.update(&handle, |record| {
             record.standing = StandingRecord::Primary;
             record.move_id = None;
             record.handover = None;
         })?;
-        Ok(())
+        Ok(handle.volume.release()?)
     }
 
     /// The move is off: the spare copy goes.

@@ -50,39 +50,63 @@ pub async fn prepare(hub: &Hub, inbox: &mut Inbox, handle: &VolumeHandle, stream
     }
 }
 
-/// Gives the volume away. When this returns `Ok` it is decided and this node never writes again at its epoch; on
-/// `Err` this node is the writer as before.
-pub async fn give(
-    daemon: &Arc<Daemon>,
-    handle: &VolumeHandle,
-    mover: &Mover,
-    giver: &mut Giver,
-    to: &str,
-) -> Result<(), ApiError> {
-    let volume = &handle.volume;
-    let current = handle.record().epoch();
-    volume.fence(current, to)?;
-    mover.hand_over(giver.epoch());
-    let decided = decide(daemon, handle, giver, to);
-    match decided {
-        Ok(()) => Ok(volume.fence(giver.epoch(), to)?),
+/// A volume that is about to be given away.
+pub struct Gift<'a> {
+    /// The volume.
+    pub handle: &'a VolumeHandle,
+    /// Its engine.
+    pub mover: &'a Mover,
+    /// Its handover, prepared.
+    pub giver: Giver,
+}
+
+impl Gift<'_> {
+    /// No write passes from here on, and what is owed stays as it is.
+    fn hold(&self, to: &str) -> Result<(), ApiError> {
+        self.handle.volume.fence(self.handle.record().epoch(), to)?;
+        self.mover.hand_over(self.giver.epoch());
+        Ok(())
+    }
+
+    /// This node is the writer as before.
+    fn let_go(&self) -> Result<(), ApiError> {
+        self.mover.take_back(self.handle.record().epoch());
+        Ok(self.handle.volume.unfence()?)
+    }
+}
+
+/// Gives volumes away, all of them or none: those of one guest change hands in one moment. When this returns `Ok` it is
+/// decided and this node never writes again at their epochs; on `Err` it is the writer of all as before.
+pub fn give(daemon: &Daemon, gifts: &mut [Gift<'_>], to: &str) -> Result<(), ApiError> {
+    for held in 0..gifts.len() {
+        if let Err(error) = gifts[held].hold(to) {
+            gifts[..held].iter().try_for_each(Gift::let_go)?;
+            return Err(error);
+        }
+    }
+    match decide(daemon, gifts, to) {
+        Ok(()) => gifts.iter().try_for_each(|gift| Ok(gift.handle.volume.fence(gift.giver.epoch(), to)?)),
         Err(error) => {
-            mover.take_back(current);
-            volume.unfence()?;
+            gifts.iter().try_for_each(Gift::let_go)?;
             Err(error)
         }
     }
 }
 
-fn decide(daemon: &Arc<Daemon>, handle: &VolumeHandle, giver: &mut Giver, to: &str) -> Result<(), ApiError> {
-    giver.decide(lacking_of(&owed(handle)?))?;
-    let given = giver.poll_record().ok_or_else(|| ApiError::internal("a decision without a record"))?;
-    daemon.keeper.update(handle, |record| {
-        record.handover = Some(HandoverRecord::Given(given));
+/// Writes "given" down for all of them at once.
+fn decide(daemon: &Daemon, gifts: &mut [Gift<'_>], to: &str) -> Result<(), ApiError> {
+    let mut decided = Vec::with_capacity(gifts.len());
+    for gift in gifts.iter_mut() {
+        gift.giver.decide(lacking_of(&owed(gift.handle)?))?;
+        let given = gift.giver.poll_record().ok_or_else(|| ApiError::internal("a decision without a record"))?;
+        decided.push((gift.handle, given));
+    }
+    daemon.keeper.update_all(&decided, |record, given| {
+        record.handover = Some(HandoverRecord::Given(*given));
         record.standing = StandingRecord::Fenced(to.to_string());
         record.epoch = given.epoch;
     })?;
-    giver.recorded();
+    gifts.iter_mut().for_each(|gift| gift.giver.recorded());
     Ok(())
 }
 

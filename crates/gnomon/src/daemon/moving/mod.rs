@@ -111,7 +111,13 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
     for record in daemon.records.moves()? {
         let name = record.vm.clone().unwrap_or_else(|| record.volumes.join(", "));
         tracing::info!(id = record.id, to = record.to, "the move of {name} goes on");
-        launch(daemon, record)?;
+        if let Err(error) = launch(daemon, record) {
+            // One move that cannot go on must not keep the others, and every guest of this node, from their daemon.
+            let error =
+                error.then("bring the volume's file back and restart the daemon: the move is still on record");
+            tracing::error!(%error, "the move of {name} cannot go on");
+            daemon.jobs.begin("move", &name).finish(Err(error));
+        }
     }
     Ok(())
 }

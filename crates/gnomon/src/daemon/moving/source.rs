@@ -25,9 +25,10 @@ use gnomon_volume::{
 use tokio::sync::Mutex;
 
 use super::{
-    Shared, compare, decide,
+    Shared, compare,
+    decide::{self, Convergence},
     ending::Totals,
-    handover,
+    handover::{self, Gift},
     hub::{Hub, Inbox},
     metadata::Metadata,
     progress::{Look, Meter, shrinking},
@@ -35,7 +36,7 @@ use super::{
     transfer::{self, Transfer},
 };
 use crate::{
-    api::{ApiError, Kind},
+    api::{ApiError, types::MoveMode},
     daemon::{
         Daemon,
         jobs::Job,
@@ -46,8 +47,6 @@ use crate::{
 
 /// How often the move is looked at: often enough for a person, seldom enough to cost nothing.
 const TICK: Duration = Duration::from_millis(100);
-/// How long to wait before the node is dialled again.
-const DIAL_AGAIN: Duration = Duration::from_millis(500);
 /// Pushes in a row that may fail before the move is given up while it primes: a full disk does not become free.
 const FAILURES_BORNE: u64 = 20;
 /// Where the shadow is, as the loop numbers it.
@@ -144,27 +143,23 @@ impl SourceMove {
     /// Begins sessions until one comes to an end.
     async fn sessions(&mut self) -> Result<End, ApiError> {
         loop {
-            match self.session().await {
-                Err(error) if error.kind == Kind::Unavailable && !self.is_hopeless() => {
-                    if self.wants_cancel() {
-                        return Ok(End::Cancelled);
-                    }
-                    let message = format!("waiting for node {}: {error}", self.record.to);
-                    tracing::warn!(id = self.record.id, "{message}");
-                    self.job.report(crate::api::types::Progress { message, ..self.job.view().progress });
-                    tokio::select! {
-                        () = tokio::time::sleep(DIAL_AGAIN) => {}
-                        () = self.job.cancelled(), if !self.record.switched => {}
-                    }
-                }
-                outcome => return outcome,
+            let error = match self.session().await {
+                Ok(end) => return Ok(end),
+                Err(error) => error,
+            };
+            let is_fault = self.shared.fault.lock().is_some();
+            let Some(wait) = decide::try_again(self.record.switched, is_fault, error.kind) else { return Err(error) };
+            if self.wants_cancel() {
+                return Ok(End::Cancelled);
+            }
+            let message = format!("waiting for node {}: {error}", self.record.to);
+            tracing::warn!(id = self.record.id, "{message}");
+            self.job.report(crate::api::types::Progress { message, ..self.job.view().progress });
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.job.cancelled(), if !self.record.switched => {}
             }
         }
-    }
-
-    /// A failure that another session would only repeat, and that nothing forces to be borne.
-    fn is_hopeless(&self) -> bool {
-        !self.record.switched && self.shared.fault.lock().is_some()
     }
 
     fn wants_cancel(&self) -> bool {
@@ -309,6 +304,7 @@ impl SourceMove {
         let mut ticks = tokio::time::interval(TICK);
         let mut transfer: Option<Transfer> = None;
         let mut givers = Vec::new();
+        let mut convergence = Convergence::default();
         loop {
             if transfer.is_none() {
                 ticks.tick().await;
@@ -334,12 +330,12 @@ impl SourceMove {
             }
             let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
             let ready = decide::is_ready(self.record.mode, &outlook);
-            self.tell_priming(&look, &meter, transfer.as_ref());
+            let is_stuck = self.record.mode == MoveMode::Pre && convergence.is_stuck(look.lacking);
+            self.tell_priming(&look, &meter, transfer.as_ref(), is_stuck);
             match (&mut transfer, &self.record.vm) {
                 (Some(running), _) => {
                     running.urge().await?;
-                    if running.is_standing().await? && (self.record.mode != crate::api::types::MoveMode::Pre || ready)
-                    {
+                    if running.is_standing().await? && (self.record.mode != MoveMode::Pre || ready) {
                         if let Some(transfer) = transfer.take() {
                             self.switch_vm(hub, inbox, legs, givers, transfer).await?;
                         }
@@ -404,10 +400,15 @@ impl SourceMove {
         givers: Vec<Giver>,
     ) -> Result<(), ApiError> {
         let begun = Instant::now();
-        for (leg, mut giver) in legs.iter().zip(givers) {
-            handover::give(&self.daemon, &leg.handle, &leg.mover, &mut giver, &self.record.to).await?;
-            self.record.switched = true;
-            let given = begun.elapsed();
+        let mut gifts: Vec<Gift<'_>> = legs
+            .iter()
+            .zip(givers)
+            .map(|(leg, giver)| Gift { handle: &leg.handle, mover: &leg.mover, giver })
+            .collect();
+        handover::give(&self.daemon, &mut gifts, &self.record.to)?;
+        self.record.switched = true;
+        let given = begun.elapsed();
+        for leg in legs {
             handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
             tracing::info!(volume = leg.handle.record().name, ?given, taken = ?begun.elapsed(), "handed over");
             self.start_draining(leg).await?;
@@ -513,10 +514,15 @@ impl SourceMove {
         Ok(sum)
     }
 
-    fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Transfer>) {
+    fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Transfer>, is_stuck: bool) {
         let lacking = look.lacking.bytes().0;
         let stall = &look.stall;
         let message = match transfer {
+            _ if is_stuck => {
+                "the guest writes faster than the link carries: raise --bandwidth, let it write less, or \
+                              cancel and move it in mode hybrid or post"
+                    .to_string()
+            }
             Some(_) => "the guest's memory is on its way".to_string(),
             None if stall.reads_expected > 0 => format!(
                 "{:.1} % of its reads would wait if it switched now",
