@@ -6,7 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSliceMut, Seek, SeekFrom},
-    os::unix::fs::{FileExt, FileTypeExt},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -97,10 +97,16 @@ impl FileDisk {
         }
     }
 
-    /// Makes a new sparse file of `size` and opens it. Refuses to replace a file that is there.
+    /// Makes a new sparse file of `size` and opens it. A file that is there and holds nothing (a crash left it before
+    /// its first byte) is made anew; one that holds something is never replaced.
     pub fn create(path: &Path, size: Bytes) -> Result<FileDisk, OpenError> {
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(failed("create", path))?;
+        let mut new = OpenOptions::new();
+        new.read(true).write(true);
+        let file = match new.clone().create_new(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && holds_nothing(path) => new.open(path),
+            made => made,
+        };
+        let file = file.map_err(failed("create", path))?;
         file.set_len(size.0).map_err(failed("size", path))?;
         Ok(FileDisk::over(file, size.0, true))
     }
@@ -242,6 +248,11 @@ fn measure(file: &File, path: &Path) -> Result<(u64, bool), OpenError> {
     Ok((size, sparse))
 }
 
+/// Whether a regular file has no storage at all: all it reads as is zeroes.
+fn holds_nothing(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_file() && metadata.blocks() == 0)
+}
+
 fn failed(deed: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_path_buf();
     move |source| OpenError::Io { deed, path, source }
@@ -331,7 +342,20 @@ mod tests {
         }
         assert!(matches!(FileDisk::open(dir.path(), None, Mode::ReadOnly), Err(OpenError::NotADisk { .. })));
         assert!(matches!(FileDisk::open(&dir.path().join("no"), None, Mode::ReadOnly), Err(OpenError::Io { .. })));
-        assert!(matches!(FileDisk::create(&path, Bytes(1)), Err(OpenError::Io { deed: "create", .. })));
+    }
+
+    #[test]
+    fn only_a_file_that_holds_nothing_is_made_anew() {
+        let (dir, first) = disk(8192);
+        let path = dir.path().join("disk");
+        let again = FileDisk::create(&path, Bytes(16384)).expect("a crash left it");
+        assert_eq!(again.size(), Bytes(16384));
+        first.write_at(&[1], 0).unwrap();
+        first.flush().unwrap();
+        assert!(matches!(FileDisk::create(&path, Bytes(8192)), Err(OpenError::Io { deed: "create", .. })));
+        assert_eq!(bytes(&again, 0, 1), [1]);
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("link")).expect("a link");
+        assert!(FileDisk::create(&dir.path().join("link"), Bytes(1)).is_err(), "not somebody else's file");
     }
 
     #[test]
