@@ -35,9 +35,7 @@ pub use qmp::{
     CloseReason, EventError, EventStream, MachineInfo, MemoryBackend, MigrationProgress, MigrationStatus, Qmp,
     QmpError, QmpEvent, RunState, VmStatus,
 };
-pub use ram::{
-    GuestRam, PAGE_SIZE, Page, PageNumber, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter,
-};
+pub use ram::{GuestRam, Page, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter};
 pub use spec::{
     Accel, Accelerator, DiskSource, DiskSpec, NetSpec, NoVersion, PortSpec, QemuVersion, RamBacking, Resolved, Role,
     SpecError, VmPaths, VmSpec, command_line, resolve, safe_memory_size,

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use gnomon_qemu::{
-    CaptureOptions, Frozen, GuestRam, PageNumber, Qemu, RAM_ID, RamBacking, Role, RunState, StateBlob, StateError,
-    StreamError, VmSpec, capture, load, load_unchecked,
+    CaptureOptions, Frozen, GuestRam, Qemu, RAM_ID, RamBacking, Role, RunState, StateBlob, StateError, StreamError,
+    VmSpec, capture, load, load_unchecked,
 };
-use gnomon_terms::{Bytes, ErrorKind};
+use gnomon_terms::{Bytes, ErrorKind, PageNumber};
 
 use crate::guests::{Console, LONG, Stable, newer_qemu, qemu, ticks};
 
