@@ -11,6 +11,7 @@ mod demo;
 mod guest_image;
 mod initramfs;
 mod kernel;
+mod newer_qemu;
 mod setup;
 mod sh;
 mod test;
@@ -30,7 +31,8 @@ cargo xtask COMMAND
   demo                 the main job: two nodes and a real guest on this machine
                          [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post] [--keep]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
-  setup                install the Debian packages that tests and demo need (root), or say which
+  setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
+                       QEMU beside the installed one
   wire                 a link with a rate and a delay, for hand tests
                          --listen ADDR --to ADDR [--rate 400mbit] [--delay 1ms]
 

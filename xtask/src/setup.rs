@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{Ended, sh};
+use crate::{Ended, newer_qemu, sh};
 
 /// A package, and why we need it.
 const PACKAGES: &[(&str, &str)] = &[
@@ -39,6 +39,7 @@ impl std::error::Error for Refusal {}
 /// `cargo xtask setup`
 pub fn run() -> Ended {
     ensure()?;
+    newer_qemu::ensure()?;
     Ok(ExitCode::SUCCESS)
 }
 

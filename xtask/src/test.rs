@@ -6,15 +6,17 @@
 
 use std::process::ExitCode;
 
-use crate::{Ended, check, setup, sh};
+use crate::{Ended, check, newer_qemu, setup, sh};
 
 /// `cargo xtask test`
 pub fn run() -> Ended {
     sh::stage("setup", setup::ensure)?;
+    let newer_qemu = sh::stage("newer QEMU", newer_qemu::ensure)?;
     let checked = check::all();
     // Colours would hide the words from whoever searches the log.
     let mut cargo = sh::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast", "--color", "never"]);
+    cargo.env(newer_qemu::VARIABLE, newer_qemu);
     sh::stage("tests", || sh::run(&mut cargo))?;
     checked?;
     Ok(ExitCode::SUCCESS)

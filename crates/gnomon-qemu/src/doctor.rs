@@ -70,6 +70,8 @@ pub struct QemuBinary {
     pub path: PathBuf,
     /// Its release.
     pub version: QemuVersion,
+    /// Folders with its firmware, for one that is not installed where it was built for.
+    pub data_dirs: Vec<PathBuf>,
 }
 
 impl HostFacts {
@@ -101,7 +103,18 @@ impl QemuBinary {
         let version = said
             .parse()
             .map_err(|e: crate::NoVersion| ProcessError::Exited { status: Exited::Code(0), said: e.to_string() })?;
-        Ok(QemuBinary { path: path.to_path_buf(), version })
+        Ok(QemuBinary { path: path.to_path_buf(), version, data_dirs: Vec::new() })
+    }
+
+    /// A QEMU of Debian packages that were unpacked into `root`, beside the one that is installed.
+    pub fn unpacked(root: &Path) -> Result<QemuBinary, ProcessError> {
+        let data_dirs = ["qemu", "seabios"].map(|name| root.join("usr/share").join(name)).to_vec();
+        Ok(QemuBinary { data_dirs, ..QemuBinary::inspect(&root.join("usr/bin").join(QEMU_SYSTEM))? })
+    }
+
+    /// The arguments that tell it where its firmware is: [`crate::Launch::host_args`].
+    pub fn host_args(&self) -> Vec<String> {
+        self.data_dirs.iter().flat_map(|dir| ["-L".to_string(), dir.to_string_lossy().into_owned()]).collect()
     }
 
     /// Asks it for its machine types, over the monitor of a QEMU without a machine. The answer holds for as long as

@@ -3,11 +3,13 @@
 //! ```text
 //!  VmSpec ── resolve ──► Resolved ── command_line ──► Qemu (a process that outlives us)
 //!                                                       │ qmp()
-//!                              Outgoing, Incoming ◄─── Qmp ───► EventStream
+//!         GuestRam (a memfd)    Outgoing, Incoming ◄─── Qmp ───► EventStream
+//!                               capture, load ◄──────────┘
 //! ```
 //!
 //! Where to enter: [`VmSpec`] says what a guest is, [`Qemu::launch`] starts it, [`Qemu::adopt`] finds it again
-//! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it, [`prove_kvm`] and
+//! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it with its RAM,
+//! [`capture`] and [`load`] without, [`GuestRam`] is its RAM, [`read_stream`] knows what QEMU writes, [`prove_kvm`] and
 //! [`HostFacts`] say what the host can do.
 //!
 //! Everything here blocks and uses plain threads: callers on an async runtime call it from a blocking thread. All
@@ -20,6 +22,8 @@ mod process;
 mod qmp;
 mod ram;
 mod spec;
+mod state;
+mod stream;
 
 pub use doctor::{HostFacts, KvmNode, QemuBinary, find_qemu};
 pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
@@ -28,13 +32,16 @@ pub use migrate::{
 };
 pub use process::{ExitWatch, Exited, Launch, ProcessError, Qemu, QemuRecord, StopDeadlines};
 pub use qmp::{
-    CloseReason, EventError, EventStream, MachineInfo, MigrationProgress, MigrationStatus, Qmp, QmpError, QmpEvent,
-    RunState, VmStatus,
+    CloseReason, EventError, EventStream, MachineInfo, MemoryBackend, MigrationProgress, MigrationStatus, Qmp,
+    QmpError, QmpEvent, RunState, VmStatus,
 };
-pub use ram::{
-    GuestRam, PAGE_SIZE, Page, PageNumber, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter,
-};
+pub use ram::{GuestRam, Page, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter};
 pub use spec::{
     Accel, Accelerator, DiskSource, DiskSpec, NetSpec, NoVersion, PortSpec, QemuVersion, RamBacking, Resolved, Role,
     SpecError, VmPaths, VmSpec, command_line, resolve, safe_memory_size,
 };
+pub use state::{
+    CaptureOptions, CapturePhases, Checkpoint, Frozen, Loaded, STATE_LIMIT, StateBlob, StateError, capture, fits,
+    load, load_unchecked,
+};
+pub use stream::{DEVICES_LIMIT, DeviceSection, Difference, Inventory, RamBlock, StreamError, read_stream};

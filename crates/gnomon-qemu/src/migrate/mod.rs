@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use gnomon_terms::ErrorKind;
 
 pub use incoming::{Incoming, IncomingFrom};
+pub(crate) use outgoing::UNPACED;
 pub use outgoing::{Canceller, DEFAULT_DOWNTIME, Outgoing, OutgoingOptions, Switched};
 
 use crate::qmp::{CloseReason, EventError, EventStream, MigrationStatus, Qmp, QmpError, QmpEvent};
@@ -100,7 +101,7 @@ impl MigrateError {
 }
 
 /// The status that a `MIGRATION` event tells.
-fn status_of(event: &QmpEvent) -> Option<MigrationStatus> {
+pub(crate) fn status_of(event: &QmpEvent) -> Option<MigrationStatus> {
     let word = event.data.get("status").and_then(|s| s.as_str());
     (event.name == "MIGRATION").then(|| MigrationStatus::of(word.unwrap_or("")))
 }

@@ -17,7 +17,7 @@ use crate::qmp::{EventStream, MigrationProgress, MigrationStatus, Qmp, QmpError}
 pub const DEFAULT_DOWNTIME: Duration = Duration::from_millis(300);
 
 /// No limit of QEMU's own: the caller carries the bytes and paces them by how fast it reads.
-const UNPACED: BytesPerSecond = BytesPerSecond(1 << 40);
+pub(crate) const UNPACED: BytesPerSecond = BytesPerSecond(1 << 40);
 
 /// How long a guest may take to run again after a cancel. QEMU reopens its disks for that.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(30);

@@ -5,7 +5,7 @@ use std::{os::fd::BorrowedFd, time::Duration};
 use gnomon_terms::BytesPerSecond;
 use serde_json::{Value, json};
 
-use super::{MachineInfo, MigrationProgress, Qmp, QmpError, RunState, VmStatus};
+use super::{MachineInfo, MemoryBackend, MigrationProgress, Qmp, QmpError, RunState, VmStatus};
 use crate::spec::QemuVersion;
 
 /// How long an ordinary command may take. They answer within a millisecond; one that drains a disk first (`stop`)
@@ -56,6 +56,13 @@ impl Qmp {
             .map_err(|e| QmpError::Unexpected { command: "query-machines".into(), what: e.to_string() })
     }
 
+    /// The guest's memory backends: RAM, also what was added while it ran.
+    pub fn query_memdev(&self) -> Result<Vec<MemoryBackend>, QmpError> {
+        let answer = self.ask("query-memdev", json!({}))?;
+        serde_json::from_value(answer)
+            .map_err(|e| QmpError::Unexpected { command: "query-memdev".into(), what: e.to_string() })
+    }
+
     /// The machine type that this QEMU runs, versioned: what a destination must be started with.
     pub fn current_machine(&self) -> Result<String, QmpError> {
         let answer = self.ask("qom-get", json!({ "path": "/machine", "property": "type" }))?;
@@ -81,6 +88,11 @@ impl Qmp {
         answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| unexpected("add-fd", &answer))
     }
 
+    /// Takes a set of descriptors back. What QEMU has open of it stays open.
+    pub fn remove_fd(&self, set: u64) -> Result<(), QmpError> {
+        self.tell("remove-fd", json!({ "fdset-id": set }))
+    }
+
     /// Starts an outgoing migration. It goes on after this returns.
     pub fn migrate(&self, uri: &str) -> Result<(), QmpError> {
         self.tell("migrate", json!({ "uri": uri }))
@@ -96,6 +108,17 @@ impl Qmp {
         let list: Vec<Value> =
             capabilities.iter().map(|(name, on)| json!({ "capability": name, "state": on })).collect();
         self.tell("migrate-set-capabilities", json!({ "capabilities": list }))
+    }
+
+    /// The migration capabilities that this QEMU knows, and which are on.
+    pub fn query_migrate_capabilities(&self) -> Result<Vec<(String, bool)>, QmpError> {
+        let answer = self.ask("query-migrate-capabilities", json!({}))?;
+        let one = |entry: &Value| {
+            let name = entry.get("capability").and_then(Value::as_str)?;
+            Some((name.to_string(), entry.get("state").and_then(Value::as_bool)?))
+        };
+        let all = answer.as_array().and_then(|list| list.iter().map(one).collect());
+        all.ok_or_else(|| unexpected("query-migrate-capabilities", &answer))
     }
 
     /// Sets how fast QEMU may send and how long the guest may stand. Allowed at any time.

@@ -22,6 +22,17 @@ pub struct QmpEvent {
     pub name: String,
     /// What it says; `Null` when it says nothing more.
     pub data: Value,
+    /// When, by the clock of QEMU's host since 1970, to the microsecond; zero when not told. For durations between
+    /// events of one QEMU: it does not tell how late we are to read them. A clock that is set meanwhile falsifies it.
+    pub at: Duration,
+}
+
+impl QmpEvent {
+    /// An event that says nothing more.
+    #[cfg(test)]
+    pub(crate) fn new(name: &str) -> QmpEvent {
+        QmpEvent { name: name.to_string(), data: Value::Null, at: Duration::ZERO }
+    }
 }
 
 /// Why no event came.
@@ -156,7 +167,7 @@ mod tests {
     use super::*;
 
     fn event(name: &str) -> QmpEvent {
-        QmpEvent { name: name.into(), data: Value::Null }
+        QmpEvent::new(name)
     }
 
     #[test]

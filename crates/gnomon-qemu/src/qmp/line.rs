@@ -1,6 +1,9 @@
 //! Cutting a byte stream into bounded lines, and lines into messages.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -100,10 +103,17 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, CloseReason> {
     }
     match fields.remove("event") {
         Some(Value::String(name)) => {
-            Ok(Message::Event(QmpEvent { name, data: fields.remove("data").unwrap_or(Value::Null) }))
+            let (data, at) = (fields.remove("data").unwrap_or(Value::Null), fields.get("timestamp").map(moment));
+            Ok(Message::Event(QmpEvent { name, data, at: at.unwrap_or_default() }))
         }
         _ => Err(garbled("neither greeting, reply nor event")),
     }
+}
+
+/// `{"seconds": …, "microseconds": …}`; zero for what is no time.
+fn moment(timestamp: &Value) -> Duration {
+    let number = |name: &str| timestamp.get(name).and_then(Value::as_u64).unwrap_or(0);
+    Duration::from_secs(number("seconds")).saturating_add(Duration::from_micros(number("microseconds")))
 }
 
 /// The beginning of a line, printable whatever it holds.
@@ -130,7 +140,12 @@ mod tests {
                 Message::Error { id: Some(1), class: "C".into(), desc: "D".into() },
             ),
             (r#"{"error": 3}"#, Message::Error { id: None, class: "(not told)".into(), desc: "(not told)".into() }),
-            (r#"{"event": "STOP"}"#, Message::Event(QmpEvent { name: "STOP".into(), data: Value::Null })),
+            (r#"{"event": "STOP"}"#, Message::Event(QmpEvent::new("STOP"))),
+            (
+                r#"{"event": "STOP", "timestamp": {"seconds": 3, "microseconds": 5}}"#,
+                Message::Event(QmpEvent { at: Duration::from_micros(3_000_005), ..QmpEvent::new("STOP") }),
+            ),
+            (r#"{"event": "STOP", "timestamp": {"seconds": -1}}"#, Message::Event(QmpEvent::new("STOP"))),
         ];
         for (line, message) in table {
             assert_eq!(parse(line.as_bytes()), Ok(message), "{line}");

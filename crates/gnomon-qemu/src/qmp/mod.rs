@@ -27,4 +27,4 @@ pub use client::Qmp;
 pub(crate) use client::{GREETING_TIMEOUT, dial};
 pub use error::{CloseReason, QmpError};
 pub use events::{EventError, EventStream, QmpEvent};
-pub use types::{MachineInfo, MigrationProgress, MigrationStatus, RunState, VmStatus};
+pub use types::{MachineInfo, MemoryBackend, MigrationProgress, MigrationStatus, RunState, VmStatus};

@@ -171,6 +171,19 @@ pub struct MachineInfo {
     pub deprecated: bool,
 }
 
+/// Memory that a guest has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct MemoryBackend {
+    /// Its name.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// In bytes.
+    pub size: u64,
+    /// Other processes may map it, and see what the guest writes.
+    #[serde(default)]
+    pub share: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

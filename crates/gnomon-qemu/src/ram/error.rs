@@ -2,9 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use gnomon_terms::{Bytes, ErrorKind};
-
-use super::PAGE_SIZE;
+use gnomon_terms::{Bytes, ErrorKind, PAGE_SIZE};
 
 /// Why guest RAM could not be made, found or read.
 #[derive(Debug, thiserror::Error)]

@@ -27,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gnomon_terms::Bytes;
+use gnomon_terms::{Bytes, PAGE_SIZE, PageCount};
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create},
     io::Errno,
@@ -35,7 +35,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 pub use error::RamError;
-pub use view::{PAGE_SIZE, Page, PageNumber, RamView, RamWriter};
+pub use view::{Page, RamView, RamWriter};
 
 /// What the guest's RAM is called in QEMU, and with it in every migration stream.
 pub const RAM_ID: &str = "ram0";
@@ -92,7 +92,7 @@ impl GuestRam {
     /// Makes RAM of `size` bytes, all zero, none of it allocated yet. `name` is seen in `/proc/PID/maps` only.
     /// `size` is a multiple of 4 KiB and not zero.
     pub fn create(name: &str, size: Bytes) -> Result<GuestRam, RamError> {
-        if size.0 == 0 || !size.0.is_multiple_of(PAGE_SIZE as u64) {
+        if size.0 == 0 || !size.0.is_multiple_of(PAGE_SIZE) {
             return Err(RamError::BadSize { size });
         }
         let failed = |e: Errno| RamError::Create { size, source: e.into() };
@@ -151,8 +151,8 @@ impl GuestRam {
     }
 
     /// How many pages it has.
-    pub fn pages(&self) -> u64 {
-        self.size / PAGE_SIZE as u64
+    pub fn pages(&self) -> PageCount {
+        PageCount(self.size / PAGE_SIZE)
     }
 
     /// Its inode, by which it is found in `/proc/PID/maps` and `/proc/PID/fd` of any process.
@@ -243,6 +243,8 @@ fn find(pid: i32, fits: impl Fn(&Path, &fs::Metadata) -> bool) -> Result<Vec<Pat
 
 #[cfg(test)]
 mod tests {
+    use gnomon_terms::PageNumber;
+
     use super::*;
 
     const SIZE: Bytes = Bytes(64 << 10);
@@ -254,14 +256,14 @@ mod tests {
     #[test]
     fn ram_is_zero_sealed_and_not_allocated() {
         let ram = GuestRam::create("web", SIZE).expect("made");
-        assert_eq!((ram.size(), ram.pages()), (SIZE, 16));
+        assert_eq!((ram.size(), ram.pages()), (SIZE, PageCount(16)));
         assert_eq!(ram.allocated().expect("told"), Bytes(0));
         assert_eq!(ftruncate(&ram.file, 0), Err(Errno::PERM));
         assert_eq!(ftruncate(&ram.file, SIZE.0 * 2), Err(Errno::PERM));
         assert_eq!(fcntl_add_seals(&ram.file, SealFlags::WRITE), Err(Errno::PERM));
-        let mut page = [1; PAGE_SIZE];
+        let mut page = [1; 4096];
         ram.map().expect("mapped").read_page(PageNumber(15), &mut page).expect("there");
-        assert_eq!(page, [0; PAGE_SIZE]);
+        assert_eq!(page, [0; 4096]);
     }
 
     #[test]

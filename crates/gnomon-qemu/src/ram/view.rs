@@ -10,24 +10,16 @@ use std::{
     sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
 };
 
-use gnomon_terms::Bytes;
+use gnomon_terms::{Bytes, PAGE_SIZE, PageCount, PageNumber};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::RamError;
 
-/// Bytes in a page: that of every guest we serve, and of the host.
-pub const PAGE_SIZE: usize = 4096;
-
 /// The content of a page.
-pub type Page = [u8; PAGE_SIZE];
+pub type Page = [u8; PAGE_SIZE as usize];
 
 /// Bytes that one atomic access moves.
 const WORD: usize = size_of::<u64>();
-
-/// Which page of a guest's RAM, counted from 0. It is an offset into the RAM block divided by the page size, not a
-/// guest-physical address: the two differ beyond the hole below 4 GiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PageNumber(pub u64);
 
 /// Guest RAM, mapped to be read. May be used from several threads at once.
 #[derive(Debug)]
@@ -48,18 +40,6 @@ unsafe impl Send for RamView {}
 // SAFETY: as above.
 unsafe impl Sync for RamView {}
 
-impl PageNumber {
-    /// The offset of its first byte.
-    pub fn byte(self) -> u64 {
-        self.0.saturating_mul(PAGE_SIZE as u64)
-    }
-
-    /// The page that holds byte `at`.
-    pub fn of_byte(at: u64) -> PageNumber {
-        PageNumber(at / PAGE_SIZE as u64)
-    }
-}
-
 impl RamView {
     /// Maps `size` bytes of a memfd that cannot shrink.
     pub(super) fn over(memfd: BorrowedFd<'_>, size: u64, writable: bool) -> Result<RamView, RamError> {
@@ -78,13 +58,13 @@ impl RamView {
     }
 
     /// How many pages it has.
-    pub fn pages(&self) -> u64 {
-        self.size / PAGE_SIZE as u64
+    pub fn pages(&self) -> PageCount {
+        PageCount(self.size / PAGE_SIZE)
     }
 
     /// Copies a page out.
     pub fn read_page(&self, page: PageNumber, into: &mut Page) -> Result<(), RamError> {
-        self.read_at(page.byte(), into)
+        self.read_at(offset(page), into)
     }
 
     /// Copies `into.len()` bytes from `at` on.
@@ -97,7 +77,7 @@ impl RamView {
 
     /// Whether a page has this content. Ends at the first word that differs.
     pub fn page_is(&self, page: PageNumber, content: &Page) -> Result<bool, RamError> {
-        let from = self.pointer(page.byte(), PAGE_SIZE)?.cast::<u64>();
+        let from = self.pointer(offset(page), size_of::<Page>())?.cast::<u64>();
         let (words, _) = content.as_chunks::<WORD>();
         let same = words.iter().enumerate().all(|(index, word)| {
             // SAFETY: `pointer` has checked that the page is within the mapping, and pages are aligned.
@@ -139,7 +119,7 @@ impl RamWriter {
 
     /// Copies a page in.
     pub fn write_page(&self, page: PageNumber, from: &Page) -> Result<(), RamError> {
-        self.write_at(page.byte(), from)
+        self.write_at(offset(page), from)
     }
 
     /// Copies bytes in, from `at` on.
@@ -149,6 +129,11 @@ impl RamWriter {
         unsafe { copy_in(from, into) };
         Ok(())
     }
+}
+
+/// Where a page begins; a number beyond all memory stays beyond it.
+fn offset(page: PageNumber) -> u64 {
+    page.0.saturating_mul(PAGE_SIZE)
 }
 
 /// Copies out of memory that others write.
@@ -206,7 +191,7 @@ mod tests {
     use super::*;
     use crate::ram::GuestRam;
 
-    const SIZE: u64 = 4 * PAGE_SIZE as u64;
+    const SIZE: u64 = 4 * PAGE_SIZE;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
@@ -238,25 +223,25 @@ mod tests {
             assert!(writer.write_at(at, &vec![0; length]).is_err());
         }
         assert!(writer.write_at(SIZE, &[]).is_ok());
-        assert!(writer.write_page(PageNumber(u64::MAX), &[0; PAGE_SIZE]).is_err());
+        assert!(writer.write_page(PageNumber(u64::MAX), &[0; 4096]).is_err());
     }
 
     #[test]
     fn a_page_is_compared_in_place() {
         let writer = GuestRam::create("compare", Bytes(SIZE)).expect("made").map_writable().expect("mapped");
-        let mut page = [7; PAGE_SIZE];
+        let mut page = [7; size_of::<Page>()];
         writer.write_page(PageNumber(2), &page).expect("within");
         assert!(writer.view().page_is(PageNumber(2), &page).expect("within"));
-        page[PAGE_SIZE - 1] = 8;
+        page[4095] = 8;
         assert!(!writer.view().page_is(PageNumber(2), &page).expect("within"));
-        assert!(writer.view().page_is(PageNumber(1), &[0; PAGE_SIZE]).expect("within"));
+        assert!(writer.view().page_is(PageNumber(1), &[0; 4096]).expect("within"));
     }
 
     #[test]
     fn two_mappings_show_one_memory() {
         let ram = GuestRam::create("two", Bytes(SIZE)).expect("made");
         let (writer, view) = (ram.map_writable().expect("mapped"), ram.map().expect("mapped"));
-        writer.write_page(PageNumber(3), &[9; PAGE_SIZE]).expect("within");
-        assert!(view.page_is(PageNumber(3), &[9; PAGE_SIZE]).expect("within"));
+        writer.write_page(PageNumber(3), &[9; 4096]).expect("within");
+        assert!(view.page_is(PageNumber(3), &[9; 4096]).expect("within"));
     }
 }

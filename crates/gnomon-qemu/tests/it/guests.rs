@@ -10,7 +10,7 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, DiskSpec, Launch, ProcessError, Qemu, QemuBinary, Resolved, Role, StopDeadlines, VmPaths, VmSpec,
+    Accel, DiskSpec, Launch, ProcessError, Qemu, QemuBinary, RamLoan, Resolved, Role, StopDeadlines, VmPaths, VmSpec,
     find_qemu, resolve,
 };
 use tempfile::TempDir;
@@ -59,6 +59,23 @@ pub fn qemu() -> &'static QemuBinary {
     })
 }
 
+/// A newer QEMU than the installed one, unpacked by `cargo xtask setup` into the cache beside what cargo builds, or
+/// wherever `GNOMON_NEWER_QEMU` says.
+pub fn newer_qemu() -> &'static QemuBinary {
+    static QEMU: OnceLock<QemuBinary> = OnceLock::new();
+    QEMU.get_or_init(|| {
+        let cached = || {
+            let ourselves = std::env::current_exe().expect("ourselves");
+            // target/debug/deps/it-0123
+            ourselves.ancestors().nth(3).expect("a target folder").join("gnomon-cache/newer-qemu")
+        };
+        let root = std::env::var_os("GNOMON_NEWER_QEMU").map_or_else(cached, PathBuf::from);
+        let qemu = QemuBinary::unpacked(&root).unwrap_or_else(|e| panic!("{e} (cargo xtask setup unpacks it)"));
+        assert!(qemu.version > self::qemu().version, "{} is not newer than the installed QEMU", qemu.version);
+        qemu
+    })
+}
+
 /// A directory for guests; what still runs in it is killed at the end, also of a test that failed.
 pub struct Stable {
     path: PathBuf,
@@ -96,10 +113,28 @@ impl Stable {
     }
 
     pub fn try_launch(&self, name: &str, spec: &VmSpec, role: Role) -> Result<Qemu, ProcessError> {
-        let (dir, resolved) = (self.home(name), settled(spec));
-        let launch =
-            Launch { qemu: &qemu().path, host_args: &[], spec, resolved: &resolved, dir: &dir, role, ram: None };
-        Qemu::launch(&launch)
+        self.launch_by(qemu(), name, spec, role, None)
+    }
+
+    /// With a QEMU and RAM of the caller's choice.
+    pub fn launch_by(
+        &self,
+        qemu: &QemuBinary,
+        name: &str,
+        spec: &VmSpec,
+        role: Role,
+        ram: Option<RamLoan<'_>>,
+    ) -> Result<Qemu, ProcessError> {
+        let (dir, resolved, host_args) = (self.home(name), settled(spec), qemu.host_args());
+        Qemu::launch(&Launch {
+            qemu: &qemu.path,
+            host_args: &host_args,
+            spec,
+            resolved: &resolved,
+            dir: &dir,
+            role,
+            ram,
+        })
     }
 
     pub fn home(&self, name: &str) -> PathBuf {

@@ -7,3 +7,6 @@ mod hostile;
 mod migrate;
 mod process;
 mod qmp;
+mod state;
+mod stream;
+mod upgrade;

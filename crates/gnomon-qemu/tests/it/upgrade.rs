@@ -1,0 +1,57 @@
+//! A running guest changes its QEMU, on one host: to a newer one and back, on the same RAM.
+
+use std::time::Instant;
+
+use gnomon_qemu::{CaptureOptions, GuestRam, Qemu, QemuBinary, Role, VmSpec, capture, load};
+
+use crate::{
+    guests::{Console, LONG, Stable, newer_qemu, qemu, ticks},
+    state::{count, counting},
+};
+
+/// Takes the guest over; says how long it stood, as this process saw it.
+fn change(stable: &Stable, from: &Qemu, to: &QemuBinary, name: &str, spec: &VmSpec, ram: &GuestRam) -> Qemu {
+    let next = stable.launch_by(to, name, spec, Role::IncomingPaused, Some(ram.shared())).expect("waits");
+    let frozen = capture(from, &CaptureOptions::default()).expect("captured");
+    let (begun, phases) = (Instant::now(), frozen.phases());
+    let standing = count(ram);
+    let blob = frozen.hand_over();
+    let loaded = load(&next, &blob, LONG).expect("loaded");
+    let took = loaded.took;
+    loaded.run(LONG).expect("runs");
+    println!(
+        "{} to {} on {}: saving {:?}, load {took:?}, gap {:?}",
+        from.record().version,
+        to.version,
+        spec.machine,
+        phases.saving,
+        phases.saving + begun.elapsed()
+    );
+    let mut console = Console::open(&stable.home(name));
+    let tick = console.tick();
+    assert_eq!(console.tick(), tick + 1);
+    let first = ticks(&stable.console(name))[0];
+    assert!((standing..=standing + 2).contains(&first), "stood at {standing}, went on with {first}");
+    from.kill().expect("killed");
+    next
+}
+
+fn there_and_back(machine: &str) {
+    let stable = Stable::new();
+    let spec = VmSpec { machine: machine.into(), ..stable.ticker() };
+    let (old, ram) = counting(&stable, "old", &spec);
+    let new = change(&stable, &old, newer_qemu(), "new", &spec, &ram);
+    let newer = change(&stable, &new, newer_qemu(), "newer", &spec, &ram);
+    let back = change(&stable, &newer, qemu(), "back", &spec, &ram);
+    assert!(back.qmp().query_status().expect("answers").running);
+}
+
+#[test]
+fn pc_goes_to_a_newer_qemu_and_back() {
+    there_and_back("pc-i440fx-7.2");
+}
+
+#[test]
+fn q35_goes_to_a_newer_qemu_and_back() {
+    there_and_back("pc-q35-7.2");
+}
