@@ -17,7 +17,8 @@ use crate::{sh, wire::Wire};
 /// How long a daemon may take to answer. It needs milliseconds; a busy machine may need seconds.
 const START_WITHIN: Duration = Duration::from_secs(20);
 
-/// Both nodes and their link. Dropping it ends the daemons; a guest would live on, so it is stopped before.
+/// Both nodes and their link. Dropping it stops the guests that still run, which would outlive their daemons, and then
+/// ends the daemons: a demo that failed midway leaves no process behind.
 pub struct Nodes {
     /// Where the guest starts.
     pub a: Node,
@@ -49,6 +50,15 @@ impl Nodes {
             b: Node::start(folder, "b", there, ("a", to_a.address), rate)?,
             folder: folder.to_owned(),
         })
+    }
+}
+
+impl Drop for Nodes {
+    /// Both nodes' guests go before either daemon does: in the middle of a move there is a QEMU on each.
+    fn drop(&mut self) {
+        for node in [&self.a, &self.b] {
+            node.stop_guests();
+        }
     }
 }
 
@@ -112,6 +122,20 @@ impl Node {
         Ok(())
     }
 
+    /// Ends what still runs here. What cannot be stopped is told, for a person to end.
+    fn stop_guests(&self) {
+        let running = match self.ask(&["vm", "ls"]) {
+            Ok(told) => running(&told),
+            Err(err) => return eprintln!("demo: node {} cannot say which guests still run: {err:#}", self.name),
+        };
+        for (vm, pid) in running {
+            eprintln!("demo: stopping {vm}, still running on node {}", self.name);
+            if let Err(err) = self.ask(&["vm", "stop", &vm, "--force"]) {
+                eprintln!("demo: {vm} on node {} is not stopped, end process {pid}: {err:#}", self.name);
+            }
+        }
+    }
+
     /// `gnomon WORDS --json` at this node; blocks until it is done.
     pub fn ask(&self, words: &[&str]) -> Result<Value> {
         let mut command = Command::new(program());
@@ -137,6 +161,13 @@ impl Drop for Node {
     }
 }
 
+/// Names and processes of the guests in the answer of `vm ls` that have not ended.
+fn running(told: &Value) -> Vec<(String, u64)> {
+    let vms = told.as_array().map_or(&[][..], Vec::as_slice);
+    let alive = vms.iter().filter(|vm| vm["status"] != "exited");
+    alive.filter_map(|vm| Some((vm["name"].as_str()?.to_owned(), vm["pid"].as_u64()?))).collect()
+}
+
 fn program() -> PathBuf {
     sh::target().join("release/gnomon")
 }
@@ -148,4 +179,34 @@ fn local(port: u16) -> SocketAddr {
 /// A port that was free a moment ago; nobody else on this machine asks for one so fast.
 fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind(local(0))?.local_addr()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_guests_that_live_are_stopped() {
+        let vm = |name: &str, status: &str, pid: Option<u64>| json!({"name": name, "status": status, "pid": pid});
+        // (the answer, who is stopped)
+        let table: [(Value, &[(&str, u64)]); 6] = [
+            (json!([]), &[]),
+            (json!([vm("demo", "running", Some(7))]), &[("demo", 7)]),
+            // the two ends of a move
+            (
+                json!([vm("demo", "postmigrate", Some(7)), vm("new", "inmigrate", Some(8))]),
+                &[("demo", 7), ("new", 8)],
+            ),
+            // one that does not answer may live all the same
+            (json!([vm("demo", "unreachable", Some(7))]), &[("demo", 7)]),
+            (json!([vm("demo", "exited", Some(7)), vm("gone", "unreachable", None)]), &[]),
+            (json!({"error": "no list"}), &[]),
+        ];
+        for (told, expected) in table {
+            let expected: Vec<(String, u64)> = expected.iter().map(|&(name, pid)| (name.to_owned(), pid)).collect();
+            assert_eq!(running(&told), expected, "{told}");
+        }
+    }
 }
