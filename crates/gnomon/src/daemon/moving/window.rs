@@ -21,14 +21,18 @@ const STANDING: Duration = Duration::from_millis(8);
 /// The share of a round trip's worth of bytes that is allowed beyond it: the window grows by it each round trip while
 /// the link takes more.
 const GROWTH: f64 = 0.25;
-/// The window before anything is known, and the least: eight chunks of the relay.
-const LEAST: u64 = 256 << 10;
+/// The window before anything is known: eight chunks of the relay.
+const FIRST: u64 = 256 << 10;
+/// The least window: two chunks, so that one is on its way while the other is acknowledged.
+const LEAST: u64 = 64 << 10;
 /// The most: 100 ms at 100 Gbit/s would be ten times that, and a guest's memory never fills such a link.
 const MOST: u64 = 128 << 20;
 /// A rate is measured over at least this long: acknowledgements come in bunches.
 const SPAN: Duration = Duration::from_millis(20);
 /// Measured rates that are remembered: one second of them.
 const RATES: usize = 50;
+/// How long a shortest round trip is believed: a path may become longer.
+const BELIEVED: Duration = Duration::from_secs(10);
 
 /// The window's arithmetic. Times count from any one moment.
 #[derive(Debug, Default)]
@@ -37,7 +41,8 @@ struct Flow {
     taken: u64,
     /// Ends of what was sent and not taken yet, and when each was sent.
     on_the_way: VecDeque<(u64, Duration)>,
-    round_trip: Option<Duration>,
+    /// The shortest round trip of this spell of [`BELIEVED`] and of the one before, and when this one began.
+    round_trips: (Option<Duration>, Option<Duration>, Duration),
     /// When the measurement under way began, and what had been taken then.
     since: Option<(Duration, u64)>,
     /// Bytes a second.
@@ -48,9 +53,22 @@ impl Flow {
     /// How much may be on its way.
     fn allowance(&self) -> u64 {
         let rate = self.rates.iter().copied().fold(0.0, f64::max);
-        let Some(round_trip) = self.round_trip else { return LEAST };
+        let Some(round_trip) = self.round_trip() else { return FIRST };
         let time = round_trip.as_secs_f64() * (1.0 + GROWTH) + STANDING.as_secs_f64();
         ((rate * time) as u64).clamp(LEAST, MOST)
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        let (this, before, _) = self.round_trips;
+        [this, before].into_iter().flatten().min()
+    }
+
+    fn note_round_trip(&mut self, now: Duration, took: Duration) {
+        let (this, before, began) = &mut self.round_trips;
+        if now.saturating_sub(*began) > BELIEVED {
+            (*before, *this, *began) = (this.take(), None, now);
+        }
+        *this = Some(this.map_or(took, |least| least.min(took)));
     }
 
     fn has_room(&self) -> bool {
@@ -75,8 +93,7 @@ impl Flow {
         while let Some((end, sent_at)) = self.on_the_way.front().copied().filter(|(end, _)| *end <= taken) {
             self.on_the_way.pop_front();
             if end == taken {
-                let took = now.saturating_sub(sent_at).max(Duration::from_micros(1));
-                self.round_trip = Some(self.round_trip.map_or(took, |least| least.min(took)));
+                self.note_round_trip(now, now.saturating_sub(sent_at).max(Duration::from_micros(1)));
             }
         }
         self.measure(now);
@@ -167,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_link_is_full_and_its_queue_short() {
-        let table = [(50e6, 1, 4), (50e6, 20, 8), (1.25e9, 1, 4), (12.5e6, 5, 8), (125e6, 50, 20)];
+        let table = [(1.25e6, 1, 8), (50e6, 1, 4), (50e6, 20, 8), (1.25e9, 1, 4), (12.5e6, 5, 8), (125e6, 50, 20)];
         for (rate, delay_ms, seconds) in table {
             let (got, queue) = run(rate, Duration::from_millis(delay_ms), seconds);
             assert!(got > 0.93 * rate, "{rate} B/s, {delay_ms} ms: {got}");
@@ -183,16 +200,28 @@ mod tests {
         let mut flow = Flow::default();
         flow.send(Duration::ZERO, 100);
         flow.acknowledge(Duration::from_millis(1), 101);
-        assert_eq!((flow.taken, flow.round_trip), (0, None));
+        assert_eq!((flow.taken, flow.round_trip()), (0, None));
         flow.acknowledge(Duration::from_millis(2), 100);
         flow.acknowledge(Duration::from_millis(3), 50);
-        assert_eq!((flow.taken, flow.round_trip), (100, Some(Duration::from_millis(2))));
+        assert_eq!((flow.taken, flow.round_trip()), (100, Some(Duration::from_millis(2))));
+    }
+
+    #[test]
+    fn a_path_that_becomes_longer_is_noticed() {
+        let mut flow = Flow::default();
+        let (near, far) = (Duration::from_millis(1), Duration::from_millis(50));
+        for second in 0..40 {
+            let (now, round_trip) = (Duration::from_secs(second), if second < 10 { near } else { far });
+            flow.send(now, 1000);
+            flow.acknowledge(now + round_trip, flow.sent);
+        }
+        assert_eq!(flow.round_trip(), Some(far));
     }
 
     #[test]
     fn an_end_lets_everybody_go() {
         let window = Window::default();
-        assert!(window.enter(LEAST as usize));
+        assert!(window.enter(FIRST as usize));
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| window.enter(1));
             window.end();
