@@ -66,9 +66,9 @@ pub fn ensure() -> Result<()> {
 
 /// What to ask apt for.
 ///
-/// A machine may carry qemu-utils from backports and no emulator. The stable emulator's qemu-system-common then breaks
-/// with it and apt gives up, so both are asked for in the emulator's version. Only then: a newer qemu-utils that
-/// matches its emulator is left alone.
+/// A machine may carry qemu-utils from backports and no emulator. They break an older qemu-system-common, so apt would
+/// remove them for the stable emulator's sake, and tests would miss qemu-img; so both are asked for in the emulator's
+/// version. Only then: a newer qemu-utils that matches its emulator is left alone.
 fn requests(missing: &[&str], emulator: Option<&str>, utils: Option<&str>) -> Vec<String> {
     let mut requests: Vec<String> = missing.iter().map(|name| (*name).to_owned()).collect();
     if let (true, Some(wanted), Some(present)) = (missing.contains(&"qemu-system-x86"), emulator, utils)

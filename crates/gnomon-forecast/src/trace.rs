@@ -24,6 +24,8 @@ pub const MAX_ADDRESS: u64 = 1 << 44;
 pub const MAX_REQUEST: u64 = 1 << 30;
 /// What a request of [`MAX_REQUEST`] may touch.
 const MAX_TOUCHED: u64 = MAX_REQUEST + BLOCK_SIZE;
+/// The latest time that is told in nanoseconds: 584 years. Later ones are damage.
+const LATEST_US: u64 = u64::MAX / 1000;
 /// Time between two requests of a trace that has no clock: 1 ms, a disk of a thousand requests a second.
 pub const STEP_WITHOUT_CLOCK_US: u64 = 1_000;
 
@@ -142,6 +144,10 @@ fn from_zero(mut accesses: Vec<Access>) -> Vec<Access> {
 fn request(at_us: u64, op: Op, offset: u64, length: u64) -> Result<Access, &'static str> {
     const TOO_LONG: &str = "a request of more than 1 GiB";
     const TOO_FAR: &str = "an address beyond 16 TiB";
+    const TOO_LATE: &str = "a time of more than 584 years";
+    if at_us > LATEST_US {
+        return Err(TOO_LATE);
+    }
     if length > MAX_TOUCHED {
         return Err(TOO_LONG);
     }
@@ -296,6 +302,7 @@ mod tests {
         assert!(csv("1,R,-1,1").contains("not a whole number"));
         assert!(csv("1,R,18446744073709551615,1").contains("beyond 16 TiB"));
         assert!(csv("1,R,0,18446744073709551615").contains("more than 1 GiB"));
+        assert!(csv("18446744073709551615,R,0,1").contains("584 years"));
         assert_eq!(Trace::decode(Format::Csv, &[b'1', 0xff]), Err(TraceError::NotText(1)));
         assert!(Trace::decode(Format::Arc, b"1").is_err());
         assert!(Trace::decode(Format::Arc, b"18446744073709551615 1 0 0").is_err());

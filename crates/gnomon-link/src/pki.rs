@@ -7,6 +7,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
+    ops::Range,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -112,7 +113,7 @@ impl Authority {
         params.distinguished_name = common_name("gnomon CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        valid_between(&mut params, EARLY, validity);
+        valid_between(&mut params, &from_now(validity));
         let cert = params.self_signed(&key)?;
         Ok(Authority { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
@@ -135,11 +136,12 @@ impl Authority {
 
     /// Makes a certificate for node `name`, valid for `validity` from now. Nothing is written.
     pub fn issue(&self, name: &str, validity: Duration) -> Result<Issued, PkiError> {
-        self.issue_between(name, EARLY, validity)
+        self.issue_between(name, from_now(validity))
     }
 
-    /// As [`Authority::issue`], valid from `before` ago until `after` from now.
-    fn issue_between(&self, name: &str, before: Duration, after: Duration) -> Result<Issued, PkiError> {
+    /// As [`Authority::issue`], valid in a time of the caller's choice, to the second: for hosts whose clocks are
+    /// known to differ, and to see what comes of a certificate that is over.
+    pub fn issue_between(&self, name: &str, valid: Range<SystemTime>) -> Result<Issued, PkiError> {
         if !is_node_name(name) {
             return Err(PkiError::BadName { name: name.to_string() });
         }
@@ -148,7 +150,7 @@ impl Authority {
         params.distinguished_name = common_name(name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        valid_between(&mut params, before, after);
+        valid_between(&mut params, &valid);
         let cert = params.signed_by(&key, &self.issuer()?)?;
         Ok(Issued { ca_pem: self.cert_pem.clone(), cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
@@ -193,12 +195,18 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-/// Makes `params` valid from `before` ago until `after` from now.
-fn valid_between(params: &mut CertificateParams, before: Duration, after: Duration) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// From a little before now, for clocks that are behind, until `validity` from now.
+fn from_now(validity: Duration) -> Range<SystemTime> {
+    let now = SystemTime::now();
+    let until = now.checked_add(validity).unwrap_or(now);
+    now.checked_sub(EARLY).unwrap_or(UNIX_EPOCH)..until
+}
+
+fn valid_between(params: &mut CertificateParams, valid: &Range<SystemTime>) {
+    let since_epoch = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let origin = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = origin + now.saturating_sub(before);
-    params.not_after = origin + now.saturating_add(after);
+    params.not_before = origin + since_epoch(valid.start);
+    params.not_after = origin + since_epoch(valid.end);
 }
 
 fn make_dir(dir: &Path) -> Result<(), PkiError> {

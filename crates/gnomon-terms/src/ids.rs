@@ -34,9 +34,10 @@ id!(
 );
 
 impl Epoch {
-    /// The epoch after this one.
+    /// The epoch after this one. The last there is has none after it: no history of handovers is that long, only a
+    /// peer that makes epochs up.
     pub fn next(self) -> Epoch {
-        Epoch(self.0 + 1)
+        Epoch(self.0.saturating_add(1))
     }
 }
 

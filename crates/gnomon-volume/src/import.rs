@@ -19,8 +19,8 @@ use std::{
 use gnomon_terms::{Bytes, ErrorKind};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{CWD, RenameFlags, renameat_with, statvfs},
-    io::retry_on_intr,
+    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statvfs},
+    io::{Errno, retry_on_intr},
 };
 use serde::Deserialize;
 
@@ -129,6 +129,12 @@ pub enum ImageError {
     /// Something is there already.
     #[error("{path} is there already: choose another name or remove it")]
     Taken {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Another import or export is writing it.
+    #[error("{path} is being written already: wait for that to end, or choose another name")]
+    Busy {
         /// Which file.
         path: PathBuf,
     },
@@ -263,8 +269,8 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     fn run(&self, size: Option<Bytes>, progress: OnProgress<'_>) -> Result<(), ImageError> {
-        let partial = Partial(with_suffix(self.to, ".partial"));
-        self.convert(&partial.0, progress)?;
+        let partial = Partial::claim(with_suffix(self.to, ".partial"), self.to)?;
+        self.convert(&partial.path, progress)?;
         partial.finish(self.to, size)
     }
 
@@ -297,19 +303,33 @@ impl Copy<'_> {
     }
 }
 
-/// A file that is removed unless it is finished.
-struct Partial(PathBuf);
+/// A file that is removed unless it is finished. While it is held nobody else may use its name.
+struct Partial {
+    path: PathBuf,
+    /// Locked. What a crash left behind is locked by nobody, and is used again.
+    _held: File,
+}
 
 impl Partial {
+    fn claim(path: PathBuf, name: &Path) -> Result<Partial, ImageError> {
+        let failed = |source| ImageError::Io { deed: "create", path: path.clone(), source };
+        let held = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Partial { path, _held: held }),
+            Err(Errno::WOULDBLOCK) => Err(ImageError::Busy { path: name.to_path_buf() }),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
     fn finish(&self, name: &Path, size: Option<Bytes>) -> Result<(), ImageError> {
         let failed = |deed| move |source| ImageError::Io { deed, path: name.to_path_buf(), source };
-        let file = OpenOptions::new().write(true).open(&self.0).map_err(failed("open"))?;
+        let file = OpenOptions::new().write(true).open(&self.path).map_err(failed("open"))?;
         if let Some(Bytes(size)) = size {
             file.set_len(size).map_err(failed("resize"))?;
         }
         file.sync_all().map_err(failed("make durable"))?;
-        renameat_with(CWD, &self.0, CWD, name, RenameFlags::NOREPLACE).map_err(|error| match error {
-            rustix::io::Errno::EXIST => ImageError::Taken { path: name.to_path_buf() },
+        renameat_with(CWD, &self.path, CWD, name, RenameFlags::NOREPLACE).map_err(|error| match error {
+            Errno::EXIST => ImageError::Taken { path: name.to_path_buf() },
             error => failed("rename")(error.into()),
         })?;
         // The name is durable only with its folder.
@@ -320,7 +340,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         // After `finish` there is nothing under this name any more.
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.path);
     }
 }
 

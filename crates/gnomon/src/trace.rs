@@ -11,11 +11,14 @@ use gnomon_forecast::{
     BlockMap,
     trace::{Format, Trace, encode_line},
 };
-use gnomon_terms::{Access, BlockCount, Op};
+use gnomon_terms::{BlockCount, Op};
 use serde::Serialize;
-use tokio::{signal, sync::mpsc, time::Instant};
+use tokio::{signal, time::Instant};
 
-use crate::api::{ApiError, client::Client};
+use crate::{
+    api::{ApiError, client::Client},
+    daemon::watcher::Recording,
+};
 
 /// Largest recording read: 1 GiB of text is 40 million accesses, hours of a busy disk.
 const LARGEST: u64 = 1 << 30;
@@ -105,43 +108,47 @@ pub async fn record(client: &Client, volume: &str, out: &Path, time: Option<Dura
     writer.text("t_us,op,offset,length\n")?;
     let query = time.map(|time| format!("?for_s={}", time.as_secs_f64())).unwrap_or_default();
     let mut lines = client.lines(&format!("/v1/volumes/{volume}/trace{query}")).await?;
+    let mut lost = 0;
     loop {
         tokio::select! {
             line = lines.next() => match line? {
-                Some(line) => writer.text(&format!("{line}\n"))?,
+                Some(line) => {
+                    lost += line.strip_prefix(LOST).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+                    writer.text(&format!("{line}\n"))?;
+                }
                 None => break,
             },
             _ = signal::ctrl_c() => break,
         }
     }
     writer.finish()?;
-    info(out)
+    Ok(Info { lost: Some(lost), ..info(out)? })
 }
 
-/// A volume's accesses as lines of CSV, for as long as wished; times are from the daemon's start.
+/// A volume's accesses as lines of CSV, for as long as wished; times are from the daemon's start. What a slow reader
+/// has lost is told in lines of its own, which readers of traces pass over.
 pub fn follow(
-    accesses: std::sync::mpsc::Receiver<Vec<Access>>,
+    recording: Recording,
     for_s: Option<f64>,
 ) -> impl futures_util::Stream<Item = Result<String, std::convert::Infallible>> {
-    let (sender, receiver) = mpsc::channel::<String>(64);
     let deadline = for_s.filter(|s| s.is_finite() && *s >= 0.0).map(|s| Instant::now() + Duration::from_secs_f64(s));
-    std::thread::spawn(move || {
-        while let Ok(batch) = accesses.recv() {
-            let mut text = String::new();
-            batch.iter().for_each(|access| encode_line(access, &mut text));
-            if sender.blocking_send(text).is_err() {
-                return;
-            }
-        }
-    });
-    futures_util::stream::unfold((receiver, deadline), |(mut receiver, deadline)| async move {
-        let text = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, receiver.recv()).await.ok()??,
-            None => receiver.recv().await?,
+    futures_util::stream::unfold((recording, deadline), |(mut recording, deadline)| async move {
+        let batch = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, recording.next()).await.ok()??,
+            None => recording.next().await?,
         };
-        Some((Ok(text), (receiver, deadline)))
+        let mut text = String::new();
+        batch.iter().for_each(|access| encode_line(access, &mut text));
+        match recording.take_lost() {
+            0 => {}
+            lost => text.push_str(&format!("{LOST}{lost}\n")),
+        }
+        Some((Ok(text), (recording, deadline)))
     })
 }
+
+/// Begins a line that says how many accesses were lost.
+const LOST: &str = "# lost ";
 
 fn describe(trace: &Trace, file: &Path, format: String) -> Info {
     let mut info = Info { trace: file.display().to_string(), format, ..Info::default() };

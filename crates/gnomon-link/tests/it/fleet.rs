@@ -1,6 +1,6 @@
 //! Nodes to test with: certificates in a temporary folder, and pairs of sessions.
 
-use std::time::Duration;
+use std::{ops::Range, path::PathBuf, time::SystemTime};
 
 use gnomon_link::{Identity, Listener, Options, Session, connect_with, pki};
 use tempfile::TempDir;
@@ -17,15 +17,26 @@ impl Fleet {
         Fleet { authority, dir: tempfile::tempdir().expect("a directory") }
     }
 
-    /// The identity of a node that is valid for `validity`.
-    pub fn node_for(&self, name: &str, validity: Duration) -> Identity {
-        let dir = self.dir.path().join(name);
-        self.authority.issue(name, validity).expect("a certificate").write(&dir).expect("written");
-        Identity::load(&dir).expect("an identity")
+    /// The folder of a node's certificate and key.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub fn node(&self, name: &str) -> Identity {
-        self.node_for(name, pki::NODE_VALIDITY)
+        let issued = self.authority.issue(name, pki::NODE_VALIDITY).expect("a certificate");
+        self.keep(name, &issued)
+    }
+
+    /// The identity of a node whose certificate is valid in a time of its own.
+    pub fn node_between(&self, name: &str, valid: Range<SystemTime>) -> Identity {
+        let issued = self.authority.issue_between(name, valid).expect("a certificate");
+        self.keep(name, &issued)
+    }
+
+    fn keep(&self, name: &str, issued: &pki::Issued) -> Identity {
+        let dir = self.folder(name);
+        issued.write(&dir).expect("written");
+        Identity::load(&dir).expect("an identity")
     }
 }
 

@@ -2,4 +2,5 @@
 
 mod carrying;
 mod fleet;
+mod hostile;
 mod strangers;

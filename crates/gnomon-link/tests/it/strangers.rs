@@ -1,8 +1,11 @@
 //! Who is not let in, and what they are told.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    time::{Duration, SystemTime},
+};
 
-use gnomon_link::{LinkError, Listener, connect, pki};
+use gnomon_link::{Identity, LinkError, Listener, connect, pki};
 use gnomon_terms::ErrorKind;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,15 +46,39 @@ async fn another_authority_is_refused() {
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_refused() {
-    let fleet = Fleet::new();
-    let old = fleet.node_for("b", Duration::ZERO);
-    let listener = Listener::bind("127.0.0.1:0", &old).await.expect("a listener");
-    // Certificates count in whole seconds: valid to the second it was made in, so wait for the next.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+async fn a_certificate_out_of_its_time_is_refused() {
+    let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+    for (valid, word) in [(now - 2 * day..now - day, "expired"), (now + day..now + 2 * day, "not yet valid")] {
+        let fleet = Fleet::new();
+        let other = fleet.node_between("b", valid);
+        let listener = Listener::bind("127.0.0.1:0", &other).await.expect("a listener");
+        let addr = listener.local_addr().to_string();
+        let error = connect(&addr, None, &fleet.node("a")).await.expect_err("out of its time");
+        assert!(matches!(error, LinkError::Expired { state, .. } if state == word), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_not_let_in_is_told_so() {
+    let (fleet, other) = (Fleet::new(), Fleet::new());
+    let (here, now) = (fleet.node("b"), SystemTime::now());
+    let listener = Listener::bind("127.0.0.1:0", &here).await.expect("a listener");
     let addr = listener.local_addr().to_string();
-    let error = connect(&addr, None, &fleet.node("a")).await.expect_err("it is over");
-    assert!(matches!(error, LinkError::Expired { state: "expired", .. }), "{error}");
+    // A stranger that trusts the listener: only the listener can be the one to refuse.
+    other.node("a");
+    std::fs::copy(fleet.folder("b").join(pki::CA_CERT), other.folder("a").join(pki::CA_CERT)).expect("copied");
+    let stranger = Identity::load(&other.folder("a")).expect("an identity");
+    let late = fleet.node_between("c", now - Duration::from_secs(7200)..now - Duration::from_secs(3600));
+    // The alert comes after the caller's side of the handshake is done, in the middle of its hello: it must be heard
+    // wherever it meets it.
+    for _ in 0..20 {
+        // All authorities have one name, so that of a stranger is known by its signature.
+        for (identity, says) in [(&stranger, "DecryptError"), (&late, "CertificateExpired")] {
+            let error = connect(&addr, Some("b"), identity).await.expect_err("not let in");
+            assert!(matches!(&error, LinkError::RefusedByPeer { alert, .. } if alert == says), "{error:?}");
+            assert_eq!(error.kind(), ErrorKind::Refused);
+        }
+    }
 }
 
 #[tokio::test]

@@ -20,6 +20,15 @@ pub enum ProcessError {
     /// The monitor did not do as asked.
     #[error(transparent)]
     Qmp(#[from] QmpError),
+    /// What listens there does not answer as a QEMU's monitor does.
+    #[error("{} does not answer as a QEMU monitor: {source}", path.display())]
+    NoMonitor {
+        /// The socket.
+        path: PathBuf,
+        /// What it did instead.
+        #[source]
+        source: QmpError,
+    },
     /// Its RAM could not be made or found.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -101,7 +110,7 @@ impl ProcessError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             ProcessError::Spec(e) => e.kind(),
-            ProcessError::Qmp(e) => e.kind(),
+            ProcessError::Qmp(e) | ProcessError::NoMonitor { source: e, .. } => e.kind(),
             ProcessError::Ram(e) => e.kind(),
             ProcessError::AlreadyRunning { .. } | ProcessError::Exited { .. } => ErrorKind::Refused,
             ProcessError::BadRecord { .. } => ErrorKind::Corrupt,

@@ -136,7 +136,8 @@ impl Qemu {
     pub fn adopt_socket(name: &str, socket: &Path) -> Result<Qemu, ProcessError> {
         let stream = dial(socket)?;
         let pid = listener_of(&stream, socket)?;
-        let qmp = Qmp::over(stream, GREETING_TIMEOUT)?;
+        let silent = |source| ProcessError::NoMonitor { path: socket.to_path_buf(), source };
+        let qmp = Qmp::over(stream, GREETING_TIMEOUT).map_err(silent)?;
         let record = QemuRecord::of(name, pid, socket, qmp.version()?)?;
         let pidfd = Arc::new(record.open()?);
         let watch = ExitWatch::over(Arc::clone(&pidfd), pid)?;

@@ -211,7 +211,7 @@ impl Mirror {
     pub fn acknowledge(&self, seq: u64, durable: bool, ok: bool, outbox: &Outbox, stripes: &Stripes) {
         let done = {
             let mut queue = self.queue.lock();
-            let later = queue.in_flight.split_off(&(seq + 1));
+            let later = queue.in_flight.split_off(&seq.saturating_add(1));
             std::mem::replace(&mut queue.in_flight, later)
         };
         if ok {

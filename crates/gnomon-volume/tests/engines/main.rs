@@ -3,6 +3,7 @@
 //! Each test ends with the same questions: does the destination's guest read what was last acknowledged, and is the
 //! source (which mirrors) byte for byte the same volume?
 
+mod hostile;
 mod pair;
 mod seeded;
 mod standing;

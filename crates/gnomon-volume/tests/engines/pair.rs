@@ -213,6 +213,16 @@ impl Pair {
         self.begin(extent, Verb::Copy);
     }
 
+    /// A message of somebody who holds the other end of the session and does not keep to what was agreed.
+    pub fn tell_source(&self, message: Message) {
+        self.mover.as_ref().expect("connected").handle(message);
+    }
+
+    /// The same, to the destination.
+    pub fn tell_destination(&self, message: Message) {
+        self.shadow.handle(message);
+    }
+
     pub fn drop_copy(&mut self, extent: Extent) {
         self.begin(extent, Verb::Drop);
     }

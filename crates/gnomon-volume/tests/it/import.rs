@@ -85,6 +85,26 @@ fn what_is_cancelled_leaves_nothing() {
 }
 
 #[test]
+fn two_imports_of_one_name_do_not_meet() {
+    let (dir, raw, qcow2) = images();
+    let to = dir.path().join("volume");
+    let import = |from: &PathBuf| Import { from: from.clone(), format: None, to: to.clone(), size: None };
+    let mut second = None;
+    import(&raw)
+        .run(&mut |_| {
+            second.get_or_insert_with(|| import(&qcow2).run(&mut go_on));
+            ControlFlow::Continue(())
+        })
+        .expect("the first is not disturbed");
+    assert!(matches!(second, Some(Err(ImageError::Busy { .. }))), "{second:?}");
+    assert!(fs::read(&to).unwrap() == fs::read(&raw).unwrap());
+    fs::write(dir.path().join("again.partial"), b"left by a crash").unwrap();
+    let again = Import { to: dir.path().join("again"), ..import(&qcow2) };
+    again.run(&mut go_on).expect("what nobody holds is used again");
+    assert!(fs::read(&again.to).unwrap() == fs::read(&raw).unwrap());
+}
+
+#[test]
 fn a_volume_is_given_out_as_either() {
     let (dir, raw, _) = images();
     for into in [Format::Raw, Format::Qcow2] {

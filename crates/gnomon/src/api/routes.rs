@@ -134,7 +134,7 @@ async fn nodes(State(daemon): Daemoned) -> Json<Vec<PeerView>> {
 /// All volumes.
 #[utoipa::path(get, path = "/v1/volumes", responses((status = 200, body = [VolumeView])))]
 async fn volumes(State(daemon): Daemoned) -> Json<Vec<VolumeView>> {
-    Json(daemon.keeper.all().iter().map(|handle| daemon.keeper.view(handle)).collect())
+    Json(daemon.keeper.list())
 }
 
 /// Makes an empty volume.
@@ -163,12 +163,7 @@ async fn volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answ
 /// Removes a volume and its data; tells what it was.
 #[utoipa::path(delete, path = "/v1/volumes/{name}", responses((status = 200, body = VolumeView)))]
 async fn remove_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VolumeView> {
-    blocking(daemon, move |daemon| {
-        let view = daemon.keeper.view(&*daemon.keeper.get(&name)?);
-        daemon.keeper.remove(&name)?;
-        Ok(view)
-    })
-    .await
+    blocking(daemon, move |daemon| daemon.keeper.remove(&name)).await
 }
 
 /// Moves a volume to another node while it is in use.

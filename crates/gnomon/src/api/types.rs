@@ -66,7 +66,7 @@ pub struct ImportVolume {
 pub struct VolumeView {
     /// Its name.
     pub name: String,
-    /// What it is here: primary, shadow, released.
+    /// What it is here: primary, shadow, released; unusable when it could not be opened.
     pub role: String,
     /// Size in bytes as its guest sees it.
     pub size: u64,

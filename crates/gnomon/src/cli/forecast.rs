@@ -1,13 +1,11 @@
 //! `gnomon forecast`: what the predictors would have been worth.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay};
 use gnomon_terms::{Bytes, BytesPerSecond};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::{Context, Ended, output::table};
@@ -90,11 +88,10 @@ pub fn dry_run(file: &Path, bandwidth: Option<BytesPerSecond>, context: &Context
 
 fn tell(file: &Path, options: &ReplayOptions) -> Result<Replayed, ApiError> {
     let recorded = trace::load(file)?;
-    let begun = Instant::now();
-    let results = replay(&recorded, options, &mut || begun.elapsed().as_nanos() as u64)?;
+    let results = replay(&recorded, options, &mut thought)?;
     Ok(Replayed {
         trace: file.display().to_string(),
-        pull: format!("{:.2}x", options.rate),
+        pull: rate_word(options.rate),
         budget_pct: options.budget_percent,
         allocated: match options.allocation {
             Allocation::Half => "half",
@@ -102,6 +99,19 @@ fn tell(file: &Path, options: &ReplayOptions) -> Result<Replayed, ApiError> {
         },
         results: results.iter().map(row).collect(),
     })
+}
+
+/// Processor time that this thread has used, in nanoseconds: what a predictor costs does not depend on who else is at
+/// work.
+fn thought() -> u64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    // Both are positive, and nanoseconds of processor time fit for centuries.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A multiple as people write it: `4x`, `0.5x`; at most two decimals.
+fn rate_word(rate: f64) -> String {
+    format!("{}x", (rate * 100.0).round() / 100.0)
 }
 
 fn row(result: &ReplayResult) -> Row {
@@ -151,6 +161,14 @@ fn multiple(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_told_as_it_is_typed() {
+        for word in ["1x", "4x", "0.5x", "2.25x"] {
+            assert_eq!(multiple(word).map(rate_word), Ok(word.to_string()));
+        }
+        assert_eq!(rate_word(1.0 / 3.0), "0.33x");
+    }
 
     #[test]
     fn shares_and_multiples_are_read() {

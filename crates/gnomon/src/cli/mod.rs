@@ -144,7 +144,13 @@ fn run(cli: Cli) -> Ended {
     match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Completions(args) => completions::run(args),
-        command => asking_runtime()?.block_on(ask(command, &context)),
+        command => {
+            let runtime = asking_runtime()?;
+            let ended = runtime.block_on(ask(command, &context));
+            // A read of the terminal that is under way cannot be called back: nobody waits for one more key.
+            runtime.shutdown_background();
+            ended
+        }
     }
 }
 

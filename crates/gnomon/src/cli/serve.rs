@@ -15,7 +15,7 @@ use crate::{config::Config, daemon};
                         [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki.")]
 pub struct Args {
     /// The configuration, in TOML; without it everything has its default
-    #[arg(long)]
+    #[arg(long, env = "GNOMON_CONFIG", value_name = "PATH")]
     config: Option<PathBuf>,
     /// Log in JSON
     #[arg(long)]

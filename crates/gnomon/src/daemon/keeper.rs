@@ -28,7 +28,10 @@ use super::{
     watcher::Watcher,
 };
 use crate::{
-    api::{ApiError, types::VolumeView},
+    api::{
+        ApiError, Kind,
+        types::{AccessCounts, VolumeView},
+    },
     names,
 };
 
@@ -46,6 +49,12 @@ pub struct VolumeHandle {
     pub job: Mutex<Option<String>>,
 }
 
+/// A volume that is on record and could not be opened.
+struct Unusable {
+    record: VolumeRecord,
+    why: String,
+}
+
 /// All volumes of this node.
 pub struct Keeper {
     dir: PathBuf,
@@ -53,13 +62,15 @@ pub struct Keeper {
     records: Arc<Records>,
     exports: Arc<Exports>,
     volumes: RwLock<BTreeMap<String, Arc<VolumeHandle>>>,
+    unusable: RwLock<BTreeMap<String, Unusable>>,
     next_resource: AtomicU64,
     boot: BootId,
     origin: Clock,
 }
 
 impl Keeper {
-    /// Opens every volume on record. One that cannot be opened is told in the log and left out: the others matter.
+    /// Opens every volume on record. One that cannot be opened is told in the log and to whoever asks for it; the
+    /// others are served.
     pub fn open(dir: &Path, nbd_socket: &Path, records: Arc<Records>) -> Result<Keeper, ApiError> {
         std::fs::create_dir_all(dir)?;
         let keeper = Keeper {
@@ -68,14 +79,16 @@ impl Keeper {
             records,
             exports: Exports::new(),
             volumes: RwLock::default(),
+            unusable: RwLock::default(),
             next_resource: AtomicU64::new(1),
             boot: BootId::of_this_host()?,
             origin: Clock::now(),
         };
         for record in keeper.records.volumes()? {
-            let name = record.name.clone();
-            if let Err(error) = keeper.bring_back(record) {
-                tracing::error!(volume = name, %error, "the volume cannot be opened and is not served");
+            if let Err(error) = keeper.bring_back(record.clone()) {
+                tracing::error!(volume = record.name, %error, "the volume cannot be opened and is not served");
+                let why = error.to_string();
+                keeper.unusable.write().insert(record.name.clone(), Unusable { record, why });
             }
         }
         Ok(keeper)
@@ -99,7 +112,18 @@ impl Keeper {
 
     /// The volume called `name`.
     pub fn get(&self, name: &str) -> Result<Arc<VolumeHandle>, ApiError> {
-        self.volumes.read().get(name).cloned().ok_or_else(|| ApiError::not_found("volume", name))
+        self.volumes.read().get(name).cloned().ok_or_else(|| self.absent(name))
+    }
+
+    /// Why there is no volume to be had under `name`.
+    fn absent(&self, name: &str) -> ApiError {
+        match self.unusable.read().get(name) {
+            Some(Unusable { why, .. }) => {
+                ApiError::new(Kind::Corrupt, format!("volume '{name}' could not be opened and is not served: {why}"))
+                    .then("mend its file and restart the daemon, or remove the volume")
+            }
+            None => ApiError::not_found("volume", name),
+        }
     }
 
     /// All volumes, by name.
@@ -110,7 +134,7 @@ impl Keeper {
     /// Where the file of a volume called `name` goes. Refused when one of that name is there.
     pub fn place_for(&self, name: &str) -> Result<PathBuf, ApiError> {
         names::check(name).map_err(|error| ApiError::usage(error.to_string()))?;
-        if self.volumes.read().contains_key(name) {
+        if self.volumes.read().contains_key(name) || self.unusable.read().contains_key(name) {
             return Err(ApiError::refused(format!("there is a volume '{name}' already"))
                 .then("choose another name, or remove it with `gnomon volume rm`"));
         }
@@ -269,20 +293,34 @@ impl Keeper {
         Ok(())
     }
 
-    /// Removes a volume and its data.
-    pub fn remove(&self, name: &str) -> Result<(), ApiError> {
+    /// Removes a volume and its data; tells what it was.
+    pub fn remove(&self, name: &str) -> Result<VolumeView, ApiError> {
+        if self.unusable.read().contains_key(name) {
+            return self.forget_unusable(name);
+        }
         let handle = self.get(name)?;
         let clients = self.clients(name);
         if clients > 0 {
             return Err(ApiError::refused(format!("volume '{name}' is in use by {clients} clients"))
                 .then("stop its VM, or disconnect them, first"));
         }
-        let record = handle.record();
-        if record.move_id.is_some() {
-            return Err(ApiError::refused(format!("volume '{name}' takes part in a move"))
-                .then("let the move end, or cancel it, first"));
-        }
-        self.discard(&handle)
+        refuse_if_moving(&handle.record())?;
+        let view = self.view(&handle);
+        self.discard(&handle)?;
+        Ok(view)
+    }
+
+    fn forget_unusable(&self, name: &str) -> Result<VolumeView, ApiError> {
+        let mut unusable = self.unusable.write();
+        let Some(Unusable { record, .. }) = unusable.get(name) else {
+            return Err(ApiError::not_found("volume", name));
+        };
+        refuse_if_moving(record)?;
+        let view = self.view_of(record.clone(), UNUSABLE);
+        self.records.remove_volume(name)?;
+        remove_files(&record.path)?;
+        unusable.remove(name);
+        Ok(view)
     }
 
     /// Lets a volume go without asking who uses it: the end of a move that was given up.
@@ -296,10 +334,23 @@ impl Keeper {
 
     /// The volume as the API shows it.
     pub fn view(&self, handle: &VolumeHandle) -> VolumeView {
+        let view = self.view_of(handle.record(), handle.role());
+        VolumeView { accesses: handle.watcher.counts(), job: handle.job.lock().clone(), ..view }
+    }
+
+    /// All volumes as the API shows them, by name; also those that could not be opened.
+    pub fn list(&self) -> Vec<VolumeView> {
+        let unusable = self.unusable.read();
+        let unusable = unusable.values().map(|volume| self.view_of(volume.record.clone(), UNUSABLE));
+        let mut all: Vec<VolumeView> = self.all().iter().map(|handle| self.view(handle)).chain(unusable).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+
+    fn view_of(&self, record: VolumeRecord, role: &str) -> VolumeView {
         use std::os::unix::fs::MetadataExt;
-        let record = handle.record();
         VolumeView {
-            role: handle.role().to_string(),
+            role: role.to_string(),
             size: record.size,
             allocated: std::fs::metadata(&record.path).map_or(0, |meta| meta.blocks() * 512),
             path: record.path.display().to_string(),
@@ -307,10 +358,21 @@ impl Keeper {
             epoch: record.epoch,
             nbd: format!("nbd+unix:///{}?socket={}", record.name, self.nbd_socket.display()),
             clients: self.clients(&record.name) as u64,
-            accesses: handle.watcher.counts(),
-            job: handle.job.lock().clone(),
+            accesses: AccessCounts::default(),
+            job: None,
             name: record.name,
         }
+    }
+}
+
+/// The role of a volume that could not be opened.
+const UNUSABLE: &str = "unusable";
+
+fn refuse_if_moving(record: &VolumeRecord) -> Result<(), ApiError> {
+    match record.move_id {
+        Some(_) => Err(ApiError::refused(format!("volume '{}' takes part in a move", record.name))
+            .then("let the move end, or cancel it, first")),
+        None => Ok(()),
     }
 }
 

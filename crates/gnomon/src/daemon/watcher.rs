@@ -10,7 +10,8 @@
 use std::{
     sync::{
         Arc,
-        mpsc::{self, SyncSender, TrySendError},
+        atomic::{AtomicU64, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
@@ -21,7 +22,7 @@ use gnomon_forecast::BlockMap;
 use gnomon_terms::{Access, Event, Extent, Move, Op, Plane, Routes};
 use gnomon_volume::{plane::VolumePlane, tap::Tap, volume::Volume};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc as queue, oneshot};
 
 use super::moving::story::Story;
 use crate::api::{ApiError, types::AccessCounts};
@@ -43,11 +44,23 @@ pub struct Watcher {
     shared: Arc<Shared>,
 }
 
+/// A volume's accesses as they happen, in batches. Dropping it ends the recording.
+pub struct Recording {
+    batches: queue::Receiver<Vec<Access>>,
+    lost: Arc<AtomicU64>,
+}
+
+/// The loop's end of a [`Recording`].
+struct Recorder {
+    batches: queue::Sender<Vec<Access>>,
+    lost: Arc<AtomicU64>,
+}
+
 /// What the thread shares with onlookers.
 #[derive(Default)]
 struct Shared {
     counts: Mutex<AccessCounts>,
-    recorders: Mutex<Vec<SyncSender<Vec<Access>>>>,
+    recorders: Mutex<Vec<Recorder>>,
     story: Mutex<Option<Story>>,
 }
 
@@ -104,11 +117,47 @@ impl Watcher {
         self.shared.story.lock()
     }
 
-    /// From now on accesses are also sent to the receiver, in batches, until it is dropped.
-    pub fn record(&self) -> mpsc::Receiver<Vec<Access>> {
-        let (sender, receiver) = mpsc::sync_channel(RECORDER_QUEUE);
-        self.shared.recorders.lock().push(sender);
-        receiver
+    /// From now on accesses are also recorded, until the recording is dropped.
+    pub fn record(&self) -> Recording {
+        let (recorder, recording) = recording();
+        let mut recorders = self.shared.recorders.lock();
+        // The loop notices who left when there is something to tell; an idle volume must not gather them either.
+        recorders.retain(|recorder| !recorder.batches.is_closed());
+        recorders.push(recorder);
+        recording
+    }
+}
+
+/// Both ends of a recording.
+fn recording() -> (Recorder, Recording) {
+    let (sender, batches) = queue::channel(RECORDER_QUEUE);
+    let lost = Arc::new(AtomicU64::new(0));
+    (Recorder { batches: sender, lost: Arc::clone(&lost) }, Recording { batches, lost })
+}
+
+impl Recorder {
+    /// Hands a batch on, or counts it as lost when the recording is behind. False when nobody records any more.
+    fn tell(&self, batch: &[Access]) -> bool {
+        match self.batches.try_send(batch.to_vec()) {
+            Ok(()) => true,
+            Err(queue::error::TrySendError::Full(batch)) => {
+                self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                true
+            }
+            Err(queue::error::TrySendError::Closed(_)) => false,
+        }
+    }
+}
+
+impl Recording {
+    /// The next accesses; `None` when the volume is gone.
+    pub async fn next(&mut self) -> Option<Vec<Access>> {
+        self.batches.recv().await
+    }
+
+    /// How many accesses were lost since this was asked last, because the recording was behind.
+    pub fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
     }
 }
 
@@ -153,8 +202,7 @@ impl Plane for Watched {
         let mut recorders = self.shared.recorders.lock();
         if !recorders.is_empty() {
             let batch: Vec<Access> = into.iter().filter_map(access_of).collect();
-            recorders
-                .retain(|recorder| !matches!(recorder.try_send(batch.clone()), Err(TrySendError::Disconnected(_))));
+            recorders.retain(|recorder| batch.is_empty() || recorder.tell(&batch));
         }
     }
 
@@ -195,4 +243,22 @@ fn allocated_map(volume: &Volume) -> Result<BlockMap, ApiError> {
         map.insert(extent.overlap(Extent::new(0, volume.blocks().0)));
     }
     Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use gnomon_terms::{Instant, ResourceId};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_recording_that_is_behind_is_told_what_it_lost() {
+        let (recorder, mut recording) = recording();
+        let access = Access { at: Instant::ORIGIN, resource: ResourceId(0), extent: Extent::new(0, 1), op: Op::Read };
+        (0..RECORDER_QUEUE + 2).for_each(|_| assert!(recorder.tell(&[access; 3])));
+        assert_eq!((recording.next().await, recording.take_lost()), (Some(vec![access; 3]), 6));
+        assert_eq!(recording.take_lost(), 0, "told once");
+        drop(recording);
+        assert!(!recorder.tell(&[access]), "nobody records any more");
+    }
 }

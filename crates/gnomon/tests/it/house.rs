@@ -21,7 +21,7 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a loaded machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A node. Its daemon is killed when it is dropped; its VMs are stopped by the tests that start them.
+/// A node. Its daemon is killed when it is dropped, and so are QEMUs that a test which failed has left.
 pub struct House {
     dir: TempDir,
     daemon: Option<Child>,
@@ -65,7 +65,9 @@ pub fn tool(name: &str, args: &[&str]) -> Vec<u8> {
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gnomon"));
-    command.env_remove("GNOMON_SOCKET").env_remove("GNOMON_LOG").stdin(Stdio::null());
+    let ours = ["GNOMON_SOCKET", "GNOMON_CONFIG", "GNOMON_LOG"];
+    ours.iter().for_each(|name| _ = command.env_remove(name));
+    command.stdin(Stdio::null());
     command
 }
 
@@ -78,7 +80,7 @@ impl House {
     }
 
     /// A node that is configured and does not run yet. `more` is appended to its configuration.
-    fn unlit(name: &str, more: &str) -> House {
+    pub fn unlit(name: &str, more: &str) -> House {
         let house = House { dir: tempfile::tempdir().expect("a folder"), daemon: None, log: Arc::default() };
         let text = format!(
             "[node]\nname = '{name}'\nrun_dir = '{0}/run'\nstate_dir = '{0}/state'\n{more}",
@@ -105,9 +107,7 @@ impl House {
 
     /// Starts the daemon; returns when it listens.
     pub fn start(&mut self) {
-        let mut serve = program();
-        let mut daemon =
-            serve.arg("serve").arg("--config").arg(self.config()).stderr(Stdio::piped()).spawn().expect("a daemon");
+        let mut daemon = self.command(&["serve"]).stderr(Stdio::piped()).spawn().expect("a daemon");
         let mut lines = BufReader::new(daemon.stderr.take().expect("piped")).lines().map_while(Result::ok);
         let keep = Arc::clone(&self.log);
         let note = move |line: &str| writeln!(keep.lock().expect("a log"), "{line}").expect("to memory");
@@ -151,11 +151,31 @@ impl House {
         self.run(&all).json()
     }
 
-    /// A command that asks this node.
+    /// A command in this node's folder that asks this node, or is it.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = program();
-        command.env("GNOMON_SOCKET", self.path("run/gnomon.sock")).args(args);
+        command.env("GNOMON_SOCKET", self.path("run/gnomon.sock")).env("GNOMON_CONFIG", self.config());
+        command.current_dir(self.dir.path()).args(args);
         command
+    }
+
+    /// How many threads the daemon has.
+    pub fn threads(&self) -> usize {
+        let daemon = self.daemon.as_ref().expect("a running daemon").id();
+        fs::read_dir(format!("/proc/{daemon}/task")).expect("a process").count()
+    }
+
+    /// Opens an answer that goes on until it is dropped; returns when it has begun.
+    pub fn listen(&self, path: &str) -> UnixStream {
+        let mut socket = UnixStream::connect(self.path("run/gnomon.sock")).expect("the API listens");
+        socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: gnomon\r\n\r\n").as_bytes()).expect("sent");
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            socket.read_exact(&mut byte).expect("an answer");
+            head.extend_from_slice(&byte);
+        }
+        assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
+        socket
     }
 
     /// What the daemon answers to a plain HTTP request.
@@ -208,9 +228,28 @@ impl House {
     }
 }
 
+impl House {
+    /// Ends the QEMUs that are on record in the node's folder: they outlive a daemon, and must not outlive a test.
+    fn end_qemus(&self) {
+        for folder in fs::read_dir(self.path("run/vm")).into_iter().flatten().flatten() {
+            let record = fs::read(folder.path().join("qemu.json")).unwrap_or_default();
+            let pid = serde_json::from_slice::<Value>(&record).ok().and_then(|record| record["pid"].as_u64());
+            let is_ours = |pid: &u64| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&self.dir.path().display().to_string())
+            };
+            if let Some(pid) = pid.filter(is_ours) {
+                // It may end by itself at this very moment: then there is nothing to do.
+                let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            }
+        }
+    }
+}
+
 impl Drop for House {
     fn drop(&mut self) {
         self.crash();
+        self.end_qemus();
         if thread::panicking() {
             eprintln!("the daemon in {} said:\n{}", self.dir.path().display(), self.log.lock().expect("a log"));
         }
@@ -235,10 +274,18 @@ impl Pair {
     /// The same; `more` is added to the configuration of `b`, and without `kin` its certificate is of another
     /// authority than that of `a`.
     pub fn with(more: &str, kin: bool) -> Pair {
+        let mut pair = Pair::unlit(["a", "b"], more, kin);
+        pair.a.start();
+        pair.b.start();
+        pair
+    }
+
+    /// The same with other names, and without their daemons running.
+    pub fn unlit(names: [&str; 2], more: &str, kin: bool) -> Pair {
         let pki = tempfile::tempdir().expect("a folder");
         let at = |name: &str| pki.path().join(name).display().to_string();
         let (here, there) = (address(), address());
-        for (node, authority) in [("a", "ca"), ("b", if kin { "ca" } else { "other-ca" })] {
+        for (node, authority) in names.into_iter().zip(["ca", if kin { "ca" } else { "other-ca" }]) {
             let made = gnomon(&["node", "init", "--dir", &at(node), "--name", node, "--ca-dir", &at(authority)]);
             assert_eq!(made.code, 0, "{}", made.err);
         }
@@ -248,10 +295,9 @@ impl Pair {
                 at(node)
             )
         };
-        let mut a = House::unlit("a", &link("a", &here, "b", &there));
-        let mut b = House::unlit("b", &(link("b", &there, "a", &here) + more));
-        a.start();
-        b.start();
+        let [first, second] = names;
+        let a = House::unlit(first, &link(first, &here, second, &there));
+        let b = House::unlit(second, &(link(second, &there, first, &here) + more));
         Pair { a, b, pki }
     }
 

@@ -2,10 +2,15 @@
 //! other projects, and a guest.
 
 mod client;
+mod guest;
 mod house;
+mod imports;
 mod kills;
 mod moves;
+mod nbd_tls;
+mod tour;
 mod traces;
 mod usage;
+mod vm_moves;
 mod vms;
 mod volumes;

@@ -308,3 +308,56 @@ fn what_is_flushed_at_the_destination_is_at_the_source_while_draining() {
     source.read_exact_at(&mut left, 0).expect("read");
     assert!(left == content(&pair.b), "both copies are the same at the end");
 }
+
+#[test]
+fn without_the_way_back_the_source_is_left_as_it_was() {
+    let pair = Pair::new();
+    let before = fill(&pair.a);
+    let path = pair.a.ask(&["volume", "show", "data"])["path"].as_str().expect("a path").to_string();
+    let mv = ["volume", "move", "data", "--to", "b", "--mode", "post", "--bandwidth", "16mbit", "--no-reverse"];
+    pair.a.ask(&[&mv[..], &["--detach"]].concat());
+    pair.a.await_job("data", |job| is_in(job, "drain", 0));
+    let (mut nbd, source) = (open(&pair.b), fs::File::open(path).expect("the source's file"));
+    let (mut chance, mut expected) = (Chance(4), before.clone());
+    for round in 0..20u8 {
+        let (at, data) = (chance.below(ODD - 9000), vec![round + 1; 1 + chance.below(8999) as usize]);
+        nbd.write(&data, at).expect("written");
+        nbd.flush().expect("flushed");
+        expected[at as usize..][..data.len()].copy_from_slice(&data);
+    }
+    assert!(is_in(&pair.a.job_of("data"), "drain", 0), "it was still draining");
+    pair.a.ask(&["volume", "bandwidth", "data", "none"]);
+    assert_eq!(pair.a.await_end("data")["state"], "done");
+    assert!(content(&pair.b) == expected, "what was written over what had not come yet stays");
+    let mut left = vec![0; ODD as usize];
+    source.read_exact_at(&mut left, 0).expect("read");
+    assert!(left == before, "nothing was sent back");
+}
+
+#[test]
+fn a_writer_of_an_older_epoch_is_refused_for_good() {
+    let mut pair = Pair::new();
+    let before = fill(&pair.a);
+    // It was the writer, and does not know that it is no more.
+    let mut stale = open(&pair.a);
+    stale.write(&before[..512], 0).expect("at its time it may");
+    pair.a.ask(&["volume", "move", "data", "--to", "b", "--mode", "post", "--bandwidth", "16mbit", "--detach"]);
+    pair.a.await_job("data", |job| is_in(job, "drain", 0));
+    let mut writer = open(&pair.b);
+    writer.write(&[0x11; 4096], 65536).expect("the new one writes");
+    let refused = |stale: &mut Nbd, when: &str| {
+        let written = stale.write(&[0xee; 4096], 65536);
+        // EPERM or ESHUTDOWN, as the protocol numbers them.
+        assert!(matches!(written, Err(Failed::Refused(1 | 108))), "{when}: {written:?}");
+    };
+    refused(&mut stale, "while draining");
+    pair.a.crash();
+    pair.a.start();
+    refused(&mut open(&pair.a), "after a restart");
+    pair.a.ask(&["volume", "bandwidth", "data", "none"]);
+    assert_eq!(pair.a.await_end("data")["state"], "done");
+    refused(&mut open(&pair.a), "after the end");
+    let mut expected = before;
+    expected[65536..][..4096].fill(0x11);
+    assert!(content(&pair.b) == expected, "no stale byte has come through");
+}

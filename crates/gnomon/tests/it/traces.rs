@@ -24,6 +24,19 @@ fn a_recording_holds_what_clients_did() {
     assert_eq!(info["end_bytes"], (1 << 20) + (64 << 10), "{info}");
 }
 
+/// A volume at rest tells nothing, so nothing tells a recorder's end from its silence: it must not cost anything.
+#[test]
+fn recorders_that_left_an_idle_volume_leave_no_thread() {
+    let house = House::new();
+    house.ask(&["volume", "create", "data", "--size", "8M"]);
+    let before = house.threads();
+    for _ in 0..64 {
+        drop(house.listen("/v1/volumes/data/trace"));
+    }
+    // The API's own threads for what blocks come and go; they are fewer than half as many as there were recorders.
+    assert!(house.threads() < before + 32, "{before} threads have become {}", house.threads());
+}
+
 #[test]
 fn a_recording_is_rewritten_without_change() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -44,7 +57,11 @@ fn a_replay_ranks_every_predictor_between_silence_and_oracle() {
     std::fs::write(&file, generated()).expect("written");
     let told =
         gnomon(&["--json", "forecast", "replay", "--trace", &file, "--pull", "4x", "--allocated", "touched"]).json();
+    assert_eq!((&told["pull"], &told["allocated"]), (&"4x".into(), &"touched".into()), "{told}");
     let results = told["results"].as_array().expect("results");
+    for key in ["stalled_pct", "gap_closed", "bytes_wasted", "ns_per_access"] {
+        assert!(results.iter().all(|row| row[key].is_number()), "{key}: {told}");
+    }
     let stalled = |name: &str| {
         let row = results.iter().find(|row| row["predictor"] == name).unwrap_or_else(|| panic!("no {name}: {told}"));
         row["stalled_pct"].as_f64().expect("a share")

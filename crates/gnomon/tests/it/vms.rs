@@ -1,29 +1,20 @@
-//! VMs: a guest of one sector that reads its disk at every tick of its clock and says so on its serial port.
+//! VMs: run, found again, stopped, adopted, and talked to.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::net::UnixListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+};
 
 use serde_json::Value;
 
-use crate::house::{House, read_until, tool};
-
-/// Reads sector 1 of the first disk through the BIOS, prints `G` when that went well and `E` otherwise, waits for the
-/// next interrupt (18 a second), begins again.
-const CODE: [u8; 31] = [
-    0x31, 0xc0, // xor ax, ax
-    0x8e, 0xc0, // mov es, ax
-    0xb8, 0x01, 0x02, // again: mov ax, 0x0201 (read one sector)
-    0xb9, 0x01, 0x00, // mov cx, 1 (cylinder 0, sector 1)
-    0xba, 0x80, 0x00, // mov dx, 0x80 (head 0, first disk)
-    0xbb, 0x00, 0x80, // mov bx, 0x8000
-    0xcd, 0x13, // int 0x13
-    0xb0, 0x47, // mov al, 'G'
-    0x73, 0x02, // jnc +2
-    0xb0, 0x45, // mov al, 'E'
-    0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0xee, // out dx, al
-    0xf4, // hlt
-    0xeb, 0xe5, // jmp again
-];
+use crate::{
+    guest,
+    house::{House, await_some, gnomon, read_until, tool},
+};
 
 /// A node with a VM called `tiny` on a volume called `boot`.
 struct Guest {
@@ -32,11 +23,12 @@ struct Guest {
 
 impl Guest {
     fn boot() -> Guest {
+        Guest::boot_with(&guest::READER)
+    }
+
+    fn boot_with(code: &[u8]) -> Guest {
         let house = House::new();
-        let mut disk = vec![0u8; 1 << 20];
-        disk[..CODE.len()].copy_from_slice(&CODE);
-        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-        fs::write(house.path("boot.raw"), disk).expect("written");
+        fs::write(house.path("boot.raw"), guest::disk(code)).expect("written");
         house.ask(&["volume", "import", "boot", "--file", &house.text("boot.raw")]);
         let guest = Guest { house };
         let run = ["vm", "run", "tiny", "--memory", "16M", "--disk", "boot", "--accel", "tcg", "--port", "heart"];
@@ -56,17 +48,29 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+/// A QEMU that somebody started by hand; it ends with the test.
+struct ByHand {
+    qemu: Child,
+    qmp: String,
+}
+
+impl ByHand {
+    fn start(house: &House) -> ByHand {
+        let qmp = house.text("by-hand.qmp");
+        let monitor = format!("unix:{qmp},server=on,wait=off");
+        let args = ["-machine", "q35,accel=tcg", "-m", "16", "-display", "none", "-nodefaults", "-qmp", &monitor];
+        let qemu = Command::new("qemu-system-x86_64").args(args).stdin(Stdio::null()).spawn().expect("QEMU");
+        let listens = || fs::exists(&qmp).expect("looked").then_some(());
+        await_some("QEMU's monitor", String::new, listens);
+        ByHand { qemu, qmp }
+    }
+}
+
+impl Drop for ByHand {
     fn drop(&mut self) {
-        // A QEMU outlives its daemon; it must not outlive its test, not even one that fails while no daemon runs.
-        if self.house.run(&["vm", "stop", "tiny", "--force"]).code == 0 || !std::thread::panicking() {
-            return;
-        }
-        let record = fs::read(self.house.path("run/vm/tiny/qemu.json")).unwrap_or_default();
-        if let Some(pid) = serde_json::from_slice::<Value>(&record).ok().and_then(|record| record["pid"].as_u64()) {
-            // It may have ended already: then there is nothing to do.
-            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
-        }
+        // It has ended already in a test that went well.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
     }
 }
 
@@ -113,4 +117,81 @@ fn the_end_of_a_qemu_is_told() {
         guest.house.run(&["vm", "run", "tiny", "--memory", "16M", "--disk", "boot", "--accel", "tcg"]).code,
         0
     );
+}
+
+#[test]
+fn a_qemu_that_was_started_by_hand_is_looked_after() {
+    let mut house = House::new();
+    let mut by_hand = ByHand::start(&house);
+    let adopted = house.ask(&["vm", "adopt", "old", "--qmp", &by_hand.qmp]);
+    let pid = Value::from(by_hand.qemu.id());
+    assert_eq!((&adopted["status"], &adopted["pid"]), (&Value::from("running"), &pid), "{adopted}");
+    assert_eq!(house.run(&["vm", "adopt", "old", "--qmp", &by_hand.qmp]).code, 3, "the name is taken");
+    for (args, words) in
+        [(&["vm", "console", "old"][..], "adopted"), (&["vm", "move", "old", "--to", "b"], "no volume of this node")]
+    {
+        let ran = house.run(args);
+        assert!(ran.code == 3 && ran.err.contains(words), "{args:?}: {} {}", ran.code, ran.err);
+    }
+    house.crash();
+    house.start();
+    assert_eq!(house.ask(&["vm", "show", "old"])["pid"], pid, "found again");
+    assert_eq!(house.run(&["vm", "stop", "old", "--force"]).code, 0);
+    assert!(by_hand.qemu.wait().expect("ended").success(), "it was asked to quit, not killed");
+    assert_eq!(house.run(&["vm", "show", "old"]).code, 1);
+}
+
+#[test]
+fn what_is_no_qemu_is_not_adopted() {
+    let house = House::new();
+    fs::write(house.path("file"), "").expect("written");
+    let listener = UnixListener::bind(house.path("other")).expect("a socket");
+    let other = thread::spawn(move || listener.accept().expect("a caller").0.write_all(b"220 at your service\r\n"));
+    // Nothing, no socket, and a socket that speaks something else.
+    for socket in ["nothing", "file", "other"] {
+        let ran = house.run(&["vm", "adopt", "old", "--qmp", &house.text(socket)]);
+        assert!(ran.code == 1 && ran.err.contains(socket), "{socket}: {} {}", ran.code, ran.err);
+    }
+    other.join().expect("it was called").expect("it spoke");
+    assert_eq!(house.ask(&["vm", "ls"]), Value::Array(Vec::new()));
+    assert_eq!(gnomon(&["vm", "adopt", "old"]).code, 2, "without a socket");
+}
+
+/// `gnomon vm console` with our hands at its keyboard.
+fn console(house: &House) -> Child {
+    let mut command = house.command(&["vm", "console", "tiny"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a console")
+}
+
+#[test]
+fn a_console_carries_keys_and_answers_until_it_is_left() {
+    let guest = Guest::boot_with(&guest::NEXT_LETTER);
+    let mut console = console(&guest.house);
+    let (mut keys, mut screen) = (console.stdin.take().expect("piped"), console.stdout.take().expect("piped"));
+    // What the firmware says comes first. A key that is typed before the guest's code runs may be the firmware's.
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"IBM") {
+        keys.write_all(b"HAL").expect("typed");
+        let mut bytes = [0; 256];
+        let len = screen.read(&mut bytes).expect("answered");
+        assert!(len > 0, "the console ended: {:?}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&bytes[..len]);
+    }
+    keys.write_all(&[0x1d]).expect("typed");
+    assert!(console.wait().expect("left").success());
+}
+
+#[test]
+fn a_console_ends_with_its_guest() {
+    let guest = Guest::boot();
+    let mut console = console(&guest.house);
+    let mut screen = console.stdout.take().expect("piped");
+    screen.read_exact(&mut [0]).expect("it shows something");
+    assert_eq!(guest.house.run(&["vm", "stop", "tiny", "--force"]).code, 0);
+    // Nobody presses a key any more; the end of the guest is enough.
+    let _keys = console.stdin.take().expect("piped");
+    let mut rest = Vec::new();
+    screen.read_to_end(&mut rest).expect("the end");
+    let ended = || console.try_wait().expect("asked");
+    assert!(await_some("the end of the console", String::new, ended).success());
 }

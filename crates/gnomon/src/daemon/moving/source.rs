@@ -147,8 +147,7 @@ impl SourceMove {
                 Ok(end) => return Ok(end),
                 Err(error) => error,
             };
-            let is_fault = self.shared.fault.lock().is_some();
-            let Some(wait) = decide::try_again(self.record.switched, is_fault, error.kind) else { return Err(error) };
+            let Some(wait) = self.wait_before_another(&error) else { return Err(error) };
             if self.wants_cancel() {
                 return Ok(End::Cancelled);
             }
@@ -160,6 +159,12 @@ impl SourceMove {
                 () = self.job.cancelled(), if !self.record.switched => {}
             }
         }
+    }
+
+    /// How long to wait before another session is tried; `None` when it would do no better.
+    fn wait_before_another(&self, error: &ApiError) -> Option<Duration> {
+        let is_fault = self.shared.fault.lock().is_some();
+        decide::try_again(self.record.switched, is_fault, error.kind)
     }
 
     fn wants_cancel(&self) -> bool {
@@ -196,7 +201,15 @@ impl SourceMove {
         let (ended, peer) = (Arc::clone(hub.session()), self.record.to.clone());
         let work = async {
             for (index, handle) in self.volumes.clone().into_iter().enumerate() {
-                legs.push(self.open(hub, inbox, handle, Stream(index as u32)).await?);
+                match self.open(hub, inbox, handle, Stream(index as u32)).await {
+                    Ok(leg) => legs.push(leg),
+                    Err(error) => {
+                        if !self.record.switched && self.wait_before_another(&error).is_none() {
+                            abandon(hub, legs).await?;
+                        }
+                        return Err(error);
+                    }
+                }
             }
             if !self.record.switched {
                 if let Some(end) = self.prime_and_switch(hub, inbox, legs).await? {
@@ -313,9 +326,7 @@ impl SourceMove {
                 if let Some(transfer) = transfer.take() {
                     transfer.cancel(hub).await?;
                 }
-                for leg in legs {
-                    hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
-                }
+                abandon(hub, legs).await?;
                 return Ok(Some(End::Cancelled));
             }
             let look = self.look(hub, legs, &mut meter).await?;
@@ -323,9 +334,7 @@ impl SourceMove {
                 if let Some(transfer) = transfer.take() {
                     transfer.cancel(hub).await?;
                 }
-                for leg in legs {
-                    hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
-                }
+                abandon(hub, legs).await?;
                 return Err(error);
             }
             let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
@@ -563,6 +572,14 @@ impl SourceMove {
 }
 
 /// Every block of a volume: what the guest has made of it by the switch is carried whatever it is.
+/// The destination forgets its spare copies.
+async fn abandon(hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
+    for leg in legs {
+        hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
+    }
+    Ok(())
+}
+
 fn full(volume: &Volume) -> BlockMap {
     let mut map = BlockMap::empty(volume.blocks());
     map.insert(Extent::new(0, volume.blocks().0));
