@@ -6,6 +6,7 @@
 mod pair;
 mod seeded;
 mod standing;
+mod verifying;
 
 use std::time::Duration;
 
