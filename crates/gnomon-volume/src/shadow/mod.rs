@@ -127,6 +127,7 @@ impl Shadow {
     /// The move is over: whoever still waits is told so.
     pub fn stop(&self) {
         self.fetches.stop();
+        self.replies.end();
         self.mirror.stop();
     }
 

@@ -15,6 +15,7 @@
 //! two looks; such a block is looked at again, and counted as unsettled if it never rests.
 
 mod differences;
+mod here;
 mod replies;
 mod side;
 
@@ -30,6 +31,7 @@ use gnomon_terms::{BLOCK_SIZE, BlockIndex, Bytes, ErrorKind, Extent};
 
 pub use self::{
     differences::{Differences, LISTED},
+    here::compare_here,
     replies::{Replies, Reply},
     side::{Claim, Digest, QUESTION_BLOCKS, Side, UNCLAIMED, grains},
 };
@@ -38,14 +40,16 @@ use crate::{
     wire::{Wire, WireClosed},
 };
 
-/// Questions under way: while the other side hashes one, this side hashes the next, and a round trip is hidden.
-const WINDOW: usize = 4;
+/// Questions under way, 64 MiB of the volume: on a busy link each stands behind a whole window of copies of its class,
+/// 4 MiB of them, and that wait is shared by all of these.
+const WINDOW: usize = 16;
 /// How often a block that was written meanwhile is looked at again before it counts as unsettled.
 const LOOKS: usize = 20;
 /// Between two looks: several round trips, in which a write is carried over.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long an answer may take. Questions are background work, so they stand behind a whole window of copies.
-const ANSWER_WITHIN: Duration = Duration::from_secs(120);
+/// How long an answer may take. Questions are background work, so they stand behind a whole window of copies: 4 MiB take
+/// half a minute at 1 Mbit/s, and more urgent classes go first. A dead link is found out by the link itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(600);
 /// How often somebody who waits looks whether he is still wanted.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -60,7 +64,7 @@ pub enum VerifyError {
     #[error("this copy is being compared already: wait for that, or cancel it")]
     Busy,
     /// The session with the other side is over.
-    #[error("the other copy is out of reach: compare again when the link is back")]
+    #[error("the session with the other copy has ended: compare again when there is one")]
     Link(#[from] WireClosed),
     /// No answer came.
     #[error("the other side did not answer for {waited:?} about blocks {extent:?}: see its log, then compare again")]

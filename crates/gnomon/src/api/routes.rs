@@ -19,7 +19,7 @@ use super::{
     ApiError,
     types::{
         AdoptVm, CreateVolume, ImportVolume, JobView, MoveRequest, NodeView, PeerView, Rollback, RunVm, SetBandwidth,
-        StopVm, TraceQuery, VmView, VolumeView, WatchQuery,
+        StopVm, TraceQuery, VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{daemon::Daemon, daemon::moving, metrics, trace};
@@ -211,10 +211,14 @@ async fn rollback_volume(
     .await
 }
 
-/// Reads a whole volume and tells its digest; while it moves, compares both copies.
-#[utoipa::path(post, path = "/v1/volumes/{name}/verify", responses((status = 200, body = JobView)))]
-async fn verify_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
-    moving::verify(&daemon, &name).map(Json)
+/// Compares a volume with another copy of it; tells its digest when there is none.
+#[utoipa::path(post, path = "/v1/volumes/{name}/verify", request_body = VerifyRequest, responses((status = 200, body = JobView)))]
+async fn verify_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<VerifyRequest>,
+) -> Answer<JobView> {
+    moving::verify(&daemon, &name, ask).await.map(Json)
 }
 
 /// A volume's accesses as they happen, as lines of CSV.

@@ -139,6 +139,49 @@ pub struct Rollback {
     pub fenced: String,
 }
 
+/// Asks for a volume to be verified: compared with the other copy of its move, or with what is named here; without
+/// either, its digest is told.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct VerifyRequest {
+    /// The node that has another copy.
+    #[serde(default)]
+    pub with: Option<String>,
+    /// A raw image on the daemon's host.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub against: Option<PathBuf>,
+}
+
+/// What a comparison found: the result of a `verify` job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verified {
+    /// Whether nothing that was compared differs.
+    pub same: bool,
+    /// The node or file that has the other copy.
+    pub with: String,
+    /// Bytes that were compared.
+    pub compared_bytes: u64,
+    /// Bytes of blocks that differ.
+    pub differing_bytes: u64,
+    /// Where they differ, in address order, up to 1000 extents.
+    pub extents: Vec<DifferingExtent>,
+    /// Bytes that differ and are in no listed extent.
+    pub unlisted_bytes: u64,
+    /// Bytes that were not compared: one of the copies does not have them yet.
+    pub lacking_bytes: u64,
+    /// Bytes that were not compared: they were written each time they were looked at.
+    pub unsettled_bytes: u64,
+}
+
+/// Where two copies differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DifferingExtent {
+    /// Its first byte.
+    pub at: u64,
+    /// How many bytes: whole blocks of 4096.
+    pub len: u64,
+}
+
 /// Changes what a running move may use.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SetBandwidth {

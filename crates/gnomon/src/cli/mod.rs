@@ -10,6 +10,7 @@ mod node;
 mod output;
 mod serve;
 mod trace;
+mod verified;
 mod vm;
 mod volume;
 

@@ -10,7 +10,9 @@ use super::{
     output::{facts, table},
 };
 use crate::{
-    api::types::{CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VolumeView},
+    api::types::{
+        CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VerifyRequest, VolumeView,
+    },
     daemon::serve_file,
     names,
 };
@@ -96,11 +98,20 @@ pub enum Command {
         #[arg(long, value_name = "NODE")]
         i_have_fenced: String,
     },
-    /// Read a whole volume and tell its BLAKE3 digest
-    #[command(after_help = "Examples:\n  gnomon volume verify data")]
+    /// Compare a volume with its other copy while it moves, or with the one that is named: list what differs
+    #[command(after_help = "Examples:\n  gnomon volume verify data\n  gnomon volume verify data --with node-b\n  \
+                            gnomon volume verify data --against backup.raw --json\n\n\
+                            What one copy does not have yet is not compared, and is counted. Ends with 1 when they differ.\n\
+                            Without another copy it tells the volume's BLAKE3 digest.")]
     Verify {
         /// Which volume
         name: String,
+        /// The node that has the other copy
+        #[arg(long, value_name = "NODE")]
+        with: Option<String>,
+        /// A raw image on the daemon's host
+        #[arg(long, value_name = "FILE", conflicts_with = "with")]
+        against: Option<PathBuf>,
         /// Do not wait
         #[arg(long)]
         detach: bool,
@@ -211,8 +222,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             let volume: VolumeView = client.post(&format!("/v1/volumes/{name}/rollback"), &body).await?;
             output.result(&volume, words);
         }
-        Command::Verify { name, detach } => {
-            begin(&format!("/v1/volumes/{name}/verify"), &(), detach, context).await?
+        Command::Verify { name, with, against, detach } => {
+            let body = VerifyRequest { with, against: against.map(absolute).transpose()? };
+            begin(&format!("/v1/volumes/{name}/verify"), &body, detach, context).await?
         }
         Command::Rm { name, yes } => remove(&name, yes, context).await?,
         Command::ServeFile { file, socket, read_only, name } => {

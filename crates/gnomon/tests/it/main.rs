@@ -7,5 +7,6 @@ mod kills;
 mod moves;
 mod traces;
 mod usage;
+mod verify;
 mod vms;
 mod volumes;

@@ -68,6 +68,15 @@ pub enum Ask {
         /// Which volume.
         stream: u32,
     },
+    /// Answer the hash questions of a stream from the volume of this name. For a session that is for nothing else.
+    Compare {
+        /// The volume.
+        volume: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Its number in this session.
+        stream: u32,
+    },
     /// The move is off: forget the spare copy.
     Abandon {
         /// Which volume.
