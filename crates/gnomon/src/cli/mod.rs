@@ -7,6 +7,7 @@ mod doctor;
 mod forecast;
 mod job;
 mod node;
+mod outlook;
 mod output;
 mod serve;
 mod trace;

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use gnomon_terms::{Bytes, BytesPerSecond};
 
 use super::{
-    Context, Ended, Failure, job,
+    Context, Ended, Failure, forecast, job, outlook,
     output::{facts, table},
 };
 use crate::{
@@ -64,13 +64,20 @@ pub enum Command {
     },
     /// Move a volume to another node while it is in use
     #[command(after_help = "Examples:\n  gnomon volume move data --to node-b\n  \
-                            gnomon volume move data --to node-b --mode pre --bandwidth 400mbit --detach")]
+                            gnomon volume move data --to node-b --mode pre --bandwidth 400mbit --detach\n  \
+                            gnomon volume move data --to node-b --dry-run")]
     Move {
         /// Which volume
         name: String,
         /// How it is moved
         #[command(flatten)]
         how: MoveArgs,
+        /// Move nothing: say what the move would be like, or why it would be refused
+        #[arg(long)]
+        dry_run: bool,
+        /// For --dry-run: say instead what would have happened to the guest of this recording
+        #[arg(long, value_name = "FILE", requires = "dry_run")]
+        trace: Option<PathBuf>,
     },
     /// Change what a running move may use
     #[command(after_help = "Examples:\n  gnomon volume bandwidth data 200mbit\n  gnomon volume bandwidth data none")]
@@ -208,7 +215,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Show { name } => output.result(&show(&name, context).await?, words),
         Command::Export { name } => output.result(&show(&name, context).await?, |volume| volume.nbd.clone()),
-        Command::Move { name, how } => {
+        Command::Move { how, trace: Some(trace), .. } => forecast::dry_run(&trace, how.bandwidth, context)?,
+        Command::Move { name, how, dry_run: true, .. } => {
+            outlook::run(&format!("/v1/volumes/{name}/outlook"), &how.request(), context).await?
+        }
+        Command::Move { name, how, .. } => {
             begin(&format!("/v1/volumes/{name}/move"), &how.request(), how.detach, context).await?
         }
         Command::Bandwidth { name, rate: Rate(rate) } => {

@@ -5,6 +5,7 @@ mod client;
 mod house;
 mod kills;
 mod moves;
+mod outlook;
 mod traces;
 mod usage;
 mod verify;

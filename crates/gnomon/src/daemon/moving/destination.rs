@@ -101,6 +101,10 @@ impl Destination<'_> {
             Ask::Compare { volume, size, stream } => {
                 serde_json::to_value(super::verify::answer(self.daemon, self.hub, &volume, size, Stream(stream))?)
             }
+            Ask::Survey { volume, needed } => {
+                serde_json::to_value(super::outlook::answer(self.daemon, &volume, needed)?)
+            }
+            Ask::Probe { .. } => Ok(serde_json::Value::Null),
             Ask::Abandon { stream } => serde_json::to_value(self.abandon(Stream(stream)).await?),
         };
         answer.map_err(ApiError::internal)
