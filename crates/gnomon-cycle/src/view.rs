@@ -59,6 +59,17 @@ impl Cycle {
         self.recent.forecast((now, horizon), (self.geometry, &shadow.lacking), (rate, round_trip))
     }
 
+    /// The same for a guest that switched with nothing of what is allocated at the shadow, whether there is one or not.
+    pub fn expected_stall_at_once(
+        &self,
+        now: Instant,
+        horizon: Duration,
+        rate: BytesPerSecond,
+        round_trip: Duration,
+    ) -> StallForecast {
+        self.recent.forecast((now, horizon), (self.geometry, self.allocated()), (rate, round_trip))
+    }
+
     /// Every unit that holds something, with its copy; empty without a shadow. O(units) to walk.
     pub fn units(&self) -> impl Iterator<Item = UnitState> {
         let units = (0..self.geometry.units()).map(UnitIndex);

@@ -44,6 +44,7 @@ use crate::{
     outbox::Outbox,
     stripes::{Stripes, split},
     tap::Tap,
+    verify::{Asker, Compared, Replies, Side, VerifyError},
     wire::Wire,
 };
 
@@ -110,6 +111,7 @@ pub struct Mover {
     acknowledging: Mutex<()>,
     queues: [Mutex<Option<mpsc::Sender<Move>>>; 2],
     senders: Mutex<Vec<JoinHandle<()>>>,
+    replies: Replies,
     demand: AtomicU64,
     prefetch: AtomicU64,
     background: AtomicU64,
@@ -150,6 +152,7 @@ impl Mover {
             acknowledging: Mutex::new(()),
             queues: [Mutex::new(Some(prefetch)), Mutex::new(Some(background))],
             senders: Mutex::default(),
+            replies: Replies::default(),
             demand: AtomicU64::new(0),
             prefetch: AtomicU64::new(0),
             background: AtomicU64::new(0),
@@ -203,6 +206,18 @@ impl Mover {
         }
     }
 
+    /// Compares this copy with the destination's: see [`crate::verify`]. Blocks until it is done.
+    pub fn verify(&self, watch: &mut dyn FnMut(Bytes) -> bool) -> Result<Compared, VerifyError> {
+        let (ours, wire) = (self.side(), &*self.parts.wire);
+        Asker { ours, replies: &self.replies, wire, stream: self.parts.stream }.compare(watch)
+    }
+
+    fn side(&self) -> Side {
+        let MoverParts { local, stripes, outbox, .. } = &self.parts;
+        let (local, stripes, outbox) = (Arc::clone(local), Arc::clone(stripes), Some(Arc::clone(outbox)));
+        Side { local, stripes, valid: None, outbox }
+    }
+
     /// Ends the senders and waits for them; what is in flight settles as failed, so that the loop asks again. The
     /// session must have been closed before, or a sender may wait for room in it.
     ///
@@ -212,6 +227,7 @@ impl Mover {
         for queue in &self.queues {
             queue.lock().take();
         }
+        self.replies.end();
         let senders = std::mem::take(&mut *self.senders.lock());
         for sender in senders {
             if sender.join().is_err() {
@@ -236,6 +252,8 @@ impl Mover {
                     self.on_touch(touch);
                 }
             }
+            Message::HashRange { id, extent, .. } => self.on_hash_range(id, extent),
+            Message::Hashes { id, start, hashes, .. } => self.replies.answer(id, start, hashes),
             other => tracing::warn!(kind = %other.kind(), "a message that no source of a move expects was ignored"),
         }
     }
@@ -437,7 +455,9 @@ impl Mover {
             Change::Zero => self.parts.local.write_zeroes(at, len, true)?,
             Change::Discard => self.parts.local.discard(at, len)?,
         }
-        self.tell_covered(Extent::touching(at, len));
+        let extent = Extent::touching(at, len);
+        self.parts.outbox.note_change(extent);
+        self.tell_covered(extent);
         Ok(())
     }
 
@@ -450,6 +470,12 @@ impl Mover {
             }
         };
         let _ = self.parts.wire.send(Message::MirrorAck { stream: self.parts.stream, seq, durable: ok, ok });
+    }
+
+    fn on_hash_range(&self, id: u64, extent: Extent) {
+        let hashes = self.side().answer(extent);
+        // A closed link ends the comparison at the other side by itself.
+        let _ = self.parts.wire.send(Message::Hashes { stream: self.parts.stream, id, start: extent.start, hashes });
     }
 
     /// The guest's access at the destination goes to the loop here. It says nothing of what is there: a write that the

@@ -29,23 +29,27 @@ use crate::blockmap::BlockMap;
 pub struct Outbox {
     owed: BlockMap,
     fresh: BlockMap,
+    /// Changed here since somebody began to watch, for whatever reason.
+    changed: BlockMap,
 }
 
 impl Outbox {
     /// Takes over a map whose set bits are owed.
     pub fn new(owed: BlockMap) -> io::Result<Outbox> {
-        let fresh = BlockMap::volatile(owed.blocks())?;
-        Ok(Outbox { owed, fresh })
+        let (fresh, changed) = (BlockMap::volatile(owed.blocks())?, BlockMap::volatile(owed.blocks())?);
+        Ok(Outbox { owed, fresh, changed })
     }
 
     /// The guest is about to write `extent`. Called before the write, so that a crash in between is safe.
     pub fn note_write(&self, extent: Extent) {
+        self.changed.set(extent);
         self.fresh.set(extent);
         self.owed.set(extent);
     }
 
     /// `extent` is owed, though nothing was written: the peer never had it.
     pub fn owe(&self, extent: Extent) {
+        self.changed.set(extent);
         self.owed.set(extent);
     }
 
@@ -59,6 +63,21 @@ impl Outbox {
         for run in self.fresh.runs(extent, false) {
             self.owed.clear(run);
         }
+    }
+
+    /// The peer changed `extent` here. Called after the change and before it is acknowledged.
+    pub fn note_change(&self, extent: Extent) {
+        self.changed.set(extent);
+    }
+
+    /// From now on it is remembered whether `extent` changes. Only one may watch.
+    pub fn watch(&self, extent: Extent) {
+        self.changed.clear(extent);
+    }
+
+    /// Whether a block of `extent` has changed since [`Outbox::watch`].
+    pub fn has_changed(&self, extent: Extent) -> bool {
+        self.changed.any(extent)
     }
 
     /// Whether any block of `extent` is owed.
@@ -111,6 +130,22 @@ mod tests {
         outbox.take(Extent::new(2, 1));
         outbox.acknowledge(Extent::new(2, 1));
         assert_eq!(outbox.owed(), BlockCount(0));
+    }
+
+    #[test]
+    fn a_change_is_remembered_after_it_was_carried() {
+        let outbox = outbox();
+        let all = Extent::new(0, 10);
+        outbox.note_write(Extent::new(1, 1));
+        outbox.watch(all);
+        assert!(!outbox.has_changed(all));
+        outbox.note_write(Extent::new(2, 1));
+        outbox.take(all);
+        outbox.acknowledge(all);
+        outbox.owe(Extent::new(5, 1));
+        outbox.note_change(Extent::new(7, 1));
+        let changed: Vec<u64> = (0..10).filter(|block| outbox.has_changed(Extent::new(*block, 1))).collect();
+        assert_eq!(changed, [2, 5, 7]);
     }
 
     /// Many writers, one sender: when all is quiet, the peer's content equals ours.

@@ -43,6 +43,11 @@ impl VolumePlane {
         VolumePlane { resource, tap, carrier: Carrier::Nobody, scratch: Vec::new() }
     }
 
+    /// Who carries.
+    pub fn carrier(&self) -> &Carrier {
+        &self.carrier
+    }
+
     /// Changes who carries.
     pub fn set_carrier(&mut self, carrier: Carrier) {
         self.carrier = carrier;

@@ -28,6 +28,7 @@ use crate::{
     shadow::{Shadow, ShadowParts},
     stripes::Stripes,
     tap::Tap,
+    verify::Side,
 };
 
 /// How a guest's requests wait for the other host of a move.
@@ -214,6 +215,12 @@ impl Volume {
     /// The locks that writers and engines share.
     pub fn stripes(&self) -> &Arc<Stripes> {
         &self.stripes
+    }
+
+    /// This copy for a comparison with one that no move keeps in step: all that is here, whatever is owed.
+    pub fn side(&self) -> Side {
+        let (local, stripes) = (Arc::clone(&self.parts.local), Arc::clone(&self.stripes));
+        Side { local, stripes, valid: self.valid(), outbox: None }
     }
 
     /// What the peer lacks, while a move is on.

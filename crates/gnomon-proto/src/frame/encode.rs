@@ -129,7 +129,7 @@ impl Message {
             }
             Message::HashRange { stream, id, extent } => bare(on(kind, *stream, None, *id, Some(*extent))?),
             Message::Hashes { stream, id, start, hashes } => {
-                rules::ensure(!hashes.is_empty() && hashes.len() <= MAX_HASHES, kind, "no hashes, or too many")?;
+                rules::ensure(hashes.len() <= MAX_HASHES, kind, "too many hashes")?;
                 let head = on(kind, *stream, None, *id, None)?;
                 (Header { at: start.0, count: hashes.len() as u32, ..head }, Cow::Owned(hashes.concat()))
             }

@@ -348,7 +348,7 @@ pub enum Message {
         /// The step.
         step: Step,
     },
-    /// Hash these blocks.
+    /// Hash these blocks: each by itself up to 16 of them, otherwise each unit of 16.
     HashRange {
         /// Which volume.
         stream: Stream,
@@ -357,7 +357,7 @@ pub enum Message {
         /// Which blocks.
         extent: Extent,
     },
-    /// The hashes, one per unit; up to [`super::MAX_HASHES`].
+    /// The hashes, one per block or unit; up to [`super::MAX_HASHES`]. None: they cannot be had.
     Hashes {
         /// Which volume.
         stream: Stream,
@@ -365,7 +365,7 @@ pub enum Message {
         id: u64,
         /// First block of the first unit.
         start: BlockIndex,
-        /// A 32-byte hash per unit.
+        /// A 32-byte hash each; all zero where the sender does not claim all of it.
         hashes: Vec<[u8; 32]>,
     },
 }

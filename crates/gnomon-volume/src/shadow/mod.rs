@@ -23,7 +23,7 @@ use std::{
 };
 
 use gnomon_proto::frame::{Content, MAX_ACCESSES, Message, Settlement, Stream, Touch};
-use gnomon_terms::{Access, Epoch, Event, Extent, Op, ResourceId, Settled};
+use gnomon_terms::{Access, Bytes, Epoch, Event, Extent, Op, ResourceId, Settled};
 use parking_lot::{Mutex, RwLock};
 
 use self::{fetches::Fetches, mirror::Mirror};
@@ -37,7 +37,8 @@ use crate::{
     outbox::Outbox,
     stripes::Stripes,
     tap::Tap,
-    wire::Wire,
+    verify::{Asker, Compared, Replies, Side, VerifyError},
+    wire::{Wire, WireClosed},
 };
 
 /// What a shadow is made of.
@@ -77,6 +78,7 @@ pub struct Shadow {
     wire: RwLock<Option<Arc<dyn Wire>>>,
     fetches: Fetches,
     mirror: Mirror,
+    replies: Replies,
     fault: Mutex<Option<String>>,
 }
 
@@ -88,6 +90,7 @@ impl Shadow {
             wire: RwLock::new(None),
             fetches: Fetches::default(),
             mirror: Mirror::default(),
+            replies: Replies::default(),
             fault: Mutex::new(None),
             parts,
         });
@@ -112,6 +115,7 @@ impl Shadow {
     pub fn detach(&self) {
         *self.wire.write() = None;
         self.fetches.detach();
+        self.replies.end();
         self.mirror.detach();
     }
 
@@ -123,6 +127,7 @@ impl Shadow {
     /// The move is over: whoever still waits is told so.
     pub fn stop(&self) {
         self.fetches.stop();
+        self.replies.end();
         self.mirror.stop();
     }
 
@@ -134,6 +139,19 @@ impl Shadow {
     /// Whether mirroring has been given up until the source returns.
     pub fn is_mirror_degraded(&self) -> bool {
         self.parts.reverse && self.mirror.is_degraded(self.parts.mirror_patience)
+    }
+
+    /// Compares this copy with the source's: see [`crate::verify`]. Blocks until it is done.
+    pub fn verify(&self, watch: &mut dyn FnMut(Bytes) -> bool) -> Result<Compared, VerifyError> {
+        let wire = self.wire.read().clone().ok_or(WireClosed)?;
+        let (ours, stream) = (self.side(), self.parts.stream);
+        Asker { ours, replies: &self.replies, wire: &*wire, stream }.compare(watch)
+    }
+
+    fn side(&self) -> Side {
+        let ShadowParts { local, stripes, valid, outbox, .. } = &self.parts;
+        let (local, stripes) = (Arc::clone(local), Arc::clone(stripes));
+        Side { local, stripes, valid: Some(Arc::clone(valid)), outbox: Some(Arc::clone(outbox)) }
     }
 
     /// Sends what the guest touched to the loop at the source. Dropped when there is no session: a forecast that
@@ -154,6 +172,11 @@ impl Shadow {
                 self.fetches.answer(id, extent, answer, self.parts.local.size())
             }
             Message::MirrorAck { seq, durable, ok, .. } => self.on_mirror_ack(seq, durable, ok),
+            Message::HashRange { id, extent, .. } => {
+                let hashes = self.side().answer(extent);
+                self.send(Message::Hashes { stream: self.parts.stream, id, start: extent.start, hashes });
+            }
+            Message::Hashes { id, start, hashes, .. } => self.replies.answer(id, start, hashes),
             other => {
                 tracing::warn!(kind = %other.kind(), "a message that no destination of a move expects was ignored")
             }
@@ -171,7 +194,10 @@ impl Shadow {
             let onto = if state.1 == Phase::Priming { Onto::Any } else { Onto::Missing };
             let parts = &self.parts;
             match apply_copy(&parts.local, &parts.valid, &parts.stripes, extent, content, onto) {
-                Ok(Settled::Done) => Settlement::Done,
+                Ok(Settled::Done) => {
+                    parts.outbox.note_change(extent);
+                    Settlement::Done
+                }
                 Ok(_) => Settlement::Needless,
                 Err(error) => self.failed(error),
             }

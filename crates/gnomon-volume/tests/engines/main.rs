@@ -7,6 +7,7 @@ mod hostile;
 mod pair;
 mod seeded;
 mod standing;
+mod verifying;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A source and a destination in one process.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -26,6 +26,7 @@ use gnomon_volume::{
     shadow::{Shadow, ShadowParts},
     stripes::Stripes,
     tap::Tap,
+    verify::{Compared, VerifyError},
     wire::{Wire, WireClosed},
 };
 
@@ -363,6 +364,37 @@ impl Pair {
         let mut bytes = vec![0; BLOCK_SIZE as usize];
         self.source_local.read_at(&mut bytes, block * BLOCK_SIZE).expect("read");
         assert!(bytes == self.model[block as usize], "block {block} is something else at the source");
+    }
+
+    /// Compares both copies, asked for by the source.
+    pub fn verify_at_source(&self) -> Result<Compared, VerifyError> {
+        self.mover.as_ref().expect("connected").verify(&mut |_| true)
+    }
+
+    /// Compares both copies, asked for by the destination.
+    pub fn verify_at_destination(&self) -> Result<Compared, VerifyError> {
+        self.shadow.verify(&mut |_| true)
+    }
+
+    /// A comparison that nobody wants after its first look.
+    pub fn verify_cancelled(&self) -> Result<Compared, VerifyError> {
+        self.mover.as_ref().expect("connected").verify(&mut |_| false)
+    }
+
+    /// Carries once what is owed now, however much is written meanwhile.
+    pub fn copy_some_owed(&mut self) {
+        for run in self.source_outbox.owed_runs(Extent::new(0, BLOCKS)) {
+            self.copy(run);
+        }
+        self.settle();
+    }
+
+    /// Changes one byte of a block of the destination's file, behind everybody's back.
+    pub fn corrupt_destination(&self, block: u64) {
+        let file = std::fs::File::options().read(true).write(true).open(self.dir.path().join("destination"));
+        let (file, mut byte) = (file.expect("file"), [0]);
+        file.read_exact_at(&mut byte, block * BLOCK_SIZE + 99).expect("read");
+        file.write_all_at(&[byte[0] ^ 1], block * BLOCK_SIZE + 99).expect("written");
     }
 
     pub fn owed(&self) -> BlockCount {

@@ -171,6 +171,7 @@ translate!(
     gnomon_volume::disk::OpenError,
     gnomon_volume::import::ImageError,
     gnomon_volume::serve::ServeError,
+    gnomon_volume::verify::VerifyError,
     gnomon_volume::volume::VolumeError,
 );
 

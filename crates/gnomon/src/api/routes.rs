@@ -18,8 +18,8 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, CreateVolume, ImportVolume, JobView, MoveRequest, NodeView, PeerView, Rollback, RunVm, SetBandwidth,
-        StopVm, TraceQuery, VmView, VolumeView, WatchQuery,
+        AdoptVm, CreateVolume, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView, PeerView, Rollback, RunVm,
+        SetBandwidth, StopVm, TraceQuery, VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{daemon::Daemon, daemon::moving, metrics, trace};
@@ -61,6 +61,8 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         cancel_volume,
         rollback_volume,
         verify_volume,
+        volume_outlook,
+        vm_outlook,
         trace_volume,
         forecast_volume,
         vms,
@@ -90,6 +92,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/bandwidth", post(volume_bandwidth))
         .route("/v1/volumes/{name}/cancel", post(cancel_volume))
         .route("/v1/volumes/{name}/rollback", post(rollback_volume))
+        .route("/v1/volumes/{name}/outlook", post(volume_outlook))
+        .route("/v1/vms/{name}/outlook", post(vm_outlook))
         .route("/v1/volumes/{name}/verify", post(verify_volume))
         .route("/v1/volumes/{name}/trace", get(trace_volume))
         .route("/v1/volumes/{name}/forecast", get(forecast_volume))
@@ -206,10 +210,34 @@ async fn rollback_volume(
     .await
 }
 
-/// Reads a whole volume and tells its digest; while it moves, compares both copies.
-#[utoipa::path(post, path = "/v1/volumes/{name}/verify", responses((status = 200, body = JobView)))]
-async fn verify_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
-    moving::verify(&daemon, &name).map(Json)
+/// Compares a volume with another copy of it; tells its digest when there is none.
+#[utoipa::path(post, path = "/v1/volumes/{name}/verify", request_body = VerifyRequest, responses((status = 200, body = JobView)))]
+async fn verify_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<VerifyRequest>,
+) -> Answer<JobView> {
+    moving::verify(&daemon, &name, ask).await.map(Json)
+}
+
+/// What the move of a volume would be like; nothing is moved.
+#[utoipa::path(post, path = "/v1/volumes/{name}/outlook", request_body = MoveRequest, responses((status = 200, body = MoveOutlook)))]
+async fn volume_outlook(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<MoveRequest>,
+) -> Answer<MoveOutlook> {
+    moving::outlook::of_volume(&daemon, &name, ask).await.map(Json)
+}
+
+/// What the move of a VM would be like; nothing is moved.
+#[utoipa::path(post, path = "/v1/vms/{name}/outlook", request_body = MoveRequest, responses((status = 200, body = MoveOutlook)))]
+async fn vm_outlook(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<MoveRequest>,
+) -> Answer<MoveOutlook> {
+    moving::outlook::of_vm(&daemon, &name, ask).await.map(Json)
 }
 
 /// A volume's accesses as they happen, as lines of CSV.

@@ -132,11 +132,120 @@ pub struct MoveRequest {
     pub reverse: bool,
 }
 
+/// What a move would be like: the answer to a dry run. Numbers after a refusal may be missing, and are zero then.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MoveOutlook {
+    /// The node it would go to.
+    pub to: String,
+    /// What would move.
+    pub volumes: Vec<VolumeOutlook>,
+    /// Bytes free at the destination.
+    pub free: u64,
+    /// Bytes a second that the link would carry.
+    pub rate: u64,
+    /// Where that is known from.
+    pub rate_is: RateOrigin,
+    /// Seconds from a question to its answer.
+    pub round_trip_s: f64,
+    /// Seconds until everything is there, if the guest writes nothing meanwhile: a bound for a move that switches sooner.
+    pub priming_s: f64,
+    /// Why the real move would be refused.
+    pub refused: Option<ApiError>,
+}
+
+/// A volume in the outlook of a move.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeOutlook {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes that hold something: what would be carried.
+    pub allocated: u64,
+    /// Reads to be expected in the ten seconds after a switch, by those of the last ten.
+    pub reads_expected: u64,
+    /// Of these, the ones that would wait if it switched with nothing at the destination.
+    pub reads_stalling: u64,
+    /// Seconds of these waits in all.
+    pub stall_s: f64,
+}
+
+/// Where a link's rate is known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RateOrigin {
+    /// The request.
+    Given,
+    /// The configuration of this node.
+    Configured,
+    /// A few megabytes that were sent.
+    Measured,
+}
+
+impl MoveOutlook {
+    /// Nothing is known yet of a move to this node.
+    pub fn to(node: &str) -> MoveOutlook {
+        MoveOutlook {
+            to: node.to_string(),
+            volumes: Vec::new(),
+            free: 0,
+            rate: 0,
+            rate_is: RateOrigin::Measured,
+            round_trip_s: 0.0,
+            priming_s: 0.0,
+            refused: None,
+        }
+    }
+}
+
 /// Asks this node to be the writer again.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Rollback {
     /// The destination, which the operator has made sure cannot write any more.
     pub fenced: String,
+}
+
+/// Asks for a volume to be verified: compared with the other copy of its move, or with what is named here; without
+/// either, its digest is told.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct VerifyRequest {
+    /// The node that has another copy.
+    #[serde(default)]
+    pub with: Option<String>,
+    /// A raw image on the daemon's host.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub against: Option<PathBuf>,
+}
+
+/// What a comparison found: the result of a `verify` job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verified {
+    /// Whether nothing that was compared differs.
+    pub same: bool,
+    /// The node or file that has the other copy.
+    pub with: String,
+    /// Bytes that were compared.
+    pub compared_bytes: u64,
+    /// Bytes of blocks that differ.
+    pub differing_bytes: u64,
+    /// Where they differ, in address order, up to 1000 extents.
+    pub extents: Vec<DifferingExtent>,
+    /// Bytes that differ and are in no listed extent.
+    pub unlisted_bytes: u64,
+    /// Bytes that were not compared: one of the copies does not have them yet.
+    pub lacking_bytes: u64,
+    /// Bytes that were not compared: they were written each time they were looked at.
+    pub unsettled_bytes: u64,
+}
+
+/// Where two copies differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DifferingExtent {
+    /// Its first byte.
+    pub at: u64,
+    /// How many bytes: whole blocks of 4096.
+    pub len: u64,
 }
 
 /// Changes what a running move may use.

@@ -5,6 +5,7 @@ use clap::Subcommand;
 use super::{
     Context, Ended,
     output::{facts, table},
+    verified,
 };
 use crate::{
     api::{
@@ -64,7 +65,13 @@ pub async fn follow(id: &str, context: &Context) -> Ended {
     let mut reporter: Reporter = context.output.reporter();
     let view = context.client.follow(id, |view| reporter.show(view)).await?;
     match (view.state, view.error.clone()) {
-        (JobState::Done, _) => context.output.job(&view),
+        (JobState::Done, _) => match verified::of(&view) {
+            Some(found) => {
+                context.output.result(&view, |_| verified::words(&found));
+                verified::verdict(&found)?;
+            }
+            None => context.output.job(&view),
+        },
         (_, Some(error)) => return Err(error.into()),
         (_, None) => return Err(ApiError::new(Kind::Unavailable, format!("job {id} ended without a word")).into()),
     }

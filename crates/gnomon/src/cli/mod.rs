@@ -7,9 +7,11 @@ mod doctor;
 mod forecast;
 mod job;
 mod node;
+mod outlook;
 mod output;
 mod serve;
 mod trace;
+mod verified;
 mod vm;
 mod volume;
 

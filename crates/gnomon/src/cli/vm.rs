@@ -6,7 +6,7 @@ use clap::Subcommand;
 use gnomon_terms::{Bytes, BytesPerSecond};
 
 use super::{
-    Context, Ended, Failure, forecast,
+    Context, Ended, Failure, forecast, outlook,
     output::{facts, table},
     volume::{MoveArgs, absolute, begin},
 };
@@ -61,7 +61,7 @@ pub enum Command {
     /// Move a VM with its volumes to another node while it runs
     #[command(after_help = "Examples:\n  gnomon vm move web --to node-b\n  \
                             gnomon vm move web --to node-b --bandwidth 400mbit --detach\n  \
-                            gnomon vm move web --to node-b --dry-run --trace web.csv.zst\n  \
+                            gnomon vm move web --to node-b --dry-run\n  \
                             gnomon vm move web --cancel")]
     Move(VmMoveArgs),
 }
@@ -122,10 +122,10 @@ pub struct VmMoveArgs {
     /// Cancel a move that has not switched yet
     #[arg(long)]
     cancel: bool,
-    /// Move nothing: say what would have happened to the recorded guest of --trace
-    #[arg(long, requires = "trace", conflicts_with = "cancel")]
+    /// Move nothing: say what the move would be like, or why it would be refused
+    #[arg(long, conflicts_with = "cancel")]
     dry_run: bool,
-    /// A recording for --dry-run
+    /// For --dry-run: say instead what would have happened to the guest of this recording
     #[arg(long, value_name = "FILE", requires = "dry_run")]
     trace: Option<PathBuf>,
 }
@@ -192,9 +192,12 @@ async fn move_vm(args: VmMoveArgs, context: &Context) -> Ended {
     match (args.to, args.trace) {
         (Some(_), Some(trace)) => forecast::dry_run(&trace, args.bandwidth, context),
         (Some(to), None) => {
-            let VmMoveArgs { mode, bandwidth, no_reverse, detach, .. } = args;
+            let VmMoveArgs { mode, bandwidth, no_reverse, detach, dry_run, .. } = args;
             let how = MoveArgs { to, mode, bandwidth, no_reverse, detach };
-            begin(&format!("{path}/move"), &how.request(), detach, context).await
+            match dry_run {
+                true => outlook::run(&format!("{path}/outlook"), &how.request(), context).await,
+                false => begin(&format!("{path}/move"), &how.request(), detach, context).await,
+            }
         }
         (None, _) => begin(&format!("{path}/cancel"), &(), args.detach, context).await,
     }

@@ -6,11 +6,13 @@ use clap::Subcommand;
 use gnomon_terms::{Bytes, BytesPerSecond};
 
 use super::{
-    Context, Ended, Failure, job,
+    Context, Ended, Failure, forecast, job, outlook,
     output::{facts, table},
 };
 use crate::{
-    api::types::{CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VolumeView},
+    api::types::{
+        CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VerifyRequest, VolumeView,
+    },
     daemon::serve_file,
     names,
 };
@@ -62,13 +64,20 @@ pub enum Command {
     },
     /// Move a volume to another node while it is in use
     #[command(after_help = "Examples:\n  gnomon volume move data --to node-b\n  \
-                            gnomon volume move data --to node-b --mode pre --bandwidth 400mbit --detach")]
+                            gnomon volume move data --to node-b --mode pre --bandwidth 400mbit --detach\n  \
+                            gnomon volume move data --to node-b --dry-run")]
     Move {
         /// Which volume
         name: String,
         /// How it is moved
         #[command(flatten)]
         how: MoveArgs,
+        /// Move nothing: say what the move would be like, or why it would be refused
+        #[arg(long)]
+        dry_run: bool,
+        /// For --dry-run: say instead what would have happened to the guest of this recording
+        #[arg(long, value_name = "FILE", requires = "dry_run")]
+        trace: Option<PathBuf>,
     },
     /// Change what a running move may use
     #[command(after_help = "Examples:\n  gnomon volume bandwidth data 200mbit\n  gnomon volume bandwidth data none")]
@@ -96,11 +105,20 @@ pub enum Command {
         #[arg(long, value_name = "NODE")]
         i_have_fenced: String,
     },
-    /// Read a whole volume and tell its BLAKE3 digest
-    #[command(after_help = "Examples:\n  gnomon volume verify data")]
+    /// Compare a volume with its other copy while it moves, or with the one that is named: list what differs
+    #[command(after_help = "Examples:\n  gnomon volume verify data\n  gnomon volume verify data --with node-b\n  \
+                            gnomon volume verify data --against backup.raw --json\n\n\
+                            What one copy does not have yet is not compared, and is counted. Ends with 1 when they differ.\n\
+                            Without another copy it tells the volume's BLAKE3 digest.")]
     Verify {
         /// Which volume
         name: String,
+        /// The node that has the other copy
+        #[arg(long, value_name = "NODE")]
+        with: Option<String>,
+        /// A raw image on the daemon's host
+        #[arg(long, value_name = "FILE", conflicts_with = "with")]
+        against: Option<PathBuf>,
         /// Do not wait
         #[arg(long)]
         detach: bool,
@@ -197,7 +215,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Show { name } => output.result(&show(&name, context).await?, words),
         Command::Export { name } => output.result(&show(&name, context).await?, |volume| volume.nbd.clone()),
-        Command::Move { name, how } => {
+        Command::Move { how, trace: Some(trace), .. } => forecast::dry_run(&trace, how.bandwidth, context)?,
+        Command::Move { name, how, dry_run: true, .. } => {
+            outlook::run(&format!("/v1/volumes/{name}/outlook"), &how.request(), context).await?
+        }
+        Command::Move { name, how, .. } => {
             begin(&format!("/v1/volumes/{name}/move"), &how.request(), how.detach, context).await?
         }
         Command::Bandwidth { name, rate: Rate(rate) } => {
@@ -211,8 +233,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             let volume: VolumeView = client.post(&format!("/v1/volumes/{name}/rollback"), &body).await?;
             output.result(&volume, words);
         }
-        Command::Verify { name, detach } => {
-            begin(&format!("/v1/volumes/{name}/verify"), &(), detach, context).await?
+        Command::Verify { name, with, against, detach } => {
+            let body = VerifyRequest { with, against: against.map(absolute).transpose()? };
+            begin(&format!("/v1/volumes/{name}/verify"), &body, detach, context).await?
         }
         Command::Rm { name, yes } => remove(&name, yes, context).await?,
         Command::ServeFile { file, socket, read_only, name } => {

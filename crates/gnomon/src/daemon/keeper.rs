@@ -141,10 +141,15 @@ impl Keeper {
         Ok(self.dir.join(format!("{name}.raw")))
     }
 
+    /// Bytes free in the file system of the volumes.
+    pub fn free_space(&self) -> Result<u64, ApiError> {
+        let stat = rustix::fs::statvfs(&self.dir).map_err(std::io::Error::from)?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
     /// Refuses what would not fit into the file system of the volumes.
     pub fn check_space(&self, needed: u64, what: &str) -> Result<(), ApiError> {
-        let stat = rustix::fs::statvfs(&self.dir).map_err(std::io::Error::from)?;
-        let free = stat.f_bavail * stat.f_frsize;
+        let free = self.free_space()?;
         if needed.saturating_add(SPARE_SPACE) > free {
             return Err(ApiError::unavailable(format!(
                 "{what} needs {} in {} and {} are free",

@@ -98,6 +98,13 @@ impl Destination<'_> {
             Ask::HasGuest { vm } => serde_json::to_value(self.has_guest(&vm)),
             Ask::Withdraw => serde_json::to_value(self.withdraw().await?),
             Ask::Release { stream } => serde_json::to_value(self.release(Stream(stream))?),
+            Ask::Compare { volume, size, stream } => {
+                serde_json::to_value(super::verify::answer(self.daemon, self.hub, &volume, size, Stream(stream))?)
+            }
+            Ask::Survey { volume, needed } => {
+                serde_json::to_value(super::outlook::answer(self.daemon, &volume, needed)?)
+            }
+            Ask::Probe { .. } => Ok(serde_json::Value::Null),
             Ask::Abandon { stream } => serde_json::to_value(self.abandon(Stream(stream)).await?),
         };
         answer.map_err(ApiError::internal)

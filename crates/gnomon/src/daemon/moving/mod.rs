@@ -12,6 +12,7 @@ mod handover;
 mod hub;
 mod maps;
 mod metadata;
+pub mod outlook;
 pub mod progress;
 mod relay;
 mod rpc;
@@ -129,6 +130,12 @@ pub fn start_volume(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Resul
 
 /// Begins the move of a VM with its volumes.
 pub fn start_vm(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result<JobView, ApiError> {
+    let disks = moved_with(daemon, name)?;
+    start(daemon, Some(name.to_string()), disks, ask)
+}
+
+/// The volumes that move with a VM.
+fn moved_with(daemon: &Arc<Daemon>, name: &str) -> Result<Vec<String>, ApiError> {
     let vm = daemon.vms.get(name)?;
     if vm.qemu().is_none() {
         return Err(ApiError::refused(format!("VM '{name}' does not run"))
@@ -139,7 +146,7 @@ pub fn start_vm(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result<Jo
         return Err(ApiError::refused(format!("VM '{name}' has no volume of this node"))
             .then("a VM without a gnomon disk is moved by its own tools"));
     }
-    start(daemon, Some(name.to_string()), disks, ask)
+    Ok(disks)
 }
 
 fn start(

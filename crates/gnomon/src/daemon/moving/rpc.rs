@@ -68,6 +68,27 @@ pub enum Ask {
         /// Which volume.
         stream: u32,
     },
+    /// Answer the hash questions of a stream from the volume of this name. For a session that is for nothing else.
+    Compare {
+        /// The volume.
+        volume: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Its number in this session.
+        stream: u32,
+    },
+    /// Could a volume come? Nothing is changed.
+    Survey {
+        /// The volume.
+        volume: String,
+        /// Bytes that would have to be stored.
+        needed: u64,
+    },
+    /// Nothing: how long the answer takes tells how fast the link is.
+    Probe {
+        /// Of no meaning.
+        pad: String,
+    },
     /// The move is off: forget the spare copy.
     Abandon {
         /// Which volume.
@@ -84,6 +105,15 @@ pub struct Opened {
     pub role: String,
     /// Its epoch there.
     pub epoch: u64,
+}
+
+/// The answer to [`Ask::Survey`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surveyed {
+    /// Bytes free where volumes are.
+    pub free: u64,
+    /// Why it could not come.
+    pub refused: Option<ApiError>,
 }
 
 /// Where the destination is with a volume.
