@@ -4,12 +4,12 @@
 //!  VmSpec ── resolve ──► Resolved ── command_line ──► Qemu (a process that outlives us)
 //!                                                       │ qmp()
 //!         GuestRam (a memfd)    Outgoing, Incoming ◄─── Qmp ───► EventStream
-//!                               capture, load ◄──────────┘
+//!                               capture, Standby ◄─────┘
 //! ```
 //!
 //! Where to enter: [`VmSpec`] says what a guest is, [`Qemu::launch`] starts it, [`Qemu::adopt`] finds it again
 //! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it with its RAM,
-//! [`capture`] and [`load`] without, [`GuestRam`] is its RAM, [`read_stream`] knows what QEMU writes, [`prove_kvm`] and
+//! [`capture`] and [`Standby`] without, [`GuestRam`] is its RAM, [`read_stream`] knows what QEMU writes, [`prove_kvm`] and
 //! [`HostFacts`] say what the host can do.
 //!
 //! Everything here blocks and uses plain threads: callers on an async runtime call it from a blocking thread. All
@@ -41,7 +41,6 @@ pub use spec::{
     SpecError, VmPaths, VmSpec, command_line, resolve, safe_memory_size,
 };
 pub use state::{
-    CaptureOptions, CapturePhases, Checkpoint, Frozen, Loaded, STATE_LIMIT, StateBlob, StateError, capture, fits,
-    load, load_unchecked,
+    CaptureOptions, CapturePhases, Checkpoint, Frozen, Loaded, STATE_LIMIT, Standby, StateBlob, StateError, capture,
 };
 pub use stream::{DEVICES_LIMIT, DeviceSection, Difference, Inventory, RamBlock, StreamError, read_stream};

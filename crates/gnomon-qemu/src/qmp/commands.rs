@@ -81,14 +81,14 @@ impl Qmp {
         self.tell("closefd", json!({ "fdname": name }))
     }
 
-    /// Gives QEMU a descriptor and returns the number of the set it is in: `/dev/fdset/N` names it wherever QEMU
-    /// opens a file.
-    pub fn add_fd(&self, fd: BorrowedFd<'_>) -> Result<u64, QmpError> {
-        let answer = self.execute_with_fd("add-fd", json!({}), fd, ANSWER_TIMEOUT)?;
-        answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| unexpected("add-fd", &answer))
+    /// Gives QEMU a descriptor in the set `set`, which is made if need be: `/dev/fdset/N` names it wherever QEMU opens a
+    /// file, in the mode in which the descriptor was opened.
+    pub fn add_fd(&self, set: u64, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        self.execute_with_fd("add-fd", json!({ "fdset-id": set }), fd, ANSWER_TIMEOUT).map(drop)
     }
 
-    /// Takes a set of descriptors back. What QEMU has open of it stays open.
+    /// Takes a set of descriptors back. What QEMU has open of it stays open; while the guest stands, QEMU may only note
+    /// that the set is to go.
     pub fn remove_fd(&self, set: u64) -> Result<(), QmpError> {
         self.tell("remove-fd", json!({ "fdset-id": set }))
     }

@@ -53,7 +53,7 @@ pub struct Frozen {
     events: EventStream,
     guard: Guard,
     /// Taken back after the guest runs again: not on its time.
-    _channel: Channel,
+    channel: Channel,
 }
 
 /// A capture after which the guest has gone on.
@@ -111,14 +111,7 @@ pub fn capture(qemu: &Qemu, options: &CaptureOptions) -> Result<Frozen, StateErr
         return Err(StateError::TooLarge { limit: options.limit });
     }
     blob.cut(written)?;
-    Ok(Frozen {
-        blob,
-        phases: times.phases(),
-        stood: times.stood.unwrap_or_default(),
-        events,
-        guard,
-        _channel: channel,
-    })
+    Ok(Frozen { blob, phases: times.phases(), stood: times.stood.unwrap_or_default(), events, guard, channel })
 }
 
 impl Frozen {
@@ -146,6 +139,7 @@ impl Frozen {
     /// it is sure that it runs nowhere else: [`Qmp::cont_after_migration`].
     pub fn hand_over(mut self) -> StateBlob {
         self.guard.armed = false;
+        self.channel.leave();
         self.blob
     }
 }

@@ -10,6 +10,10 @@ use crate::{
 /// The name under which the descriptor is given, where it is given by name.
 const NAME: &str = "gnomon-state";
 
+/// The set that the descriptor is in, where it is given in a set. One that another capture or load has left behind is
+/// closed first, so there never is more than one.
+const SET: u64 = 0x676e_6f6d;
+
 /// The first QEMU that wants `file:` for files; it warns of `fd:`.
 const FILES_ARE_FILES: QemuVersion = QemuVersion { major: 9, minor: 1, micro: 0 };
 
@@ -25,7 +29,9 @@ pub(super) struct Channel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Given {
     ByName,
-    AsSet(u64),
+    AsSet,
+    /// Nothing is to be taken back.
+    Left,
 }
 
 impl Channel {
@@ -33,7 +39,11 @@ impl Channel {
     pub(super) fn give(qmp: &Qmp, file: File) -> Result<Channel, QmpError> {
         let given = match truncates(qmp)? {
             false => qmp.getfd(NAME, file.as_fd()).map(|()| Given::ByName)?,
-            true => Given::AsSet(qmp.add_fd(file.as_fd())?),
+            true => {
+                // There is none, but after a takeover that was undone.
+                let _ = qmp.remove_fd(SET);
+                qmp.add_fd(SET, file.as_fd()).map(|()| Given::AsSet)?
+            }
         };
         Ok(Channel { qmp: qmp.clone(), given, file })
     }
@@ -41,9 +51,14 @@ impl Channel {
     /// What to call it in `migrate` and `migrate-incoming`.
     pub(super) fn uri(&self) -> String {
         match self.given {
-            Given::ByName => format!("fd:{NAME}"),
-            Given::AsSet(set) => format!("file:/dev/fdset/{set}"),
+            Given::AsSet => format!("file:/dev/fdset/{SET}"),
+            Given::ByName | Given::Left => format!("fd:{NAME}"),
         }
+    }
+
+    /// Leaves it with QEMU, whose time is dear now: a guest waits.
+    pub(super) fn leave(mut self) {
+        self.given = Given::Left;
     }
 
     /// How far QEMU has come in it.
@@ -63,7 +78,8 @@ impl Drop for Channel {
         // QEMU may be gone, or may have used and closed it, which is as well.
         let _ = match self.given {
             Given::ByName => self.qmp.closefd(NAME),
-            Given::AsSet(set) => self.qmp.remove_fd(set),
+            Given::AsSet => self.qmp.remove_fd(SET),
+            Given::Left => Ok(()),
         };
     }
 }

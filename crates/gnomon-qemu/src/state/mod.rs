@@ -8,7 +8,7 @@
 //!    │ failed             ▼
 //!    └──────────        stands, until `cont` or the end of this QEMU   (a takeover)
 //!
-//!  -incoming defer ──► load ──► Loaded ──► run ──► runs
+//!  -incoming defer ──► Standby ── load ──► Loaded ── run ──► runs
 //! ```
 //!
 //! It is QEMU's own migration with RAM left out that both sides map (`x-ignore-shared`), into a memfd. QEMU makes the
@@ -30,7 +30,7 @@ mod load;
 pub use blob::{STATE_LIMIT, StateBlob};
 pub use capture::{CaptureOptions, CapturePhases, Checkpoint, Frozen, capture};
 pub use error::StateError;
-pub use load::{Loaded, fits, load, load_unchecked};
+pub use load::{Loaded, Standby};
 
 use std::time::{Duration, Instant};
 

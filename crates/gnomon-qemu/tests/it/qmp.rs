@@ -55,14 +55,16 @@ fn several_threads_get_their_own_answers() {
 #[test]
 fn descriptors_are_passed_beside_commands() {
     let stable = Stable::new();
-    let vm = stable.launch("a", &stable.ticker(), Role::BootPaused);
+    let vm = stable.launch("a", &stable.ticker(), Role::Boot);
     let file = file_with("hello");
     vm.qmp().getfd("note", file.as_fd()).expect("taken");
     vm.qmp().closefd("note").expect("it was there");
     assert!(vm.qmp().closefd("note").is_err(), "it can be there only once");
-    let set = vm.qmp().add_fd(file.as_fd()).expect("taken");
-    let sets = vm.qmp().execute("query-fdsets", json!({}), LONG).expect("answers");
-    assert_eq!(sets[0]["fdset-id"], json!(set), "{sets}");
+    vm.qmp().add_fd(7, file.as_fd()).expect("taken");
+    let sets = || vm.qmp().execute("query-fdsets", json!({}), LONG).expect("answers");
+    assert_eq!(sets()[0]["fdset-id"], json!(7));
+    vm.qmp().remove_fd(7).expect("it was there");
+    assert_eq!(sets(), json!([]));
 }
 
 #[test]

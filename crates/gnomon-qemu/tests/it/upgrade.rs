@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use gnomon_qemu::{CaptureOptions, GuestRam, Qemu, QemuBinary, Role, VmSpec, capture, load};
+use gnomon_qemu::{CaptureOptions, GuestRam, Qemu, QemuBinary, Role, Standby, VmSpec, capture};
 
 use crate::{
     guests::{Console, LONG, Stable, newer_qemu, qemu, ticks},
@@ -12,12 +12,13 @@ use crate::{
 /// Takes the guest over; says how long it stood, as this process saw it.
 fn change(stable: &Stable, from: &Qemu, to: &QemuBinary, name: &str, spec: &VmSpec, ram: &GuestRam) -> Qemu {
     let next = stable.launch_by(to, name, spec, Role::IncomingPaused, Some(ram.shared())).expect("waits");
+    let standby = Standby::new(&next).expect("ready");
     let frozen = capture(from, &CaptureOptions::default()).expect("captured");
     let (begun, phases) = (Instant::now(), frozen.phases());
     let standing = count(ram);
     let blob = frozen.hand_over();
-    let loaded = load(&next, &blob, LONG).expect("loaded");
-    let took = loaded.took;
+    let loaded = standby.load(&blob, LONG).expect("loaded");
+    let took = loaded.took();
     loaded.run(LONG).expect("runs");
     println!(
         "{} to {} on {}: saving {:?}, load {took:?}, gap {:?}",
