@@ -12,7 +12,7 @@ use super::{
 use crate::{
     migrate::status_of,
     process::Qemu,
-    qmp::{EventError, EventStream, MigrationStatus, Qmp},
+    qmp::{EventError, EventStream, MigrationStatus, Qmp, QmpEvent},
 };
 
 /// How long a guest may take to run again after a capture that failed: QEMU reopens its disks for that.
@@ -81,37 +81,88 @@ struct Guard {
 /// says so. Refused at once for a guest whose RAM is not shared, and by QEMU for one that stands because of an earlier
 /// migration or capture: it has to run in between.
 pub fn capture(qemu: &Qemu, options: &CaptureOptions) -> Result<Frozen, StateError> {
-    let qmp = qemu.qmp();
-    refuse_unless_shared(qmp)?;
-    prepare(qmp)?;
-    unpace(qmp)?;
-    let mut guard = Guard { qmp: qmp.clone(), was_running: qmp.query_status()?.running, armed: false };
-    let mut blob = StateBlob::room()?;
-    if !truncates(qmp)? {
-        blob.confine(options.limit)?;
-    }
-    let channel = Channel::give(qmp, blob.reopen(true)?)?;
-    let events = qmp.events();
-    if let Err(error) = qmp.migrate(&channel.uri()) {
-        // A refusal has changed nothing. Without an answer it may have begun all the same.
-        if error.kind() != ErrorKind::Refused {
-            give_back(qmp, &events, guard.was_running, true)?;
-        }
-        return Err(error.into());
-    }
+    refuse_unless_shared(qemu.qmp())?;
+    let attempt = Attempt::begin(qemu.qmp(), options.limit)?;
     let mut times = Times::default();
-    let end = await_end(&events, options.timeout, |event| times.note(&event.name, status_of(event), event.at));
-    let written = channel.position();
-    match end {
-        Ok(MigrationStatus::Completed) => {}
-        other => return Err(failed(qemu, &events, &guard, other, written, options)),
+    let note = |event: &QmpEvent| times.note(&event.name, status_of(event), event.at);
+    match await_end(&attempt.events, options.timeout, note) {
+        Ok(MigrationStatus::Completed) => attempt.complete(times, options.limit),
+        other => Err(attempt.give_up(qemu, other, options)),
     }
-    guard.armed = true;
-    if written > options.limit.0 {
-        return Err(StateError::TooLarge { limit: options.limit });
+}
+
+/// A capture that has begun.
+struct Attempt {
+    qmp: Qmp,
+    events: EventStream,
+    blob: StateBlob,
+    channel: Channel,
+    was_running: bool,
+}
+
+impl Attempt {
+    /// Everything up to the command itself is asked while the guest runs.
+    fn begin(qmp: &Qmp, limit: Bytes) -> Result<Attempt, StateError> {
+        prepare(qmp)?;
+        unpace(qmp)?;
+        let was_running = qmp.query_status()?.running;
+        let blob = StateBlob::room()?;
+        if !truncates(qmp)? {
+            blob.confine(limit)?;
+        }
+        let channel = Channel::give(qmp, blob.reopen(true)?)?;
+        let attempt = Attempt { qmp: qmp.clone(), events: qmp.events(), blob, channel, was_running };
+        match qmp.migrate(&attempt.channel.uri()) {
+            Ok(()) => Ok(attempt),
+            // A refusal has changed nothing.
+            Err(error) if error.kind() == ErrorKind::Refused => Err(error.into()),
+            // Without an answer it may have begun all the same.
+            Err(error) => attempt.give_back(true).and(Err(error.into())),
+        }
     }
-    blob.cut(written)?;
-    Ok(Frozen { blob, phases: times.phases(), stood: times.stood.unwrap_or_default(), events, guard, channel })
+
+    fn complete(mut self, times: Times, limit: Bytes) -> Result<Frozen, StateError> {
+        let guard = Guard { qmp: self.qmp, was_running: self.was_running, armed: true };
+        let written = self.channel.position();
+        if written > limit.0 {
+            return Err(StateError::TooLarge { limit });
+        }
+        self.blob.cut(written)?;
+        let (phases, stood) = (times.phases(), times.stood.unwrap_or_default());
+        Ok(Frozen { blob: self.blob, phases, stood, events: self.events, guard, channel: self.channel })
+    }
+
+    /// What a capture that did not succeed is called, once the guest runs again.
+    fn give_up(self, qemu: &Qemu, end: Result<MigrationStatus, EventError>, options: &CaptureOptions) -> StateError {
+        if let Err(EventError::Closed(reason)) = &end {
+            let said = qemu.last_words();
+            return StateError::Gone { said: if said.is_empty() { reason.to_string() } else { said } };
+        }
+        let why = self.qmp.query_migrate().ok().and_then(|progress| progress.error);
+        let full = self.channel.position() >= options.limit.0;
+        if let Err(worse) = self.give_back(end.is_err()) {
+            return worse;
+        }
+        match end {
+            Err(_) => StateError::Timeout { what: "write down the devices", after: options.timeout },
+            Ok(_) if full => StateError::TooLarge { limit: options.limit },
+            Ok(_) => StateError::Failed { why: why.unwrap_or_else(|| "QEMU gives no reason; see its log".into()) },
+        }
+    }
+
+    /// The guest runs again as before. QEMU sees to it by itself once its migration has ended; one that goes on is
+    /// cancelled.
+    fn give_back(&self, goes_on: bool) -> Result<(), StateError> {
+        let stands = |why: String| StateError::StillStands { why };
+        if goes_on {
+            self.qmp.migrate_cancel()?;
+            await_end(&self.events, RESUME_TIMEOUT, |_| {}).map_err(|e| stands(e.to_string()))?;
+        }
+        match self.was_running {
+            true => self.qmp.cont_after_migration(RESUME_TIMEOUT).map_err(|e| stands(e.to_string())),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Frozen {
@@ -188,43 +239,6 @@ fn refuse_unless_shared(qmp: &Qmp) -> Result<(), StateError> {
     match qmp.query_memdev()?.into_iter().find(|block| !block.share) {
         Some(block) => Err(StateError::RamNotShared { id: block.id.unwrap_or_default() }),
         None => Ok(()),
-    }
-}
-
-/// What a capture that did not succeed is called, once the guest runs again.
-fn failed(
-    qemu: &Qemu,
-    events: &EventStream,
-    guard: &Guard,
-    end: Result<MigrationStatus, EventError>,
-    written: u64,
-    options: &CaptureOptions,
-) -> StateError {
-    if let Err(EventError::Closed(reason)) = &end {
-        let said = qemu.last_words();
-        return StateError::Gone { said: if said.is_empty() { reason.to_string() } else { said } };
-    }
-    let why = qemu.qmp().query_migrate().ok().and_then(|progress| progress.error);
-    if let Err(worse) = give_back(qemu.qmp(), events, guard.was_running, end.is_err()) {
-        return worse;
-    }
-    match end {
-        Err(_) => StateError::Timeout { what: "write down the devices", after: options.timeout },
-        Ok(_) if written >= options.limit.0 => StateError::TooLarge { limit: options.limit },
-        Ok(_) => StateError::Failed { why: why.unwrap_or_else(|| "QEMU gives no reason; see its log".into()) },
-    }
-}
-
-/// The guest runs again as before. QEMU sees to it by itself once its migration has ended; one that has not is cancelled.
-fn give_back(qmp: &Qmp, events: &EventStream, was_running: bool, goes_on: bool) -> Result<(), StateError> {
-    if goes_on {
-        qmp.migrate_cancel()?;
-        let cancelled = await_end(events, RESUME_TIMEOUT, |_| {});
-        cancelled.map_err(|e| StateError::StillStands { why: e.to_string() })?;
-    }
-    match was_running {
-        true => qmp.cont_after_migration(RESUME_TIMEOUT).map_err(|e| StateError::StillStands { why: e.to_string() }),
-        false => Ok(()),
     }
 }
 

@@ -10,12 +10,12 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, DiskSpec, Exited, Incoming, IncomingFrom, Outgoing, OutgoingOptions, Role, RunState, StopDeadlines,
-    VmPaths, VmSpec,
+    Accel, CaptureOptions, DiskSpec, Exited, Incoming, IncomingFrom, Outgoing, OutgoingOptions, Role, RunState,
+    Standby, StopDeadlines, VmPaths, VmSpec, capture,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::guests::{LONG, Stable};
+use crate::guests::{LONG, Stable, qemu};
 
 /// A boot sector that reads its disk over and over through the firmware, one sector after another, and prints `.`
 /// for each that came and `E` for each that did not.
@@ -165,6 +165,44 @@ fn a_standing_guest_needs_its_old_disk_no_more() {
     old.end();
     outgoing.switch(LONG).expect("switched without its disk");
     assert!(incoming.await_running(LONG).expect("no failure"));
+    let mut console = UnixStream::connect(VmPaths::new(&stable.home("destination")).console()).expect("a console");
+    assert_eq!(mark(&mut console, LONG), Some(b'.'), "it reads from its new disk");
+    assert!(!stable.console("destination").contains('E'));
+    source.kill().expect("killed");
+}
+
+/// QEMU gives its disks up when it sends a guest's state, and takes them again when the guest is to run on.
+#[test]
+fn checkpoints_do_not_disturb_a_guest_that_reads_its_disk() {
+    let stable = Stable::new();
+    let server = Server::start(&stable, "disks");
+    let vm = stable.launch("a", &server.reader(300), Role::Boot);
+    let mut console = UnixStream::connect(VmPaths::new(&stable.home("a")).console()).expect("a console");
+    for _ in 0..10 {
+        assert_eq!(mark(&mut console, LONG), Some(b'.'));
+        let frozen = capture(&vm, &CaptureOptions::default()).expect("captured");
+        frozen.resume(LONG).expect("runs again");
+    }
+    assert_eq!(mark(&mut console, LONG), Some(b'.'));
+    assert!(!stable.console("a").contains('E'));
+}
+
+/// A takeover with a disk: the old QEMU's server is gone before the new one runs, on a server of its own.
+#[test]
+fn a_guest_is_taken_over_with_its_disk_on_another_server() {
+    let stable = Stable::new();
+    let (old, new) = (Server::start(&stable, "old"), Server::start(&stable, "new"));
+    let source = stable.launch("source", &old.reader(300), Role::Boot);
+    let mut console = UnixStream::connect(VmPaths::new(&stable.home("source")).console()).expect("a console");
+    assert_eq!(mark(&mut console, LONG), Some(b'.'));
+    drop(console);
+    let ram = source.open_ram().expect("opened").expect("gnomon made it");
+    let (spec, paused) = (new.reader(300), Role::IncomingPaused);
+    let destination = stable.launch_by(qemu(), "destination", &spec, paused, Some(ram.shared())).expect("waits");
+    let standby = Standby::new(&destination).expect("ready");
+    let blob = capture(&source, &CaptureOptions::default()).expect("captured").hand_over();
+    old.end();
+    standby.load(&blob, LONG).expect("loaded").run(LONG).expect("runs");
     let mut console = UnixStream::connect(VmPaths::new(&stable.home("destination")).console()).expect("a console");
     assert_eq!(mark(&mut console, LONG), Some(b'.'), "it reads from its new disk");
     assert!(!stable.console("destination").contains('E'));

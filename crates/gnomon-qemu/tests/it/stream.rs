@@ -58,17 +58,19 @@ fn a_change_of_the_configuration_is_seen_in_the_devices() {
 #[test]
 fn a_stream_with_ram_is_read_as_it_comes() {
     let stable = Stable::new();
-    let vm = stable.launch("a", &stable.ticker(), Role::Boot);
-    let (theirs, mut ours) = UnixStream::pair().expect("a pair");
-    ours.set_read_timeout(Some(LONG)).expect("a timeout");
-    let reader = std::thread::spawn(move || read_stream(Counted(&mut ours, 0)));
-    let mut outgoing = Outgoing::start(vm.qmp(), theirs.into(), &OutgoingOptions::default()).expect("starts");
-    assert!(outgoing.await_standing(LONG).expect("no failure"));
-    outgoing.switch(LONG).expect("switched");
-    let found = reader.join().expect("read").expect("a whole stream");
-    let ram = found.ram.iter().find(|block| block.id == RAM_ID).expect("its RAM");
-    assert!(!ram.left_out && ram.pages >= ram.size / 4096, "{ram:?}");
-    assert!(found.devices.iter().any(|device| device.name == "cpu"));
+    for (name, qemu) in [("old", qemu()), ("new", newer_qemu())] {
+        let vm = stable.launch_by(qemu, name, &on("pc-q35-7.2", &stable), Role::Boot, None).expect("started");
+        let (theirs, mut ours) = UnixStream::pair().expect("a pair");
+        ours.set_read_timeout(Some(LONG)).expect("a timeout");
+        let reader = std::thread::spawn(move || read_stream(Counted(&mut ours, 0)));
+        let mut outgoing = Outgoing::start(vm.qmp(), theirs.into(), &OutgoingOptions::default()).expect("starts");
+        assert!(outgoing.await_standing(LONG).expect("no failure"));
+        outgoing.switch(LONG).expect("switched");
+        let found = reader.join().expect("read").expect("a whole stream");
+        let ram = found.ram.iter().find(|block| block.id == RAM_ID).expect("its RAM");
+        assert!(!ram.left_out && ram.pages >= ram.size / 4096, "{ram:?}");
+        assert!(found.devices.iter().any(|device| device.name == "cpu"));
+    }
 }
 
 /// Gives odd pieces, as a link would.
