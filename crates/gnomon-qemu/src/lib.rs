@@ -42,5 +42,6 @@ pub use spec::{
 };
 pub use state::{
     CaptureOptions, CapturePhases, Checkpoint, Frozen, Loaded, STATE_LIMIT, Standby, StateBlob, StateError, capture,
+    load,
 };
 pub use stream::{DEVICES_LIMIT, DeviceSection, Difference, Inventory, RamBlock, StreamError, read_stream};

@@ -38,6 +38,11 @@ pub struct Loaded {
     took: Duration,
 }
 
+/// [`Standby::new`] and [`Standby::load`] in one, for who has no time to win.
+pub fn load(qemu: &Qemu, blob: &StateBlob, timeout: Duration) -> Result<Loaded, StateError> {
+    Standby::new(qemu)?.load(blob, timeout)
+}
+
 impl Standby {
     /// Prepares a QEMU that was started to wait ([`crate::Role::IncomingPaused`]) with the RAM that goes with the state.
     /// Blocks for three questions to its monitor.

@@ -30,7 +30,7 @@ mod load;
 pub use blob::{STATE_LIMIT, StateBlob};
 pub use capture::{CaptureOptions, CapturePhases, Checkpoint, Frozen, capture};
 pub use error::StateError;
-pub use load::{Loaded, Standby};
+pub use load::{Loaded, Standby, load};
 
 use std::time::{Duration, Instant};
 

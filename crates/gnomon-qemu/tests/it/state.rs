@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gnomon_qemu::{
-    CaptureOptions, Frozen, GuestRam, Loaded, Qemu, RAM_ID, RamBacking, Role, RunState, Standby, StateBlob,
-    StateError, StreamError, VmSpec, capture,
+    CaptureOptions, Frozen, GuestRam, Qemu, RAM_ID, RamBacking, Role, RunState, Standby, StateBlob, StateError,
+    StreamError, VmSpec, capture, load,
 };
 use gnomon_terms::{Bytes, ErrorKind, PageNumber};
 
@@ -34,10 +34,6 @@ fn frozen(vm: &Qemu) -> Frozen {
 /// A QEMU that waits for a state, on the RAM of another.
 fn waiting(stable: &Stable, name: &str, spec: &VmSpec, ram: &GuestRam) -> Qemu {
     stable.launch_by(qemu(), name, spec, Role::IncomingPaused, Some(ram.shared())).expect("waits")
-}
-
-fn load(vm: &Qemu, blob: &StateBlob) -> Result<Loaded, StateError> {
-    Standby::new(vm)?.load(blob, LONG)
 }
 
 fn runs_on(stable: &Stable, vm: &Qemu, name: &str) {
@@ -84,7 +80,7 @@ fn another_qemu_goes_on_with_the_same_ram() {
     let destination = waiting(&stable, "destination", &spec, &ram);
     let blob = frozen(&source).hand_over();
     let standing = count(&ram);
-    let loaded = load(&destination, &blob).expect("loaded");
+    let loaded = load(&destination, &blob, LONG).expect("loaded");
     assert_eq!(count(&ram), standing, "it must not run before it is told");
     assert!(!destination.qmp().query_status().expect("answers").running);
     let took = loaded.took();
@@ -137,7 +133,7 @@ fn a_fork_runs_while_its_origin_stays_as_it_was() {
     let frozen = frozen(&origin);
     let before = pages(&ram);
     let fork = stable.launch_by(qemu(), "fork", &spec, Role::IncomingPaused, Some(ram.forked())).expect("waits");
-    load(&fork, frozen.blob()).expect("loaded").run(LONG).expect("runs");
+    load(&fork, frozen.blob(), LONG).expect("loaded").run(LONG).expect("runs");
     runs_on(&stable, &fork, "fork");
     assert!(before == pages(&ram), "the fork wrote into its origin");
     let error = capture(&fork, &CaptureOptions::default()).expect_err("its RAM is private");
@@ -188,17 +184,17 @@ fn a_damaged_or_foreign_state_is_refused_and_both_qemus_are_as_before() {
     let bytes = blob.bytes().expect("read");
     let old = VmSpec { machine: "pc-q35-7.1".into(), ..spec.clone() };
     let other = waiting(&stable, "other", &old, &ram);
-    let error = load(&other, &blob).expect_err("another machine");
+    let error = load(&other, &blob, LONG).expect_err("another machine");
     assert!(matches!(&error, StateError::OtherMachine { here, .. } if here == "pc-q35-7.1"), "{error}");
 
     let twice = VmSpec { memory: spec.memory * 2, ..spec.clone() };
     let large = stable.launch("large", &twice, Role::IncomingPaused);
-    let error = load(&large, &blob).expect_err("other RAM");
+    let error = load(&large, &blob, LONG).expect_err("other RAM");
     assert!(matches!(&error, StateError::OtherRam { state: Some(_), .. }), "{error}");
 
     for length in [0, 3, 40, bytes.len() / 2, bytes.len() - 1] {
         let cut = StateBlob::of_bytes(&bytes[..length]).expect("fits");
-        let error = load(&large, &cut).expect_err("cut");
+        let error = load(&large, &cut, LONG).expect_err("cut");
         assert!(matches!(error, StateError::Stream(StreamError::CutShort { .. })), "{length}: {error}");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
     }
@@ -218,7 +214,7 @@ fn a_state_of_other_devices_is_refused_in_qemus_words() {
     let bytes = frozen.blob().bytes().expect("read");
     for (name, two) in [("cpus", VmSpec { cpus: 2, ..spec.clone() }), ("disks", without_disks(&spec))] {
         let other = waiting(&stable, name, &two, &ram);
-        let error = load(&other, frozen.blob()).expect_err("other devices");
+        let error = load(&other, frozen.blob(), LONG).expect_err("other devices");
         let said = error.to_string();
         assert!(
             matches!(error, StateError::NotTaken { .. }) && said.contains("qemu-system-x86_64:"),
