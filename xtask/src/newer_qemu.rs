@@ -77,27 +77,26 @@ struct Archive {
     suite: String,
 }
 
-/// The mirror and release of the host's own sources.
+/// The mirror and release of the host's own sources: what `apt-get update` would fetch. Asked so, it fetches nothing and
+/// needs neither root nor lists.
 fn archive() -> Result<Archive> {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let format = "$(SITE) $(RELEASE) $(CREATED_BY)";
-    let targets = sh::capture(setup::apt().args(["indextargets", "--format", format])).unwrap_or_default();
-    parse_archive(&release, &targets).ok_or_else(|| {
+    let addresses = sh::capture(setup::apt().args(["update", "--print-uris"])).unwrap_or_default();
+    parse_archive(&release, &addresses).ok_or_else(|| {
         let needed = format!("a newer QEMU is in Debian's backports only: unpack one and set {VARIABLE} to its root");
         Refusal(needed).into()
     })
 }
 
-/// The site that has the packages of the very release that runs.
-fn parse_archive(os_release: &str, targets: &str) -> Option<Archive> {
+/// The site that has the main packages of the very release that runs. Others may have a release of that name; Debian's
+/// mirrors end with their own.
+fn parse_archive(os_release: &str, addresses: &str) -> Option<Archive> {
     let value = |key: &str| os_release.lines().find_map(|line| line.strip_prefix(key)).map(|v| v.trim_matches('"'));
     let suite = value("ID=").filter(|id| *id == "debian").and_then(|_| value("VERSION_CODENAME="))?;
-    targets.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        let (site, release, kind) = (words.next()?, words.next()?, words.next()?);
-        let fits = release == suite && kind == "Packages";
-        fits.then(|| Archive { mirror: site.to_owned(), suite: suite.to_owned() })
-    })
+    let within = format!("/dists/{suite}/main/binary-");
+    let mirrors = || addresses.lines().filter_map(|line| Some(line.strip_prefix('\'')?.split_once(&within)?.0));
+    let mirror = mirrors().find(|mirror| mirror.ends_with("/debian")).or_else(|| mirrors().next())?;
+    Some(Archive { mirror: mirror.to_owned(), suite: suite.to_owned() })
 }
 
 /// An apt with a folder of its own that knows what the host has installed.
@@ -150,16 +149,22 @@ mod tests {
 
     #[test]
     fn the_mirror_is_that_of_the_release_that_runs() {
-        let targets = "http://other bookworm DEP-11\nhttp://sec/debian bookworm-security Packages\n\
-                       http://mirror/debian bookworm Packages\nhttp://late bookworm Packages\n";
-        let found = parse_archive(RELEASE, targets);
-        assert_eq!(found, Some(Archive { mirror: "http://mirror/debian".into(), suite: "bookworm".into() }));
+        let lines = [
+            "'http://tools/apt/dists/bookworm/main/binary-amd64/Packages.xz' tools 0",
+            "'http://sec/debian-security/dists/bookworm-security/main/binary-amd64/Packages.xz' sec 0",
+            "'http://mirror/debian/dists/bookworm/InRelease' mirror 0",
+            "'http://mirror/debian/dists/bookworm/main/binary-amd64/Packages.xz' mirror 0",
+        ];
+        let found = |lines: &[&str]| parse_archive(RELEASE, &lines.join("\n")).map(|archive| archive.mirror);
+        assert_eq!(found(&lines).as_deref(), Some("http://mirror/debian"));
+        assert_eq!(found(&lines[..1]).as_deref(), Some("http://tools/apt"));
+        assert_eq!(found(&lines[1..3]), None);
     }
 
     #[test]
-    fn without_a_mirror_or_debian_there_is_none() {
-        assert_eq!(parse_archive(RELEASE, "http://sec bookworm-security Packages\nnonsense\n"), None);
-        assert_eq!(parse_archive("ID=ubuntu\nVERSION_CODENAME=noble\n", "http://m noble Packages\n"), None);
+    fn other_systems_have_no_backports_of_debian() {
+        let line = "'http://m/debian/dists/noble/main/binary-amd64/Packages.xz' m 0";
+        assert_eq!(parse_archive("ID=ubuntu\nVERSION_CODENAME=noble\n", line), None);
         assert_eq!(parse_archive("", ""), None);
     }
 }

@@ -163,7 +163,8 @@ impl Drop for Stable {
 
 pub fn settled(spec: &VmSpec) -> Resolved {
     let machines = qemu().machines().expect("it lists its machines");
-    resolve(spec, qemu().version, &machines, Err("tests do not need it")).expect("it can be settled")
+    let kvm = if spec.accel == Accel::Kvm { Ok(()) } else { Err("tests do not need it") };
+    resolve(spec, qemu().version, &machines, kvm).expect("it can be settled")
 }
 
 /// The live console of a guest.

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use gnomon_qemu::{CaptureOptions, GuestRam, Qemu, QemuBinary, Role, Standby, VmSpec, capture};
+use gnomon_qemu::{
+    Accel, CaptureOptions, GuestRam, HostFacts, KvmNode, Qemu, QemuBinary, Role, Standby, VmSpec, capture,
+};
 
 use crate::{
     guests::{Console, LONG, Stable, newer_qemu, qemu, ticks},
@@ -37,9 +39,11 @@ fn change(stable: &Stable, from: &Qemu, to: &QemuBinary, name: &str, spec: &VmSp
     next
 }
 
-fn there_and_back(machine: &str) {
+fn there_and_back(machine: &str, accel: Accel) {
     let stable = Stable::new();
-    let spec = VmSpec { machine: machine.into(), ..stable.ticker() };
+    // A model that both QEMUs and every host have.
+    let cpu_model = (accel == Accel::Kvm).then(|| "qemu64".to_string());
+    let spec = VmSpec { machine: machine.into(), accel, cpu_model, ..stable.ticker() };
     let (old, ram) = counting(&stable, "old", &spec);
     let new = change(&stable, &old, newer_qemu(), "new", &spec, &ram);
     let newer = change(&stable, &new, newer_qemu(), "newer", &spec, &ram);
@@ -49,10 +53,19 @@ fn there_and_back(machine: &str) {
 
 #[test]
 fn pc_goes_to_a_newer_qemu_and_back() {
-    there_and_back("pc-i440fx-7.2");
+    there_and_back("pc-i440fx-7.2", Accel::Tcg);
 }
 
 #[test]
 fn q35_goes_to_a_newer_qemu_and_back() {
-    there_and_back("pc-q35-7.2");
+    there_and_back("pc-q35-7.2", Accel::Tcg);
+}
+
+/// A boot sector runs under every KVM, also under one that emulates and boots no stock kernel. Hosts without KVM say so.
+#[test]
+fn it_is_the_same_under_kvm() {
+    match HostFacts::gather().kvm_node {
+        KvmNode::Present => there_and_back("pc-q35-7.2", Accel::Kvm),
+        node => println!("not tried: /dev/kvm is {node:?}"),
+    }
 }
