@@ -6,13 +6,14 @@
 //! ([`stage`]); how often there is one is decided from what the last ones cost ([`interval`]).
 //!
 //! On one host a guest changes its QEMU without a copy of its RAM ([`takeover`]), after the change was tried on a copy
-//! of the guest and judged ([`verdict`]).
+//! of the guest ([`snapshot`]) and judged ([`verdict`]).
 //!
 //! An *epoch* says who may run and write, here as for volumes; checkpoints are numbered within it.
 
 pub mod interval;
 pub mod page;
 pub mod ram;
+pub mod snapshot;
 pub mod stage;
 pub mod takeover;
 pub mod verdict;

@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use gnomon_qemu::{CaptureOptions, Frozen, Loaded, ProcessError, Qemu, StateError, capture, load};
+use gnomon_qemu::{CaptureOptions, Frozen, Loaded, ProcessError, Qemu, Standby, StateError, capture};
 use gnomon_terms::ErrorKind;
 
 /// How long each step of a QEMU may take: some milliseconds is what it takes.
@@ -102,11 +102,13 @@ impl TakeoverError {
 /// Makes the guest of `old` run in `new`, which waits for it with the same RAM. Blocks for some 15 ms of which the guest
 /// stands most; for seconds if a QEMU hangs. After `Ok` the old one stands, without disks, and must never run again.
 pub fn take_over(old: &Qemu, new: &Qemu, disks: &dyn Disks) -> Result<Phases, TakeoverError> {
+    // Whatever can be asked of the new one is asked while the guest runs.
+    let standby = Standby::new(new).map_err(TakeoverError::Load)?;
     let frozen = capture(old, &CaptureOptions::default()).map_err(TakeoverError::Capture)?;
     let mut phases =
         Phases { approach: frozen.phases().approach, saving: frozen.phases().saving, ..Phases::default() };
     let mut clock = Clock(Instant::now());
-    let loaded = match load(new, frozen.blob(), STEP) {
+    let loaded = match standby.load(frozen.blob(), STEP) {
         Ok(loaded) => loaded,
         Err(error) => return Err(back(frozen, TakeoverError::Load(error))),
     };

@@ -10,11 +10,12 @@
 //! Where to enter: [`VmSpec`] says what a guest is, [`Qemu::launch`] starts it, [`Qemu::adopt`] finds it again
 //! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it with its RAM,
 //! [`capture`] and [`Standby`] without, [`GuestRam`] is its RAM, [`read_stream`] knows what QEMU writes, [`prove_kvm`] and
-//! [`HostFacts`] say what the host can do.
+//! [`HostFacts`] say what the host can do. [`track`] tells which pages of a guest's RAM were written.
 //!
 //! Everything here blocks and uses plain threads: callers on an async runtime call it from a blocking thread. All
 //! waits are for an event with a deadline; nothing sleeps and looks again.
 
+mod dirty;
 mod doctor;
 mod kvm;
 mod migrate;
@@ -25,6 +26,11 @@ mod spec;
 mod state;
 mod stream;
 
+pub use dirty::{
+    CompareTracker, DirtyTracker, InjectError, PagemapTracker, ScanCost, SelfTest, SelfTestError, SoftDirtyTracker,
+    TierTest, TierVerdict, TrackError, TrackTarget, TrackerFacts, TrackerTier, Tracking, boot_sector, self_test,
+    track,
+};
 pub use doctor::{HostFacts, KvmNode, QemuBinary, find_qemu};
 pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
 pub use migrate::{

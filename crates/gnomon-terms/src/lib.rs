@@ -11,6 +11,7 @@ mod error;
 mod extent;
 mod ids;
 mod moves;
+mod pages;
 mod plane;
 mod time;
 mod units;
@@ -20,6 +21,7 @@ pub use error::ErrorKind;
 pub use extent::Extent;
 pub use ids::{Epoch, MoveId, Place, ResourceId};
 pub use moves::{Move, Outcome, Priority, Settled, Verb};
+pub use pages::{PageRun, PageSet};
 pub use plane::{Event, Plane, Routes};
 pub use time::Instant;
 pub use units::{

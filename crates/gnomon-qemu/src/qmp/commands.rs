@@ -63,6 +63,15 @@ impl Qmp {
             .map_err(|e| QmpError::Unexpected { command: "query-memdev".into(), what: e.to_string() })
     }
 
+    /// Requests that the guest has made to its disks since QEMU began: reads, writes and flushes that have ended.
+    pub fn query_block_requests(&self) -> Result<u64, QmpError> {
+        let answer = self.ask("query-blockstats", json!({}))?;
+        let disks = answer.as_array().ok_or_else(|| unexpected("query-blockstats", &answer))?;
+        let counts = ["rd_operations", "wr_operations", "flush_operations"];
+        let of = |disk: &Value| counts.iter().filter_map(|count| disk["stats"][count].as_u64()).sum::<u64>();
+        Ok(disks.iter().map(of).sum())
+    }
+
     /// The machine type that this QEMU runs, versioned: what a destination must be started with.
     pub fn current_machine(&self) -> Result<String, QmpError> {
         let answer = self.ask("qom-get", json!({ "path": "/machine", "property": "type" }))?;

@@ -9,4 +9,5 @@ mod process;
 mod qmp;
 mod state;
 mod stream;
+mod trackers;
 mod upgrade;
