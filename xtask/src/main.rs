@@ -30,7 +30,9 @@ cargo xtask COMMAND
   tidy                 what a compiler does not see: dependency arrows, purity, module docs, sizes, papers
   demo                 the main job: two nodes and a real guest on this machine
                          [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post] [--keep]
+  crash                a Linux guest on vhost-user-blk whose daemon is killed again and again (part of test)
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
+  bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one
   wire                 a link with a rate and a delay, for hand tests
@@ -72,6 +74,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => bench::run(&args(&["json"], &["plot", "rounds"])?),
         "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "seed"])?),
+        "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),
         "wire" => wire::run(&args(&[], &["listen", "to", "rate", "delay"])?),
         _ => Err(args::Misuse("no such command; see `cargo xtask --help`".to_owned()).into()),
     }

@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use crate::{Ended, check, newer_qemu, setup, sh};
+use crate::{Ended, check, demo, newer_qemu, setup, sh};
 
 /// `cargo xtask test`
 pub fn run() -> Ended {
@@ -18,6 +18,7 @@ pub fn run() -> Ended {
     cargo.args(["test", "--workspace", "--no-fail-fast", "--color", "never"]);
     cargo.env(newer_qemu::VARIABLE, newer_qemu);
     sh::stage("tests", || sh::run(&mut cargo))?;
+    sh::stage("a Linux guest whose disk's server dies", demo::crash::run)?;
     checked?;
     Ok(ExitCode::SUCCESS)
 }

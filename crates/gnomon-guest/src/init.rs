@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use crate::{
-    heartbeat,
+    bench, heartbeat,
     params::Params,
     ram::Ram,
     session::{self, Session},
@@ -51,6 +51,9 @@ fn guest() -> io::Result<()> {
     let line = fs::read_to_string("/proc/cmdline").map_err(|err| about("/proc/cmdline", err))?;
     let params = Params::from_kernel(&line).map_err(|fault| io::Error::other(fault.to_string()))?;
     await_device("disk", || Path::new(&params.disk).exists().then(|| PathBuf::from(&params.disk)))?;
+    if params.bench {
+        return bench::serve(Path::new(&params.disk), open_port(&params.report)?);
+    }
     let ram = Arc::new(Ram::new(params.buf_mib, params.seed));
     let ticks = heartbeat::start(open_port(&params.heartbeat)?, params.tick, params.dirty, Arc::clone(&ram))?;
     let port = open_port(&params.report)?;

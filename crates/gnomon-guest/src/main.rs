@@ -4,6 +4,7 @@
 //! disk and checks everything it reads. In a shell the same code fills a disk beforehand, verifies every record of it
 //! afterwards, or runs the workload on a file. It depends on nothing of gnomon: it must be able to accuse it.
 
+mod bench;
 mod chance;
 mod disk;
 mod heartbeat;

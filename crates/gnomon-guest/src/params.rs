@@ -36,6 +36,8 @@ pub struct Params {
     pub heartbeat: String,
     /// `report`: name of the virtio-serial port for reports and commands.
     pub report: String,
+    /// `bench`: 1 to carry out loads at the report port instead of the workload.
+    pub bench: bool,
     /// `seconds`: how long a run in a shell lasts.
     pub seconds: u64,
     /// `versions`: where a shell command writes or reads the version dump; empty means nowhere.
@@ -60,6 +62,7 @@ impl Default for Params {
             tick: Duration::from_millis(1),
             heartbeat: "gnomon.heartbeat".to_owned(),
             report: "gnomon.report".to_owned(),
+            bench: false,
             seconds: 5,
             versions: String::new(),
         }
@@ -122,6 +125,7 @@ impl Params {
             "tick_us" => self.tick = Duration::from_micros(number()?.max(50)),
             "heartbeat" => self.heartbeat = value.to_owned(),
             "report" => self.report = value.to_owned(),
+            "bench" => self.bench = number()? != 0,
             "seconds" => self.seconds = number()?,
             "versions" => self.versions = value.to_owned(),
             _ => return None,

@@ -6,6 +6,7 @@
 mod nbd;
 mod plot;
 mod table;
+mod vhost;
 
 use std::{fs, process::ExitCode};
 
@@ -43,13 +44,14 @@ pub fn run(args: &Args) -> Ended {
     let rounds = args.number("rounds", ROUNDS)?.max(1);
     let rows = match name {
         Some("nbd") => nbd::run(rounds)?,
-        _ => return Err(Misuse("which benchmark? There is: nbd".to_owned()).into()),
+        Some("vhost") => vhost::run(rounds)?,
+        _ => return Err(Misuse("which benchmark? There are: nbd, vhost".to_owned()).into()),
     };
     if let Some(file) = args.text("plot") {
         fs::write(file, plot::bars(&rows)).with_context(|| format!("cannot write {file}"))?;
     }
     match args.has("json") {
-        true => println!("{}", table::json(name.unwrap_or_default(), &machine()?, &rows)),
+        true => println!("{}", table::json(name.unwrap_or_default(), &machine(accel(name))?, &rows)),
         false => print!("{}", table::words(&rows)),
     }
     Ok(ExitCode::SUCCESS)
@@ -83,13 +85,22 @@ pub fn interleave(
     Ok(rows)
 }
 
-/// What the numbers were measured on.
-fn machine() -> Result<Value> {
+/// What runs the guest of a benchmark.
+fn accel(name: Option<&str>) -> &'static str {
+    match name {
+        Some("vhost") => "tcg",
+        _ => "none (no guest in this benchmark)",
+    }
+}
+
+/// What the numbers were measured on, and how many threads wanted to run in the last minute.
+fn machine(accel: &str) -> Result<Value> {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let date = sh::capture(std::process::Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
     Ok(json!({
         "cpu": cpu.unwrap_or("unknown"),
@@ -97,7 +108,8 @@ fn machine() -> Result<Value> {
         "mem": format!("{} GiB", memory.unwrap_or(0) >> 20),
         "kernel": kernel.trim(),
         "date": date.trim(),
-        "accel": "none (no guest in this benchmark)",
+        "load": load.split_whitespace().next().unwrap_or("unknown"),
+        "accel": accel,
     }))
 }
 

@@ -6,6 +6,8 @@ const BAR: usize = 18;
 const GAP: usize = 16;
 const LABEL: usize = 150;
 const LENGTH: usize = 420;
+/// Right of the longest bar: "qemu-storage-daemon 123456 IOPS" at about 7 pixels a letter.
+const NOTE: usize = 240;
 const COLOURS: &[&str] = &["#c2410c", "#475569", "#94a3b8", "#cbd5e1"];
 
 /// The whole picture. Text and colours read on white and on black.
@@ -29,7 +31,7 @@ pub(super) fn bars(rows: &[Row]) -> String {
         }
         y += GAP;
     }
-    let width = LABEL + LENGTH + 200;
+    let width = LABEL + LENGTH + NOTE;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{y}\" font-family=\"sans-serif\" \
          font-size=\"12\" fill=\"#888\">\n{body}</svg>\n"

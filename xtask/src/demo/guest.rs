@@ -59,12 +59,14 @@ pub struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    /// Fills a disk, imports it as a volume of node a, boots the guest on it and waits until it is at work.
-    pub fn boot(nodes: &'a Nodes, image: &GuestImage, size: u64, seed: u64) -> Result<Guest<'a>> {
+    /// Fills a disk, imports it as a volume of node a, boots the guest on it through `front` (nbd or vhost-user) and
+    /// waits until it is at work.
+    pub fn boot(nodes: &'a Nodes, image: &GuestImage, size: u64, seed: u64, front: &str) -> Result<Guest<'a>> {
         import(nodes, image, size, seed)?;
         let append = format!("console=ttyS0 quiet panic=-1 gn.seed={seed} gn.disk=/dev/vda {WORKLOAD}");
         let (kernel, initrd) = (text(&image.kernel)?, text(&image.initrd)?);
-        let run = ["vm", "run", VM, "--memory", MEMORY, "--disk", VOLUME, "--kernel", kernel, "--initrd", initrd];
+        let disk = format!("{VOLUME},front={front}");
+        let run = ["vm", "run", VM, "--memory", MEMORY, "--disk", &disk, "--kernel", kernel, "--initrd", initrd];
         nodes.a.ask(&[&run[..], &["--append", &append, "--port", HEARTBEAT, "--port", REPORT]].concat())?;
         let started = Instant::now();
         let beats_a = listen(port(&nodes.a, HEARTBEAT), started);
@@ -74,6 +76,11 @@ impl<'a> Guest<'a> {
         let mut guest = Guest { nodes, seed, beats_a, beats_b, report };
         guest.await_line("ready")?;
         Ok(guest)
+    }
+
+    /// Waits until the guest has told of its work once more.
+    pub fn work_on(&mut self) -> Result<Value> {
+        self.await_line("report")
     }
 
     /// Lets the guest work for a while, moves it, and returns the finished job.
@@ -101,9 +108,9 @@ impl<'a> Guest<'a> {
         Ok(last)
     }
 
-    /// Judges every record of the volume on node b by the version table.
-    pub fn verify(&self, image: &GuestImage) -> Result<bool> {
-        let volume = self.nodes.b.ask(&["volume", "show", VOLUME])?;
+    /// Judges every record of the volume on `node` by the version table.
+    pub fn verify(&self, node: &Node, image: &GuestImage) -> Result<bool> {
+        let volume = node.ask(&["volume", "show", VOLUME])?;
         let path = volume["path"].as_str().context("the volume has no path")?;
         let mut judge = Command::new(&image.program);
         judge.args(["verify", "--file", path, "--seed", &self.seed.to_string(), "--versions"]).arg(self.versions());

@@ -4,6 +4,7 @@
 //! that guest with its disk while it works. At the end every record of the moved disk is read again.
 
 mod beats;
+pub mod crash;
 mod guest;
 mod nodes;
 mod screen;
@@ -55,7 +56,7 @@ pub fn run(args: &Args) -> Ended {
     let plan = Plan::of(args)?;
     sh::stage("setup", setup::ensure)?;
     let image = sh::stage("guest", guest_image::build)?;
-    sh::stage("build", || sh::run_aside(sh::cargo().args(["build", "--release", "--quiet", "--package", "gnomon"])))?;
+    sh::stage("build", build)?;
     let folder = std::env::temp_dir().join(format!("gn-demo-{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let facts = perform(&plan, &image, &folder);
@@ -71,13 +72,18 @@ pub fn run(args: &Args) -> Ended {
     Ok(if facts.well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The program as its users have it.
+pub fn build() -> Result<()> {
+    sh::run_aside(sh::cargo().args(["build", "--release", "--quiet", "--package", "gnomon"]))
+}
+
 fn perform(plan: &Plan, image: &guest_image::GuestImage, folder: &std::path::Path) -> Result<Facts> {
     let started = Instant::now();
     let nodes = sh::stage("two nodes and a link", || Nodes::start(folder, plan.rate, plan.delay))?;
-    let mut guest = sh::stage("a guest on node a", || Guest::boot(&nodes, image, plan.size, plan.seed))?;
+    let mut guest = sh::stage("a guest on node a", || Guest::boot(&nodes, image, plan.size, plan.seed, "nbd"))?;
     let told = sh::stage("move to node b", || guest.move_to_b(&plan.mode))?;
     let last = sh::stage("stop and dump", || guest.stop())?;
-    let verified = sh::stage("verify every record", || guest.verify(image))?;
+    let verified = sh::stage("verify every record", || guest.verify(&nodes.b, image))?;
     facts(&told, &last, &guest, verified, started)
 }
 

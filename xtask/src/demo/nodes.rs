@@ -1,6 +1,7 @@
 //! Two daemons on this machine, each with folders of its own, and the link between them.
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -34,7 +35,8 @@ pub struct Node {
     pub name: &'static str,
     /// Its sockets.
     pub run_dir: PathBuf,
-    daemon: Child,
+    home: PathBuf,
+    daemon: RefCell<Child>,
 }
 
 impl Nodes {
@@ -101,19 +103,26 @@ impl Node {
                 peer.1
             ),
         )?;
-        let log = File::create(home.join("daemon.log"))?;
-        let mut serve = Command::new(program());
-        serve.arg("serve").arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let daemon = serve.spawn().context("cannot start the daemon")?;
-        let mut node = Node { name, run_dir, daemon };
+        let daemon = RefCell::new(spawn(&home)?);
+        let node = Node { name, run_dir, home, daemon };
         node.await_answer()?;
         Ok(node)
     }
 
-    fn await_answer(&mut self) -> Result<()> {
+    /// Kills the daemon as a crash would, and starts it again.
+    pub fn crash(&self) -> Result<()> {
+        let mut daemon = self.daemon.borrow_mut();
+        daemon.kill()?;
+        daemon.wait()?;
+        *daemon = spawn(&self.home)?;
+        drop(daemon);
+        self.await_answer()
+    }
+
+    fn await_answer(&self) -> Result<()> {
         let started = Instant::now();
         while self.ask(&["node", "ls"]).is_err() {
-            if let Some(status) = self.daemon.try_wait()? {
+            if let Some(status) = self.daemon.borrow_mut().try_wait()? {
                 bail!("the daemon of node {} ended: {status}; see its daemon.log", self.name);
             }
             anyhow::ensure!(started.elapsed() < START_WITHIN, "node {} does not answer", self.name);
@@ -151,13 +160,14 @@ impl Node {
 impl Drop for Node {
     /// Asks politely first: the daemon closes its volumes on SIGTERM.
     fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.daemon.id().to_string()).status();
+        let daemon = self.daemon.get_mut();
+        let _ = Command::new("kill").arg(daemon.id().to_string()).status();
         let started = Instant::now();
-        while matches!(self.daemon.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(5) {
+        while matches!(daemon.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(20));
         }
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        let _ = daemon.kill();
+        let _ = daemon.wait();
     }
 }
 
@@ -166,6 +176,15 @@ fn running(told: &Value) -> Vec<(String, u64)> {
     let vms = told.as_array().map_or(&[][..], Vec::as_slice);
     let alive = vms.iter().filter(|vm| vm["status"] != "exited");
     alive.filter_map(|vm| Some((vm["name"].as_str()?.to_owned(), vm["pid"].as_u64()?))).collect()
+}
+
+/// Starts the daemon of a node that has been configured.
+fn spawn(home: &Path) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(home.join("daemon.log"))?;
+    let mut serve = Command::new(program());
+    serve.arg("serve").arg("--config").arg(home.join("gnomon.toml"));
+    serve.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    serve.spawn().context("cannot start the daemon")
 }
 
 fn program() -> PathBuf {

@@ -175,6 +175,14 @@ impl Disk for LayeredDisk {
         self.valid.all(Extent::touching(at, len))
     }
 
+    /// Validity only grows, so a block that is valid here may be read at any time later.
+    fn try_read_at(&self, into: &mut [u8], at: u64) -> Result<bool, DiskError> {
+        match self.is_local(at, into.len() as u64) {
+            true => self.local.try_read_at(into, at),
+            false => Ok(false),
+        }
+    }
+
     fn segments(&self, at: u64, len: u64) -> Result<Vec<Segment>, DiskError> {
         let mut segments = Vec::new();
         let end = at + len;

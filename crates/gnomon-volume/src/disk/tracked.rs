@@ -66,6 +66,10 @@ impl Disk for TrackedDisk {
         self.local.flush()
     }
 
+    fn try_read_at(&self, into: &mut [u8], at: u64) -> Result<bool, DiskError> {
+        self.local.try_read_at(into, at)
+    }
+
     fn segments(&self, at: u64, len: u64) -> Result<Vec<Segment>, DiskError> {
         self.local.segments(at, len)
     }

@@ -208,12 +208,144 @@ impl Disk for VolumeDisk {
         }
     }
 
+    /// One look at the gate decides and reads: a role that changes afterwards finds the read done or not begun.
+    fn try_read_at(&self, into: &mut [u8], at: u64) -> Result<bool, DiskError> {
+        let gate = self.gate.read();
+        match &gate.1 {
+            Role::Primary | Role::Tracked(_) => self.local.try_read_at(into, at),
+            Role::Draining(disk) => disk.try_read_at(into, at),
+            Role::Shadow(_) => Ok(false),
+            Role::Fenced { to } => Err(DiskError::Fenced { why: format!("the volume has been handed to {to}") }),
+        }
+    }
+
     fn segments(&self, at: u64, len: u64) -> Result<Vec<Segment>, DiskError> {
         let role = self.gate.read().1.clone();
         match role {
             Role::Draining(disk) => disk.segments(at, len),
             Role::Shadow(_) => Ok(vec![Segment { len, hole: false, zero: false, local: false }]),
             _ => self.local.segments(at, len),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, path::Path};
+
+    use gnomon_terms::BLOCK_SIZE;
+
+    use super::*;
+    use crate::{blockmap::BlockMap, disk::layered::FlushTicket, outbox::Outbox, stripes::Stripes};
+
+    /// A peer that nobody may need: a read that needs no waiting never asks it.
+    struct Unneeded;
+
+    impl Peer for Unneeded {
+        fn name(&self) -> String {
+            "far".to_owned()
+        }
+
+        fn fetch(&self, extent: Extent) -> Result<Arc<Content>, DiskError> {
+            panic!("{extent:?} was fetched by a read that must not wait")
+        }
+
+        fn stalled(&self, extent: Extent) {
+            panic!("{extent:?} was told as a stall by a read that must not wait")
+        }
+
+        fn offer(&self, _extent: Extent) {}
+
+        fn ask_flush(&self) -> FlushTicket {
+            FlushTicket(0)
+        }
+
+        fn wait_flush(&self, _ticket: FlushTicket) -> Result<(), DiskError> {
+            Ok(())
+        }
+    }
+
+    const SIZE: u64 = 16 << 20;
+    /// Further from the start than any readahead.
+    const AFAR: u64 = 8 << 20;
+
+    /// A file of noise, and where it is.
+    fn noise() -> (tempfile::TempDir, Arc<FileDisk>) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let local = FileDisk::create(&dir.path().join("disk"), Bytes(SIZE)).expect("made");
+        let bytes: Vec<u8> = (0..SIZE / 4).flat_map(|n| (n as u32 | 1 << 31).to_le_bytes()).collect();
+        local.write_at(&bytes, 0).expect("written");
+        local.flush().expect("durable");
+        (dir, Arc::new(local))
+    }
+
+    /// Lets the kernel forget the content, where the file system has a device below it.
+    fn evict(file: &Path) {
+        let file = File::open(file).expect("opened");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advised");
+    }
+
+    fn map(blocks: u64, valid: Extent) -> BlockMap {
+        let map = BlockMap::volatile(gnomon_terms::BlockCount(blocks)).expect("a map");
+        map.set(valid);
+        map
+    }
+
+    /// All roles of a volume in `local`, whose first half is valid when it drains.
+    fn roles(local: &Arc<FileDisk>) -> Vec<(&'static str, Role)> {
+        let blocks = SIZE / BLOCK_SIZE;
+        let (stripes, peer): (_, Arc<dyn Peer>) = (Arc::new(Stripes::default()), Arc::new(Unneeded));
+        let outbox = || Arc::new(Outbox::new(map(blocks, Extent::new(0, 0))).expect("an outbox"));
+        let tracked = TrackedDisk { local: Arc::clone(local), outbox: outbox(), stripes: Arc::clone(&stripes) };
+        let layered = LayeredDisk {
+            local: Arc::clone(local),
+            valid: Arc::new(map(blocks, Extent::new(0, blocks / 2))),
+            peer: Arc::clone(&peer),
+            outbox: None,
+            stripes,
+        };
+        vec![
+            ("primary", Role::Primary),
+            ("tracked", Role::Tracked(Arc::new(tracked))),
+            ("draining", Role::Draining(Arc::new(layered))),
+            ("shadow", Role::Shadow(peer)),
+            ("fenced", Role::Fenced { to: "b".to_owned() }),
+        ]
+    }
+
+    #[test]
+    fn a_read_that_must_not_wait_honours_role_and_validity() {
+        let (_dir, local) = noise();
+        let half = SIZE / 2;
+        // What the read at each place says: done, would wait, or refused.
+        let places = [0, half - 4096, half - 2048, half];
+        let (yes, no) = (Some(true), Some(false));
+        let table = [[yes; 4], [yes; 4], [yes, yes, no, no], [no; 4], [None; 4]];
+        for ((name, role), wanted) in roles(&local).into_iter().zip(table) {
+            let disk = VolumeDisk::new(Arc::clone(&local), Epoch(1), role);
+            for (at, wanted) in places.into_iter().zip(wanted) {
+                let mut into = [0; 4096];
+                let got = disk.try_read_at(&mut into, at).ok();
+                assert_eq!(got, wanted, "{name} at {at}");
+                let mut truth = [0; 4096];
+                local.read_at(&mut truth, at).expect("read");
+                assert!(got != yes || into == truth, "{name} at {at}: other bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_memory_is_left_to_others_in_every_role() {
+        for number in 0..3 {
+            // A file of its own each time: what the kernel reads ahead for one cannot be evicted for the next.
+            let (dir, local) = noise();
+            let (name, role) = roles(&local).swap_remove(number);
+            let disk = VolumeDisk::new(Arc::clone(&local), Epoch(1), role);
+            evict(&dir.path().join("disk"));
+            // On a file system that lives in memory both are done at once.
+            let alone = local.try_read_at(&mut [0; 4096], AFAR).expect("asked");
+            let behind = disk.try_read_at(&mut [0; 4096], 0).expect("asked");
+            assert_eq!(behind, alone, "{name}");
         }
     }
 }

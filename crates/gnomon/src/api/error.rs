@@ -169,6 +169,7 @@ translate!(
     gnomon_volume::disk::DiskError,
     gnomon_link::pki::PkiError,
     gnomon_volume::disk::OpenError,
+    gnomon_volume::front::vhost_user::VhostUserError,
     gnomon_volume::import::ImageError,
     gnomon_volume::serve::ServeError,
     gnomon_volume::verify::VerifyError,

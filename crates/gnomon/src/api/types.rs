@@ -264,6 +264,28 @@ pub struct PortView {
     pub socket: String,
 }
 
+/// How QEMU reaches a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Front {
+    /// Over the NBD protocol: a VM with such disks can be moved, and stands when a disk fails.
+    #[default]
+    Nbd,
+    /// The daemon serves the guest's virtio queues in its memory: fewer steps for each request. The guest itself is told
+    /// when the disk fails, and the VM cannot be moved.
+    VhostUser,
+}
+
+/// A disk of a VM that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunDisk {
+    /// Name of a volume.
+    pub volume: String,
+    /// How QEMU reaches it.
+    #[serde(default)]
+    pub front: Front,
+}
+
 /// Asks for a VM.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RunVm {
@@ -273,8 +295,8 @@ pub struct RunVm {
     pub memory: u64,
     /// How many processors.
     pub cpus: u32,
-    /// Names of volumes, in order: the first is the boot disk.
-    pub disks: Vec<String>,
+    /// Its disks, in order: the first is the boot disk.
+    pub disks: Vec<RunDisk>,
     /// A kernel to boot instead of the first disk.
     #[schema(value_type = Option<String>)]
     pub kernel: Option<PathBuf>,

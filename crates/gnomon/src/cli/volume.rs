@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     api::types::{
-        CreateVolume, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VerifyRequest, VolumeView,
+        CreateVolume, Front, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VerifyRequest,
+        VolumeView,
     },
     daemon::serve_file,
     names,
@@ -132,7 +133,7 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Serve one raw file by NBD on a unix socket, without a daemon, until SIGINT or SIGTERM
+    /// Serve one raw file by NBD or vhost-user-blk on a unix socket, without a daemon, until SIGINT or SIGTERM
     #[command(after_help = "Examples:\n  gnomon volume serve-file --file disk.img --socket /tmp/d.sock\n  \
                             nbdinfo 'nbd+unix:///?socket=/tmp/d.sock'")]
     ServeFile {
@@ -143,6 +144,9 @@ pub enum Command {
         // The same id as the global option takes its place here, and GNOMON_SOCKET does not apply.
         #[arg(long, id = "socket", value_name = "SOCKET")]
         socket: PathBuf,
+        /// Which protocol it speaks
+        #[arg(long, value_enum, default_value = "nbd")]
+        front: Front,
         /// Refuse writes
         #[arg(long)]
         read_only: bool,
@@ -238,8 +242,8 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             begin(&format!("/v1/volumes/{name}/verify"), &body, detach, context).await?
         }
         Command::Rm { name, yes } => remove(&name, yes, context).await?,
-        Command::ServeFile { file, socket, read_only, name } => {
-            serve_file::run(&file, &socket, read_only, &name).await?;
+        Command::ServeFile { file, socket, front, read_only, name } => {
+            serve_file::run(&file, &socket, front, read_only, &name).await?;
         }
     }
     Ok(())

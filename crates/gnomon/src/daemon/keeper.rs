@@ -17,6 +17,7 @@ use gnomon_terms::{Bytes, ResourceId};
 use gnomon_volume::{
     blockmap::BootId,
     disk::{FileDisk, Mode},
+    front::vhost_user::VhostUserServer,
     serve::{Export, Exports, ServeError},
     tap::Tap,
     volume::{Volume, VolumeParts, remove_files},
@@ -63,6 +64,8 @@ pub struct Keeper {
     exports: Arc<Exports>,
     volumes: RwLock<BTreeMap<String, Arc<VolumeHandle>>>,
     unusable: RwLock<BTreeMap<String, Unusable>>,
+    /// Those of lent volumes that QEMUs reach through their guests' memory, by the name of the export.
+    queues: Mutex<BTreeMap<String, VhostUserServer>>,
     next_resource: AtomicU64,
     boot: BootId,
     origin: Clock,
@@ -80,6 +83,7 @@ impl Keeper {
             exports: Exports::new(),
             volumes: RwLock::default(),
             unusable: RwLock::default(),
+            queues: Mutex::default(),
             next_resource: AtomicU64::new(1),
             boot: BootId::of_this_host()?,
             origin: Clock::now(),
@@ -249,12 +253,24 @@ impl Keeper {
         Ok(())
     }
 
+    /// Serves a volume that is lent to one QEMU at a socket of its own, out of the guest's memory.
+    pub fn lend_queues(&self, name: &str, token: u64, socket: &Path) -> Result<(), ApiError> {
+        let export = lent(name, token);
+        let server = VhostUserServer::bind(socket, Arc::clone(&self.exports), &export)?;
+        self.queues.lock().insert(export, server);
+        Ok(())
+    }
+
     /// Takes a volume back from one QEMU: when this returns, no request of it touches the volume any more.
     pub fn take_back(&self, name: &str, token: u64) {
         match self.exports.remove(&lent(name, token)) {
             // It was not lent, or has been taken back already.
             Ok(()) | Err(ServeError::Unknown { .. }) => {}
             Err(error) => tracing::warn!(volume = name, token, %error, "taking it back"),
+        }
+        let server = self.queues.lock().remove(&lent(name, token));
+        if let Some(server) = server {
+            server.stop();
         }
     }
 

@@ -1,19 +1,22 @@
-//! One raw file by NBD on a unix socket, without a daemon: for benchmarks, tests and a quick look.
+//! One raw file by NBD or vhost-user-blk on a unix socket, without a daemon: for benchmarks, tests and a quick look.
 
 use std::{path::Path, sync::Arc};
 
 use gnomon_terms::ResourceId;
 use gnomon_volume::{
     disk::{FileDisk, Mode},
-    front::nbd::{NbdAddress, NbdServer},
+    front::{
+        nbd::{NbdAddress, NbdServer},
+        vhost_user::VhostUserServer,
+    },
     serve::{Export, Exports},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::ApiError;
+use crate::api::{ApiError, types::Front};
 
-/// Serves `file` on `socket` until SIGINT or SIGTERM. Prints the URI once it listens.
-pub async fn run(file: &Path, socket: &Path, read_only: bool, name: &str) -> Result<(), ApiError> {
+/// Serves `file` on `socket` until SIGINT or SIGTERM. Prints where once it listens.
+pub async fn run(file: &Path, socket: &Path, front: Front, read_only: bool, name: &str) -> Result<(), ApiError> {
     let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
     let exports = Exports::new();
     exports.add(Export {
@@ -24,10 +27,20 @@ pub async fn run(file: &Path, socket: &Path, read_only: bool, name: &str) -> Res
         resource: ResourceId(1),
         tap: None,
     })?;
-    let server = NbdServer::bind(NbdAddress::Unix(socket.to_path_buf()), exports)?;
-    println!("nbd+unix:///{name}?socket={}", socket.display());
+    let stop: Box<dyn FnOnce() + Send> = match front {
+        Front::Nbd => {
+            let server = NbdServer::bind(NbdAddress::Unix(socket.to_path_buf()), exports)?;
+            println!("nbd+unix:///{name}?socket={}", socket.display());
+            Box::new(move || server.stop())
+        }
+        Front::VhostUser => {
+            let server = VhostUserServer::bind(socket, exports, name)?;
+            println!("vhost-user-blk at {}", socket.display());
+            Box::new(move || server.stop())
+        }
+    };
     until_told_to_stop().await?;
-    tokio::task::spawn_blocking(move || server.stop()).await.map_err(ApiError::internal)
+    tokio::task::spawn_blocking(stop).await.map_err(ApiError::internal)
 }
 
 /// Returns when the process is asked to end.

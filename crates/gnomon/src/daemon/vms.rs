@@ -24,7 +24,7 @@ use super::{
 use crate::{
     api::{
         ApiError,
-        types::{PortView, RunVm, VmView},
+        types::{Front, PortView, RunDisk, RunVm, VmView},
     },
     names,
 };
@@ -73,9 +73,9 @@ impl Vms {
         let qemu = match record.qemu.clone().map(Qemu::adopt) {
             None => None,
             Some(Ok(qemu)) => {
-                for disk in &record.disks {
-                    if let Err(error) = self.keeper.lend(disk, record.token, &record.name) {
-                        tracing::error!(vm = record.name, disk, %error, "its disk cannot be served");
+                for disk in qemu.record().spec.iter().flat_map(|spec| &spec.disks) {
+                    if let Err(error) = self.lend(disk, &record) {
+                        tracing::error!(vm = record.name, disk = disk.name, %error, "its disk cannot be served");
                     }
                 }
                 tracing::info!(vm = record.name, pid = qemu.record().pid, "adopted again");
@@ -107,29 +107,23 @@ impl Vms {
     pub fn run(self: &Arc<Vms>, request: &RunVm) -> Result<VmView, ApiError> {
         names::check(&request.name).map_err(|error| ApiError::usage(error.to_string()))?;
         for disk in &request.disks {
-            self.refuse_if_in_use(disk)?;
+            self.refuse_if_in_use(&disk.volume)?;
         }
         let spec = self.spec_of(request)?;
         let host = self.host()?;
         let resolved =
             resolve(&spec, host.qemu.version, &host.machines, self.kvm(&spec).as_deref().map_or(Ok(()), Err))?;
-        self.start(spec, resolved, Role::Boot, request.disks.clone()).map(|vm| self.view(&vm))
+        self.start(spec, resolved, Role::Boot).map(|vm| self.view(&vm))
     }
 
     /// Starts a QEMU that waits for a guest of another node. Its disks and ports are this node's.
     pub fn receive(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved) -> Result<Arc<VmHandle>, ApiError> {
-        let disks: Vec<String> = spec.disks.iter().map(|disk| disk.name.clone()).collect();
-        self.start(spec, resolved, Role::Incoming, disks)
+        self.start(spec, resolved, Role::Incoming)
     }
 
-    fn start(
-        self: &Arc<Vms>,
-        spec: VmSpec,
-        resolved: Resolved,
-        role: Role,
-        disks: Vec<String>,
-    ) -> Result<Arc<VmHandle>, ApiError> {
+    fn start(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved, role: Role) -> Result<Arc<VmHandle>, ApiError> {
         let name = spec.name.clone();
+        let disks = spec.disks.iter().map(|disk| disk.name.clone()).collect();
         if self.all.read().get(&name).is_some_and(|vm| vm.qemu().is_some()) {
             return Err(
                 ApiError::refused(format!("VM '{name}' runs already")).then("stop it, or choose another name")
@@ -156,10 +150,10 @@ impl Vms {
         let host = self.host()?;
         let dir = self.dir.join(&record.name);
         std::fs::create_dir_all(&dir)?;
-        for disk in &record.disks {
-            self.keeper.lend(disk, record.token, &record.name)?;
-        }
         let spec = self.localized(spec, record.token);
+        for disk in &spec.disks {
+            self.lend(disk, record)?;
+        }
         let launch = Launch {
             qemu: &host.qemu.path,
             host_args: &[],
@@ -170,6 +164,15 @@ impl Vms {
             ram: None,
         };
         Ok(Qemu::launch(&launch)?)
+    }
+
+    /// Offers a disk to the QEMU of a record, and to it alone.
+    fn lend(&self, disk: &DiskSpec, record: &VmRecord) -> Result<(), ApiError> {
+        self.keeper.lend(&disk.name, record.token, &record.name)?;
+        match &disk.source {
+            DiskSource::VhostUser { socket } => self.keeper.lend_queues(&disk.name, record.token, socket),
+            _ => Ok(()),
+        }
     }
 
     fn take_disks_back(&self, record: &VmRecord) {
@@ -286,7 +289,7 @@ impl Vms {
             accel,
             cpu_model: None,
             ram: RamBacking::Shared,
-            disks: request.disks.iter().map(|name| self.disk(name, name)).collect(),
+            disks: request.disks.iter().map(|disk| self.disk(&request.name, disk)).collect(),
             kernel: request.kernel.clone(),
             initrd: request.initrd.clone(),
             cmdline: request.append.clone(),
@@ -297,9 +300,21 @@ impl Vms {
         })
     }
 
-    fn disk(&self, volume: &str, export: &str) -> DiskSpec {
-        let source = DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: export.to_string() };
-        DiskSpec { name: volume.to_string(), source, read_only: false, reconnect_seconds: RECONNECT_SECONDS }
+    /// A disk of a VM that is not lent to any QEMU yet.
+    fn disk(&self, vm: &str, disk: &RunDisk) -> DiskSpec {
+        let source = match disk.front {
+            Front::Nbd => self.nbd(&disk.volume),
+            Front::VhostUser => self.queues(vm, &disk.volume),
+        };
+        DiskSpec { name: disk.volume.clone(), source, read_only: false, reconnect_seconds: RECONNECT_SECONDS }
+    }
+
+    fn nbd(&self, export: &str) -> DiskSource {
+        DiskSource::Nbd { socket: self.keeper.nbd_socket().to_path_buf(), export: export.to_string() }
+    }
+
+    fn queues(&self, vm: &str, volume: &str) -> DiskSource {
+        DiskSource::VhostUser { socket: self.dir.join(vm).join(format!("{volume}.disk.sock")) }
     }
 
     fn port(&self, vm: &str, port: &str) -> PortSpec {
@@ -309,8 +324,11 @@ impl Vms {
     /// The same guest with this node's sockets, and its disks as they are lent to the QEMU with `token`.
     fn localized(&self, mut spec: VmSpec, token: u64) -> VmSpec {
         for disk in &mut spec.disks {
-            let export = lent(&disk.name, token);
-            *disk = DiskSpec { read_only: disk.read_only, ..self.disk(&disk.name, &export) };
+            disk.source = match disk.source {
+                DiskSource::VhostUser { .. } => self.queues(&spec.name, &disk.name),
+                _ => self.nbd(&lent(&disk.name, token)),
+            };
+            disk.reconnect_seconds = RECONNECT_SECONDS;
         }
         for port in &mut spec.ports {
             *port = self.port(&spec.name, &port.name);
@@ -404,6 +422,23 @@ impl VmHandle {
     /// Its QEMU, while there is one.
     pub fn qemu(&self) -> Option<Arc<Qemu>> {
         self.qemu.lock().clone()
+    }
+
+    /// Refuses to move a VM that QEMU could not take along: a server of its queues would have to note every page of the
+    /// guest's memory that it writes for QEMU's migration, and ours does not.
+    pub fn refuse_unless_movable(&self) -> Result<(), ApiError> {
+        let qemu = self.qemu();
+        let spec = qemu.as_ref().and_then(|qemu| qemu.record().spec.as_ref());
+        let mut disks = spec.iter().flat_map(|spec| &spec.disks);
+        match disks.find(|disk| matches!(disk.source, DiskSource::VhostUser { .. })) {
+            None => Ok(()),
+            Some(disk) => Err(ApiError::refused(format!(
+                "VM '{}' has disk '{}' over vhost-user, which cannot be moved while it runs",
+                self.record().name,
+                disk.name
+            ))
+            .then("stop it and start it again with this disk over NBD (--disk VOLUME), or move its volume and start it there")),
+        }
     }
 
     fn uses(&self, disk: &str) -> bool {

@@ -23,15 +23,16 @@ struct Guest {
 
 impl Guest {
     fn boot() -> Guest {
-        Guest::boot_with(&guest::READER)
+        Guest::boot_with(&guest::READER, "boot")
     }
 
-    fn boot_with(code: &[u8]) -> Guest {
+    /// With a boot sector, on its volume as `--disk` takes it.
+    fn boot_with(code: &[u8], disk: &str) -> Guest {
         let house = House::new();
         fs::write(house.path("boot.raw"), guest::disk(code)).expect("written");
         house.ask(&["volume", "import", "boot", "--file", &house.text("boot.raw")]);
         let guest = Guest { house };
-        let run = ["vm", "run", "tiny", "--memory", "16M", "--disk", "boot", "--accel", "tcg", "--port", "heart"];
+        let run = ["vm", "run", "tiny", "--memory", "16M", "--disk", disk, "--accel", "tcg", "--port", "heart"];
         assert_eq!(guest.house.ask(&run)["status"], "running");
         guest
     }
@@ -87,6 +88,25 @@ fn a_guest_survives_the_death_of_the_daemon() {
     let after = guest.show();
     assert_eq!((&after["pid"], &after["status"]), (&before["pid"], &before["status"]));
     guest.reads(3);
+}
+
+#[test]
+fn a_guest_with_its_queues_served_survives_the_death_of_the_daemon() {
+    let mut guest = Guest::boot_with(&guest::READER, "boot,front=vhost-user");
+    guest.reads(3);
+    let before = guest.show();
+    let moved = guest.house.run(&["vm", "move", "tiny", "--to", "b"]);
+    assert!(moved.code == 3 && moved.err.contains("vhost-user"), "{}: {}", moved.code, moved.err);
+    for _ in 0..2 {
+        guest.house.crash();
+        guest.house.start();
+        guest.reads(20);
+    }
+    let after = guest.show();
+    assert_eq!((&after["pid"], &after["status"]), (&before["pid"], &before["status"]));
+    assert_eq!(guest.house.run(&["volume", "rm", "boot", "--yes"]).code, 3, "its disk is in use");
+    assert_eq!(guest.house.run(&["vm", "stop", "tiny", "--force"]).code, 0);
+    assert_eq!(guest.house.run(&["volume", "rm", "boot", "--yes"]).code, 0);
 }
 
 #[test]
@@ -165,7 +185,7 @@ fn console(house: &House) -> Child {
 
 #[test]
 fn a_console_carries_keys_and_answers_until_it_is_left() {
-    let guest = Guest::boot_with(&guest::NEXT_LETTER);
+    let guest = Guest::boot_with(&guest::NEXT_LETTER, "boot");
     let mut console = console(&guest.house);
     let (mut keys, mut screen) = (console.stdin.take().expect("piped"), console.stdout.take().expect("piped"));
     // What the firmware says comes first. A key that is typed before the guest's code runs may be the firmware's.

@@ -1,6 +1,12 @@
 //! The device as a frontend sees it: features, configuration space, queues.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::{Mutex, RwLock};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -20,7 +26,10 @@ use vmm_sys_util::{
     event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier},
 };
 
-use super::request::{Parts, SECTOR, SEGMENTS};
+use super::{
+    order::{Ledger, Ticket},
+    request::{Parts, SECTOR, SEGMENTS},
+};
 use crate::{
     front::helpers::{Helpers, Job},
     serve::Session,
@@ -50,7 +59,16 @@ pub(super) struct Device {
     session: Arc<Session>,
     memory: RwLock<Option<Memory>>,
     helpers: Helpers,
+    queues: [Arc<Queue>; QUEUES],
     scratch: [Mutex<Box<[u8]>>; THREADS],
+}
+
+/// What is kept of a queue beside the guest's memory.
+#[derive(Default)]
+struct Queue {
+    ledger: Ledger,
+    /// Whether it has been served since its frontend connected.
+    begun: AtomicBool,
 }
 
 impl Device {
@@ -59,19 +77,26 @@ impl Device {
             session,
             memory: RwLock::new(None),
             helpers: Helpers::new(),
+            queues: std::array::from_fn(|_| Arc::default()),
             scratch: std::array::from_fn(|_| Mutex::new(vec![0; PIECE].into_boxed_slice())),
         }
     }
 
     /// Serves all that is in the queue.
-    fn serve(&self, ring: &Ring, scratch: &mut [u8]) -> io::Result<()> {
+    fn serve(&self, ring: &Ring, queue: &Arc<Queue>, scratch: &mut [u8]) -> io::Result<()> {
         let Some(memory) = self.memory.read().as_ref().map(GuestAddressSpace::memory) else {
             return Err(io::Error::other("a queue was started before the guest's memory was known"));
         };
+        if !queue.begun.swap(true, Ordering::Relaxed) {
+            go_on(ring, &memory)?;
+        }
         loop {
             ring.disable_notification().map_err(io::Error::other)?;
             while let Some(chain) = pop(ring, &memory) {
-                self.serve_one(ring, &memory, chain, scratch)?;
+                let ticket = queue.ledger.enter(QUEUE_SIZE);
+                let ticket = ticket.ok_or_else(|| io::Error::other("the guest offers more than its queue has"))?;
+                let request = Request { ring: ring.clone(), queue: Arc::clone(queue), ticket };
+                self.serve_one(request, &memory, chain, scratch)?;
             }
             // True when the guest has added something between the last look and now.
             if !ring.enable_notification().map_err(io::Error::other)? {
@@ -82,7 +107,7 @@ impl Device {
 
     fn serve_one(
         &self,
-        ring: &Ring,
+        request: Request,
         memory: &Guard,
         chain: DescriptorChain<Guard>,
         scratch: &mut [u8],
@@ -90,21 +115,21 @@ impl Device {
         let head = chain.head_index();
         let Some(mut parts) = Parts::of(memory, chain.clone()) else {
             // No room for a status: all that can be told is that the chain is free again.
-            return complete(ring, head, 0);
+            return request.complete(head, 0);
         };
         let task = match parts.admit(&self.session) {
             Ok(task) => task,
-            Err(status) => return complete(ring, head, parts.finish(status)),
+            Err(status) => return request.complete(head, parts.finish(status)),
         };
         if let Some(status) = task.carry_out_now(&self.session, &mut parts, scratch) {
-            return complete(ring, head, parts.finish(status));
+            return request.complete(head, parts.finish(status));
         }
         drop(parts);
-        let (session, ring, memory) = (self.session.clone(), ring.clone(), memory.clone());
+        let (session, memory) = (self.session.clone(), memory.clone());
         let work = Box::new(move || {
             let Some(mut parts) = Parts::of(&memory, chain) else { return };
             let status = task.carry_out(&session, &mut parts, &mut vec![0; PIECE]);
-            if let Err(error) = complete(&ring, head, parts.finish(status)) {
+            if let Err(error) = request.complete(head, parts.finish(status)) {
                 tracing::warn!(%error, "a finished request could not be told to the guest");
             }
         });
@@ -113,17 +138,40 @@ impl Device {
     }
 }
 
+/// A request that has been taken from its queue.
+struct Request {
+    ring: Ring,
+    queue: Arc<Queue>,
+    ticket: Ticket,
+}
+
+impl Request {
+    /// Tells the guest, once all requests before it have been told.
+    fn complete(&self, head: u16, written: u32) -> io::Result<()> {
+        self.queue.ledger.finish(self.ticket, (head, written), |(head, written)| {
+            self.ring.add_used(head, written).map_err(io::Error::other)?;
+            if self.ring.needs_notification().map_err(io::Error::other)? {
+                self.ring.signal_used_queue()?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Begins where the one who served this queue before has ended, perhaps by a crash: after the last request that the
+/// guest has been told of. It may have been told without being woken, so it is woken.
+fn go_on(ring: &Ring, memory: &Guard) -> io::Result<()> {
+    {
+        let mut state = ring.get_mut();
+        let told = state.get_queue().used_idx(&**memory, Ordering::Acquire).map_err(io::Error::other)?;
+        state.get_queue_mut().set_next_avail(told.0);
+    }
+    ring.signal_used_queue()
+}
+
 fn pop(ring: &Ring, memory: &Guard) -> Option<DescriptorChain<Guard>> {
     // A malformed ring ends like an empty one: the guest has broken its own disk.
     ring.get_mut().get_queue_mut().pop_descriptor_chain(memory.clone())
-}
-
-fn complete(ring: &Ring, head: u16, written: u32) -> io::Result<()> {
-    ring.add_used(head, written).map_err(io::Error::other)?;
-    if ring.needs_notification().map_err(io::Error::other)? {
-        ring.signal_used_queue()?;
-    }
-    Ok(())
 }
 
 impl VhostUserBackend for Device {
@@ -182,18 +230,22 @@ impl VhostUserBackend for Device {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
 
-    fn stop_vring(&self, _queue: u32) -> io::Result<()> {
+    fn stop_vring(&self, queue: u32) -> io::Result<()> {
+        // Held while its thread serves; the queue is not ready any more, so nothing new is taken.
+        drop(self.scratch[queue as usize % THREADS].lock());
         self.helpers.wait_until_idle();
         Ok(())
     }
 
     fn handle_event(&self, event: u16, events: EventSet, rings: &[Ring], thread: usize) -> io::Result<()> {
-        let (true, Some(ring), Some(scratch)) =
-            (events == EventSet::IN, rings.get(usize::from(event)), self.scratch.get(thread))
+        // A thread's rings are every fourth of the queues, as [`masks`] tells.
+        let queue = self.queues.get(usize::from(event) * THREADS + thread);
+        let (true, Some(ring), Some(queue), Some(scratch)) =
+            (events == EventSet::IN, rings.get(usize::from(event)), queue, self.scratch.get(thread))
         else {
             return Err(io::Error::other(format!("an event that was never asked for: {event} on thread {thread}")));
         };
-        self.serve(ring, &mut scratch.lock())
+        self.serve(ring, queue, &mut scratch.lock())
     }
 }
 

@@ -6,13 +6,15 @@
 //!                                                            └─ would wait ─▶ helper threads ─┘
 //! ```
 //!
-//! One socket serves one export. A frontend (QEMU) may disconnect and connect again, as it does when it restarts.
+//! One socket serves one export. A frontend (QEMU) may disconnect and connect again. When this process dies, QEMU waits
+//! for the socket to be served again, and the guest's requests with it: what was not told as done is done again.
 //! Everything in the queues is the guest's: chains are bounded, addresses are checked against the shared memory, and
 //! a request is decoded once and never looked at again.
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, section 5.2 "Block Device"; the vhost-user protocol of QEMU.
 
 mod device;
+mod order;
 mod request;
 
 use std::{

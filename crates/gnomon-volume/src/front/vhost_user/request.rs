@@ -227,8 +227,10 @@ fn admit(session: &Session, op: Op, sector: u64, len: usize) -> Result<Span, Sta
     Ok(session.admit(op, at, len as u64)?)
 }
 
-/// The serial number: the beginning of the export's name.
+/// The serial number: the beginning of the export's name. What follows an `@` says to whom a disk is lent, and is
+/// another one each time.
 fn id(name: &str) -> [u8; ID_LEN] {
+    let name = name.split('@').next().unwrap_or(name);
     let mut id = [0; ID_LEN];
     let len = name.len().min(ID_LEN);
     id[..len].copy_from_slice(&name.as_bytes()[..len]);

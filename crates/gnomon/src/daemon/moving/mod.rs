@@ -141,6 +141,7 @@ fn moved_with(daemon: &Arc<Daemon>, name: &str) -> Result<Vec<String>, ApiError>
         return Err(ApiError::refused(format!("VM '{name}' does not run"))
             .then("move its volumes with `gnomon volume move`, and start it there"));
     }
+    vm.refuse_unless_movable()?;
     let disks = vm.record().disks;
     if disks.is_empty() {
         return Err(ApiError::refused(format!("VM '{name}' has no volume of this node"))
