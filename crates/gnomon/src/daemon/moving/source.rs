@@ -13,21 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_forecast::BlockMap;
 use gnomon_proto::{frame::Stream, handover::Giver};
 use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant as LoopInstant, Place};
 use gnomon_volume::{
     disk::Role,
     mover::{Mover, MoverParts, Phase},
     plane::Carrier,
-    volume::Volume,
 };
 use tokio::sync::Mutex;
 
 use super::{
     Shared, Wish, compare,
     decide::{self, Convergence},
-    ending::Totals,
+    ending::{Totals, abandon},
     handover::{self, Gift},
     hub::{Hub, Inbox},
     metadata::Metadata,
@@ -207,7 +205,7 @@ impl SourceMove {
         self.totals.ram += hub.session().sent_bytes(gnomon_proto::Class::Ram).0;
         hub.end("the session is over").await;
         for leg in legs {
-            self.count(&leg.mover);
+            self.totals.count(&leg.mover);
             tokio::task::spawn_blocking(move || leg.mover.stop()).await.map_err(ApiError::internal)?;
             rollback::quiet(&leg.handle).await?;
         }
@@ -453,7 +451,7 @@ impl SourceMove {
         let volume = &leg.handle.volume;
         if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
             let lacking = compare::lacking(volume, &outbox);
-            story.switch(full(volume), lacking);
+            story.switch(compare::full(volume), lacking);
         }
         let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
         leg.handle
@@ -588,27 +586,4 @@ impl SourceMove {
     pub(super) fn total(&self) -> u64 {
         self.volumes.iter().map(|handle| handle.volume.size().0).sum()
     }
-
-    fn count(&mut self, mover: &Mover) {
-        let carried = mover.carried();
-        self.totals.demand += carried.demand.0;
-        self.totals.prefetch += carried.prefetch.0;
-        self.totals.background += carried.background.0;
-        self.totals.mirror += carried.mirror.0;
-    }
-}
-
-/// Every block of a volume: what the guest has made of it by the switch is carried whatever it is.
-/// The destination forgets its spare copies.
-async fn abandon(hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
-    for leg in legs {
-        hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
-    }
-    Ok(())
-}
-
-fn full(volume: &Volume) -> BlockMap {
-    let mut map = BlockMap::empty(volume.blocks());
-    map.insert(Extent::new(0, volume.blocks().0));
-    map
 }
