@@ -414,11 +414,12 @@ impl SourceMove {
 
     /// Ends a QEMU of the guest on this node: one that waited for it in an earlier session.
     async fn end_qemu(&self, vm: &str) -> Result<(), ApiError> {
-        if self.daemon.vms.get(vm).is_err() {
-            return Ok(());
-        }
         let (vms, vm) = (Arc::clone(&self.daemon.vms), vm.to_string());
-        tokio::task::spawn_blocking(move || vms.remove(&vm)).await.map_err(ApiError::internal)?
+        let end = move || match vms.get(&vm) {
+            Ok(_) => vms.remove(&vm),
+            Err(_) => vms.end_leftover(&vm),
+        };
+        tokio::task::spawn_blocking(end).await.map_err(ApiError::internal)?
     }
 
     /// All is back, on record: what is at the destination goes.
