@@ -9,6 +9,8 @@
 //! This is where a role that was decided elsewhere becomes true: every change of role goes through one of the verbs
 //! below, each of which leaves files and gate in step. They do not decide; the handover of the epoch does.
 
+mod back;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -291,17 +293,6 @@ impl Volume {
     /// writer once it is. Returns when no write is under way.
     pub fn fence(&self, epoch: Epoch, to: &str) -> Result<(), VolumeError> {
         Ok(self.disk.become_role(epoch, Role::Fenced { to: to.to_string() })?)
-    }
-
-    /// The host that took the volume over is dead and fenced: this one is the writer again, at a newer epoch.
-    pub fn promote(&self, epoch: Epoch) -> Result<(), VolumeError> {
-        let (_, role) = self.disk.state();
-        if !matches!(role, Role::Fenced { .. }) {
-            return Err(self.wrong_role(&role, "promoting it"));
-        }
-        self.disk.become_role(epoch, Role::Primary)?;
-        *self.engine.lock() = Engine::default();
-        self.remove(&self.owed_path())
     }
 
     /// A handover did not happen: this host is still the writer, and its shadow goes on.

@@ -3,26 +3,34 @@
 //! ```text
 //!                 begin_shadow                    hand_over
 //!   Primary ───────────────────► Primary, tracked ───────────► Fenced
-//!      ▲                                                          │ (rollback: same as activate)
+//!      ▲                                                          │ (take_back: Primary again)
 //!      │ release                        activate                  ▼
 //!      └──────────────── Draining ◄──────────────────────────── Shadow
+//!                doubt ▼ ▲ confirm
+//!                     Unconfirmed
 //! ```
 //!
 //! **Forecasts advise, epochs decide:** the role changes only when the handover of the volume's epoch says so (see
 //! gnomon-proto), and a change waits for the writes that are under way. Reads need no fence: a guest that is stopped
 //! for a switchover reads nothing, and a read that began before it is ordered before it.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant as Clock},
+};
 
 use gnomon_proto::frame::Content;
 use gnomon_terms::{Bytes, Epoch, Extent};
-use parking_lot::RwLock;
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::{
     Disk, DiskError, FileDisk, ForkDisk, LayeredDisk, Segment, TrackedDisk,
     layered::{FETCH_BLOCKS, Peer},
 };
 use crate::stripes::split;
+
+/// How long a write waits for the peer to say that this host is still the writer: as long as a read waits for blocks.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(300);
 
 /// What this host is for a volume.
 #[derive(Clone)]
@@ -35,6 +43,9 @@ pub enum Role {
     Shadow(Arc<dyn Peer>),
     /// The only writer; some bytes are still at the peer.
     Draining(Arc<LayeredDisk>),
+    /// Drained when its daemon ended, and has not heard from the peer since: writes wait, for the peer may have taken
+    /// the volume back meanwhile.
+    Unconfirmed(Arc<LayeredDisk>),
     /// Was the writer; another host is now.
     Fenced {
         /// Who.
@@ -50,6 +61,7 @@ impl Role {
             Role::Tracked(_) => "primary, shadowed",
             Role::Shadow(_) => "shadow",
             Role::Draining(_) => "primary, draining",
+            Role::Unconfirmed(_) => "draining, unconfirmed",
             Role::Fenced { .. } => "fenced",
         }
     }
@@ -61,12 +73,16 @@ pub struct VolumeDisk {
     gate: RwLock<(Epoch, Role)>,
     /// Who must be given a block's content before it changes. Changed only while the gate is shut.
     forks: RwLock<Vec<Weak<ForkDisk>>>,
+    /// Told when an unconfirmed role has become another one. Taken after the gate.
+    turn: Mutex<()>,
+    turned: Condvar,
 }
 
 impl VolumeDisk {
     /// A volume in `local` with the role and epoch its record tells.
     pub fn new(local: Arc<FileDisk>, epoch: Epoch, role: Role) -> VolumeDisk {
-        VolumeDisk { local, gate: RwLock::new((epoch, role)), forks: RwLock::default() }
+        let gate = RwLock::new((epoch, role));
+        VolumeDisk { local, gate, forks: RwLock::default(), turn: Mutex::default(), turned: Condvar::new() }
     }
 
     /// The file or device below.
@@ -82,11 +98,40 @@ impl VolumeDisk {
     /// Changes the role; returns when no write under the old one is under way. An older epoch is refused.
     pub fn become_role(&self, epoch: Epoch, role: Role) -> Result<(), DiskError> {
         let mut gate = self.gate.write();
-        if epoch < gate.0 {
-            return Err(DiskError::Fenced { why: format!("{epoch} is over, the volume is at {}", gate.0) });
-        }
-        *gate = (epoch, role);
+        turn(&mut gate, epoch, role)?;
+        drop(gate);
+        self.tell_turned();
         Ok(())
+    }
+
+    /// The same, unless a write that is under way takes longer than `patience`: false, and nothing has changed.
+    pub fn become_role_within(&self, patience: Duration, epoch: Epoch, role: Role) -> Result<bool, DiskError> {
+        let Some(mut gate) = self.gate.try_write_for(patience) else { return Ok(false) };
+        turn(&mut gate, epoch, role)?;
+        drop(gate);
+        self.tell_turned();
+        Ok(true)
+    }
+
+    fn tell_turned(&self) {
+        // Under the lock, so that a waiter is either before its look at the gate or already waiting.
+        let _turn = self.turn.lock();
+        self.turned.notify_all();
+    }
+
+    /// Enters the gate to write at `at`; waits while it is not known whether this host is the writer.
+    fn enter(&self, at: u64, len: u64) -> Result<RwLockReadGuard<'_, (Epoch, Role)>, DiskError> {
+        let until = Clock::now() + CONFIRMED_WITHIN;
+        loop {
+            let gate = self.gate.read();
+            let Role::Unconfirmed(disk) = &gate.1 else { return Ok(gate) };
+            let place = disk.peer.name();
+            let mut turn = self.turn.lock();
+            drop(gate);
+            if self.turned.wait_until(&mut turn, until).timed_out() {
+                return Err(DiskError::Unreachable { at, len, place });
+            }
+        }
     }
 
     /// The volume as it is this moment, to be written apart from it, with what differs in `overlay`: a new disk of
@@ -118,14 +163,14 @@ impl VolumeDisk {
         len: u64,
         deed: impl FnOnce(&dyn Disk) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
-        let gate = self.gate.read();
+        let gate = self.enter(at, len)?;
         if let Role::Primary | Role::Tracked(_) = gate.1 {
             self.preserve(at, len);
         }
         match &gate.1 {
             Role::Primary => deed(&*self.local),
             Role::Tracked(disk) => deed(&**disk),
-            Role::Draining(disk) => deed(&**disk),
+            Role::Draining(disk) | Role::Unconfirmed(disk) => deed(&**disk),
             Role::Shadow(peer) => Err(DiskError::Fenced { why: format!("the volume is still at {}", peer.name()) }),
             Role::Fenced { to } => Err(DiskError::Fenced { why: format!("the volume has been handed to {to}") }),
         }
@@ -140,6 +185,15 @@ impl VolumeDisk {
         }
         Ok(())
     }
+}
+
+/// Changes the role behind a gate that is shut.
+fn turn(gate: &mut (Epoch, Role), epoch: Epoch, role: Role) -> Result<(), DiskError> {
+    if epoch < gate.0 {
+        return Err(DiskError::Fenced { why: format!("{epoch} is over, the volume is at {}", gate.0) });
+    }
+    *gate = (epoch, role);
+    Ok(())
 }
 
 /// Copies what a fetched piece has of the bytes from `at` on.
@@ -173,7 +227,7 @@ impl Disk for VolumeDisk {
         };
         match role {
             Role::Primary | Role::Tracked(_) => self.local.read_at(into, at),
-            Role::Draining(disk) => disk.read_at(into, at),
+            Role::Draining(disk) | Role::Unconfirmed(disk) => disk.read_at(into, at),
             Role::Shadow(peer) => self.read_through(&*peer, into, at),
             Role::Fenced { to } => Err(DiskError::Fenced { why: format!("the volume has been handed to {to}") }),
         }
@@ -195,7 +249,7 @@ impl Disk for VolumeDisk {
     fn flush(&self) -> Result<(), DiskError> {
         let role = self.gate.read().1.clone();
         match role {
-            Role::Draining(disk) => disk.flush(),
+            Role::Draining(disk) | Role::Unconfirmed(disk) => disk.flush(),
             _ => self.local.flush(),
         }
     }
@@ -203,7 +257,7 @@ impl Disk for VolumeDisk {
     fn is_local(&self, at: u64, len: u64) -> bool {
         match &self.gate.read().1 {
             Role::Primary | Role::Tracked(_) | Role::Fenced { .. } => true,
-            Role::Draining(disk) => disk.is_local(at, len),
+            Role::Draining(disk) | Role::Unconfirmed(disk) => disk.is_local(at, len),
             Role::Shadow(_) => false,
         }
     }
@@ -222,7 +276,7 @@ impl Disk for VolumeDisk {
     fn segments(&self, at: u64, len: u64) -> Result<Vec<Segment>, DiskError> {
         let role = self.gate.read().1.clone();
         match role {
-            Role::Draining(disk) => disk.segments(at, len),
+            Role::Draining(disk) | Role::Unconfirmed(disk) => disk.segments(at, len),
             Role::Shadow(_) => Ok(vec![Segment { len, hole: false, zero: false, local: false }]),
             _ => self.local.segments(at, len),
         }

@@ -72,6 +72,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         stop_vm,
         move_vm,
         cancel_vm,
+        rollback_vm,
         jobs,
         job,
         cancel_job
@@ -103,6 +104,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{name}/stop", post(stop_vm))
         .route("/v1/vms/{name}/move", post(move_vm))
         .route("/v1/vms/{name}/cancel", post(cancel_vm))
+        .route("/v1/vms/{name}/rollback", post(rollback_vm))
         .route("/v1/jobs", get(jobs))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/cancel", post(cancel_job))
@@ -196,18 +198,24 @@ async fn cancel_volume(State(daemon): Daemoned, Segment(name): Segment<String>) 
     moving::cancel_volume(&daemon, &name).map(Json)
 }
 
-/// Makes this node the writer again when the destination of a move is dead.
-#[utoipa::path(post, path = "/v1/volumes/{name}/rollback", request_body = Rollback, responses((status = 200, body = VolumeView)))]
+/// Makes this node the writer again of a volume whose move has switched.
+#[utoipa::path(post, path = "/v1/volumes/{name}/rollback", request_body = Rollback, responses((status = 200, body = JobView)))]
 async fn rollback_volume(
     State(daemon): Daemoned,
     Segment(name): Segment<String>,
     Json(ask): Json<Rollback>,
-) -> Answer<VolumeView> {
-    blocking(daemon, move |daemon| {
-        moving::rollback(daemon, &name, &ask.fenced)?;
-        Ok(daemon.keeper.view(&*daemon.keeper.get(&name)?))
-    })
-    .await
+) -> Answer<JobView> {
+    moving::rollback::volume(&daemon, &name, &ask).map(Json)
+}
+
+/// Brings a VM back whose move has switched.
+#[utoipa::path(post, path = "/v1/vms/{name}/rollback", request_body = Rollback, responses((status = 200, body = JobView)))]
+async fn rollback_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<Rollback>,
+) -> Answer<JobView> {
+    moving::rollback::vm(&daemon, &name, &ask).map(Json)
 }
 
 /// Compares a volume with another copy of it; tells its digest when there is none.

@@ -199,10 +199,12 @@ impl MoveOutlook {
 }
 
 /// Asks this node to be the writer again.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Rollback {
-    /// The destination, which the operator has made sure cannot write any more.
-    pub fenced: String,
+    /// The destination, if it is dead and the operator has made sure that it cannot write any more. Without it, both
+    /// nodes have to be there.
+    #[serde(default)]
+    pub fenced: Option<String>,
 }
 
 /// Asks for a volume to be verified: compared with the other copy of its move, or with what is named here; without
@@ -399,7 +401,7 @@ pub struct Progress {
 pub struct JobView {
     /// Its id.
     pub id: String,
-    /// What it does: import, verify, move.
+    /// What it does: import, verify, move, rollback.
     pub kind: String,
     /// The volume or VM it is about.
     pub subject: String,

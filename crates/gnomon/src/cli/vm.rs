@@ -8,7 +8,7 @@ use gnomon_terms::{Bytes, BytesPerSecond};
 use super::{
     Context, Ended, Failure, forecast, outlook,
     output::{facts, table},
-    volume::{MoveArgs, absolute, begin},
+    volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
 };
 use crate::{
     api::types::{AdoptVm, Front, MoveMode, RunDisk, RunVm, StopVm, VmView},
@@ -65,6 +65,20 @@ pub enum Command {
                             gnomon vm move web --to node-b --dry-run\n  \
                             gnomon vm move web --cancel")]
     Move(VmMoveArgs),
+    /// Bring a VM back whose move has switched and whose disk still drains: it runs here again, with everything it was
+    /// acknowledged. To be asked on the node where the move began
+    #[command(
+        after_help = "Examples:\n  gnomon vm rollback web\n  gnomon vm rollback web --i-have-fenced node-b\n\n\
+                            When the destination is dead, the guest's memory died with it: start the VM with `gnomon vm \
+                            run`\nafterwards. Make sure that the destination cannot write, then say so."
+    )]
+    Rollback {
+        /// Which VM
+        name: String,
+        /// How it is brought back
+        #[command(flatten)]
+        how: RollbackArgs,
+    },
 }
 
 /// `gnomon vm run`
@@ -154,6 +168,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Console { name } => attach(&name, context).await?,
         Command::Move(args) => move_vm(args, context).await?,
+        Command::Rollback { name, how } => roll_back(&format!("/v1/vms/{name}"), how, context).await?,
     }
     Ok(())
 }

@@ -95,16 +95,18 @@ pub enum Command {
         /// Which volume
         name: String,
     },
-    /// Make this node the writer again when the destination of a move has died while draining: what a guest there was
-    /// told is durable is here. While both nodes live, let the move end and move it back instead
-    #[command(after_help = "Examples:\n  gnomon volume rollback data --i-have-fenced node-b\n\n\
-                            No one can tell a dead node from a cut cable: make sure that it cannot write, then say so.")]
+    /// Bring a volume back whose move has switched and still drains: this node is the writer again, and nothing that
+    /// was acknowledged is lost. To be asked on the node where the move began
+    #[command(after_help = "Examples:\n  gnomon volume rollback data\n  \
+                            gnomon volume rollback data --i-have-fenced node-b\n\n\
+                            When the destination is dead, what a guest there was told is durable is here. No one can tell \
+                            a dead node\nfrom a cut cable: make sure that it cannot write, then say so.")]
     Rollback {
         /// Which volume
         name: String,
-        /// The dead node: you have made sure that it cannot write any more
-        #[arg(long, value_name = "NODE")]
-        i_have_fenced: String,
+        /// How it is brought back
+        #[command(flatten)]
+        how: RollbackArgs,
     },
     /// Compare a volume with its other copy while it moves, or with the one that is named: list what differs
     #[command(after_help = "Examples:\n  gnomon volume verify data\n  gnomon volume verify data --with node-b\n  \
@@ -154,6 +156,17 @@ pub enum Command {
         #[arg(long, default_value = "")]
         name: String,
     },
+}
+
+/// How a move is rolled back: shared by volumes and VMs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RollbackArgs {
+    /// The destination, which is dead: you have made sure that it cannot write any more
+    #[arg(long, value_name = "NODE")]
+    i_have_fenced: Option<String>,
+    /// Do not wait
+    #[arg(long)]
+    detach: bool,
 }
 
 /// How something is moved: shared by volumes and VMs.
@@ -232,11 +245,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             output.result(&job, |job| format!("{} of {} goes on", job.kind, job.subject));
         }
         Command::Cancel { name } => begin(&format!("/v1/volumes/{name}/cancel"), &(), false, context).await?,
-        Command::Rollback { name, i_have_fenced } => {
-            let body = Rollback { fenced: i_have_fenced };
-            let volume: VolumeView = client.post(&format!("/v1/volumes/{name}/rollback"), &body).await?;
-            output.result(&volume, words);
-        }
+        Command::Rollback { name, how } => roll_back(&format!("/v1/volumes/{name}"), how, context).await?,
         Command::Verify { name, with, against, detach } => {
             let body = VerifyRequest { with, against: against.map(absolute).transpose()? };
             begin(&format!("/v1/volumes/{name}/verify"), &body, detach, context).await?
@@ -257,6 +266,11 @@ async fn show(name: &str, context: &Context) -> Result<VolumeView, Failure> {
 pub async fn begin<B: serde::Serialize>(path: &str, body: &B, detach: bool, context: &Context) -> Ended {
     let job: JobView = context.client.post(path, body).await?;
     job::follow_or_detach(&job, detach, context).await
+}
+
+/// Rolls back the move of what is at `path`.
+pub async fn roll_back(path: &str, how: RollbackArgs, context: &Context) -> Ended {
+    begin(&format!("{path}/rollback"), &Rollback { fenced: how.i_have_fenced }, how.detach, context).await
 }
 
 async fn remove(name: &str, yes: bool, context: &Context) -> Ended {

@@ -148,6 +148,11 @@ impl Job {
         self.view.send_modify(|view| view.progress = progress);
     }
 
+    /// Tells what has come of it so far.
+    pub fn tell(&self, result: serde_json::Value) {
+        self.view.send_modify(|view| view.result = Some(result));
+    }
+
     /// Wishes it to end early. Its worker decides whether it still can.
     pub fn cancel(&self) {
         self.cancel.store(true, Ordering::Release);

@@ -114,6 +114,11 @@ impl Keeper {
         &self.nbd_socket
     }
 
+    /// The running kernel.
+    pub fn boot(&self) -> BootId {
+        self.boot
+    }
+
     /// The volume called `name`.
     pub fn get(&self, name: &str) -> Result<Arc<VolumeHandle>, ApiError> {
         self.volumes.read().get(name).cloned().ok_or_else(|| self.absent(name))
@@ -223,6 +228,7 @@ impl Keeper {
             boot: self.boot,
         };
         let volume = Arc::new(Volume::open(parts, record.epoch(), record.standing())?);
+        volume.doubt()?;
         let watcher = Watcher::start(&volume)?;
         self.exports.add(Export {
             name: record.name.clone(),
@@ -407,6 +413,7 @@ impl VolumeHandle {
     pub fn role(&self) -> &'static str {
         match self.record.lock().standing {
             StandingRecord::Released(_) => "released",
+            StandingRecord::Lost(_) => "lost",
             _ => self.volume.disk().state().1.name(),
         }
     }

@@ -52,6 +52,8 @@ pub enum StandingRecord {
     Fenced(String),
     /// Was the writer; a move ended and the data here is of no more use.
     Released(String),
+    /// Was the writer; the source rolled the move back while this node was away, and is the writer since.
+    Lost(String),
 }
 
 /// The source of a move, as the destination records it.
@@ -94,6 +96,12 @@ pub struct MoveRecord {
     pub reverse: bool,
     /// Whether the handover has been decided: the guest runs, or will run, at the destination.
     pub switched: bool,
+    /// Whether it is to come back, though it has switched.
+    #[serde(default)]
+    pub back: bool,
+    /// The kernel that ran here when it began: after a reboot, writes that were mirrored and not flushed are not here.
+    #[serde(default)]
+    pub boot: Option<[u8; 16]>,
 }
 
 /// A VM of this node.
@@ -122,7 +130,9 @@ impl VolumeRecord {
             StandingRecord::Shadowed => Standing::Shadowed,
             StandingRecord::Shadow(source) => Standing::Shadow(source.source()),
             StandingRecord::Draining(source) => Standing::Draining(source.source()),
-            StandingRecord::Fenced(to) | StandingRecord::Released(to) => Standing::Fenced(to.clone()),
+            StandingRecord::Fenced(to) | StandingRecord::Released(to) | StandingRecord::Lost(to) => {
+                Standing::Fenced(to.clone())
+            }
         }
     }
 
@@ -214,6 +224,17 @@ impl Records {
     pub fn remove_move(&self, id: &str) -> Result<(), ApiError> {
         self.store.delete(&format!("move/{id}"))?;
         Ok(())
+    }
+
+    /// Notes that a move was rolled back without its destination, which has to learn it when it returns. Kept for
+    /// good: nobody can say when that will be, and it is a few bytes.
+    pub fn put_undone(&self, id: &str) -> Result<(), ApiError> {
+        self.put(&format!("undone/{id}"), &true)
+    }
+
+    /// Whether a move was rolled back without its destination.
+    pub fn is_undone(&self, id: &str) -> Result<bool, ApiError> {
+        Ok(self.get::<bool>(&format!("undone/{id}"))?.is_some())
     }
 
     /// All VMs.

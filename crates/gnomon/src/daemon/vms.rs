@@ -214,6 +214,19 @@ impl Vms {
         Ok(view)
     }
 
+    /// Ends a QEMU that was started for a VM which is not on record: the daemon died between the two. Only for a caller
+    /// who knows that no guest of this name runs here.
+    pub fn end_leftover(&self, name: &str) -> Result<(), ApiError> {
+        if self.all.read().contains_key(name) {
+            return Ok(());
+        }
+        if let Ok(qemu) = Qemu::adopt_dir(&self.dir.join(name)) {
+            tracing::warn!(vm = name, pid = qemu.record().pid, "a QEMU that nobody knows of is ended");
+            qemu.kill()?;
+        }
+        Ok(())
+    }
+
     /// Ends the QEMU of a guest that lives elsewhere now, or will not come, and forgets it.
     pub fn remove(&self, name: &str) -> Result<(), ApiError> {
         if let Some(qemu) = self.get(name)?.qemu() {

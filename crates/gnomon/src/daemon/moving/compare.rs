@@ -88,6 +88,13 @@ pub fn lacking(volume: &Volume, outbox: &Outbox) -> BlockMap {
     map
 }
 
+/// Every block of a volume: what the guest has made of it by the switch is carried whatever it is.
+pub fn full(volume: &Volume) -> BlockMap {
+    let mut map = BlockMap::empty(volume.blocks());
+    map.insert(Extent::new(0, volume.blocks().0));
+    map
+}
+
 fn missing(valid: &Bitmap) -> Vec<Extent> {
     let mut missing = Bitmap::new(valid.blocks());
     missing.set(Extent::new(0, valid.blocks()), true);

@@ -3,15 +3,18 @@
 //! The source asks, this side does; it decides nothing but whether it can, and what the handover's machine says. A
 //! session that ends leaves everything as it is: the next one finds it by the move's id.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use gnomon_link::Session;
 use gnomon_proto::frame::{Message, Stream};
-use gnomon_qemu::{Incoming, IncomingFrom, Resolved, VmSpec};
+use gnomon_qemu::{Resolved, VmSpec};
 use gnomon_volume::plane::Carrier;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::{
+    arrival::{self, Arrival},
+    doubt,
+    giving_back::GivingBack,
     handover::Receiver,
     hub::{Hub, Inbox},
     maps,
@@ -26,16 +29,20 @@ use crate::{
     },
 };
 
-/// How long a guest that has been sent may take to be loaded and run.
-const RUN_WITHIN: Duration = Duration::from_secs(30);
-
 /// Serves a session that another node has begun, until it ends.
 pub async fn serve(daemon: Arc<Daemon>, session: Session) {
     let source = session.peer().to_string();
     let (hub, inbox) = Hub::start(session);
     let Inbox { mut control, ram } = inbox;
-    let mut side =
-        Destination { daemon: &daemon, hub: &hub, source, volumes: HashMap::new(), ram: Some(ram), vm: None };
+    let mut side = Destination {
+        daemon: &daemon,
+        hub: &hub,
+        source,
+        volumes: HashMap::new(),
+        ram: Some(ram),
+        vm: None,
+        back: GivingBack::default(),
+    };
     let (ended, hold) = (Arc::clone(hub.session()), daemon.moves.clone());
     let mut turn = None;
     loop {
@@ -72,7 +79,8 @@ struct Destination<'a> {
     source: String,
     volumes: HashMap<Stream, Held>,
     ram: Option<mpsc::Receiver<Message>>,
-    vm: Option<Guest>,
+    vm: Option<Arrival>,
+    back: GivingBack,
 }
 
 /// A volume of this session.
@@ -80,12 +88,6 @@ struct Held {
     handle: Arc<VolumeHandle>,
     receiver: Receiver,
     reads_before: u64,
-}
-
-/// A guest that is expected.
-struct Guest {
-    name: String,
-    running: Option<oneshot::Receiver<Result<(), ApiError>>>,
 }
 
 impl Destination<'_> {
@@ -106,6 +108,22 @@ impl Destination<'_> {
             }
             Ask::Probe { .. } => Ok(serde_json::Value::Null),
             Ask::Abandon { stream } => serde_json::to_value(self.abandon(Stream(stream)).await?),
+            Ask::HandBack { stream } => {
+                let handle = Arc::clone(&self.held(Stream(stream))?.handle);
+                serde_json::to_value(self.back.begin(self.hub, &handle, Stream(stream)).await?)
+            }
+            Ask::Yield => serde_json::to_value(self.back.yield_all(self.daemon, self.hub).await?),
+            Ask::LetGo { move_id, volume, epoch } => {
+                self.volumes.retain(|_, held| held.handle.record().name != volume);
+                serde_json::to_value(self.back.let_go(self.daemon, &move_id, &volume, epoch).await?)
+            }
+            Ask::Guest { vm } => serde_json::to_value(self.back.built(self.daemon, &vm)?),
+            Ask::SendGuest { vm } => serde_json::to_value(self.back.send_guest(self.daemon, self.hub, &vm).await?),
+            Ask::Standing => serde_json::to_value(self.back.is_standing().await?),
+            Ask::SendRest => serde_json::to_value(self.back.send_rest().await?),
+            Ask::KeepGuest => serde_json::to_value(self.back.keep_guest().await?),
+            Ask::EndGuest { vm } => serde_json::to_value(self.back.end_guest(self.daemon, &vm).await?),
+            Ask::Fate { move_id } => serde_json::to_value(doubt::fate(self.daemon, &move_id)?),
         };
         answer.map_err(ApiError::internal)
     }
@@ -124,6 +142,8 @@ impl Destination<'_> {
                 self.make(&volume, move_id, size, needed, epoch, source)?
             }
         };
+        // The source has the move on record, so it has not been rolled back while this node was away.
+        handle.volume.confirm()?;
         let receiver = Receiver::resume(&handle, stream);
         let reads_before = handle.watcher.counts().reads;
         if let Some(shadow) = handle.volume.shadow() {
@@ -209,26 +229,13 @@ impl Destination<'_> {
         let ram = self.ram.take().ok_or_else(|| {
             ApiError::refused("a guest was announced already in this session").then("begin a new session")
         })?;
-        let name = spec.name.clone();
-        let vms = Arc::clone(&self.daemon.vms);
-        let (tell, running) = oneshot::channel();
-        let vm =
-            tokio::task::spawn_blocking(move || vms.receive(spec, resolved)).await.map_err(ApiError::internal)??;
-        let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
-        let end = super::relay::incoming(ram, self.hub.sender())?;
-        let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;
-        std::thread::spawn(move || {
-            let outcome = await_running(&mut incoming);
-            let _ = tell.send(outcome);
-        });
-        self.vm = Some(Guest { name, running: Some(running) });
+        self.vm = Some(arrival::expect(self.daemon, self.hub, spec, resolved, ram).await?);
         Ok(())
     }
 
     async fn await_guest(&mut self) -> Result<(), ApiError> {
         let none = || ApiError::refused("no guest was announced in this session");
-        let running = self.vm.as_mut().and_then(|vm| vm.running.take()).ok_or_else(none)?;
-        running.await.map_err(|_| ApiError::unavailable("QEMU has ended while the guest was loaded"))?
+        self.vm.as_mut().ok_or_else(none)?.running().await
     }
 
     /// Whether a guest of this name runs, or stands ready to, on this node.
@@ -240,8 +247,7 @@ impl Destination<'_> {
     /// The guest will not come: its QEMU ends. One that runs already is left alone.
     async fn withdraw(&mut self) -> Result<bool, ApiError> {
         let Some(vm) = self.vm.take() else { return Ok(false) };
-        let vms = Arc::clone(&self.daemon.vms);
-        tokio::task::spawn_blocking(move || vms.remove(&vm.name)).await.map_err(ApiError::internal)??;
+        vm.withdraw(self.daemon).await?;
         Ok(true)
     }
 
@@ -284,9 +290,13 @@ impl Destination<'_> {
                 shadow.detach();
             }
         }
+        self.back.end(self.daemon).await;
+        for held in self.volumes.values() {
+            doubt::ask_when_alone(self.daemon, &held.handle);
+        }
         // A guest whose memory stopped coming never runs; QEMU ends by itself when its stream is cut, but the record
         // of it must not stay.
-        let pending = self.vm.as_ref().is_some_and(|vm| vm.running.is_some());
+        let pending = self.vm.as_ref().is_some_and(Arrival::is_pending);
         if pending && let Err(error) = self.withdraw().await {
             tracing::warn!(%error, "the QEMU of a guest that did not come could not be ended");
         }
@@ -298,6 +308,11 @@ impl Destination<'_> {
             Message::Bitmap { stream, .. } | Message::Handover { stream, .. } => *stream,
             other => return tracing::warn!(kind = %other.kind(), "unexpected at a destination"),
         };
+        if let Message::Handover { epoch, step, .. } = message
+            && self.back.hear(self.hub, stream, epoch, step).await
+        {
+            return;
+        }
         let Some(held) = self.volumes.get_mut(&stream) else {
             return tracing::warn!(%stream, "a handover of a volume that was not opened was ignored");
         };
@@ -310,15 +325,5 @@ impl Destination<'_> {
         self.volumes
             .get(&stream)
             .ok_or_else(|| ApiError::refused(format!("stream {stream} was not opened in this session")))
-    }
-}
-
-fn await_running(incoming: &mut Incoming) -> Result<(), ApiError> {
-    // Loading takes as long as memory takes to come: there is no bound but the session's life, which cuts QEMU's
-    // stream and so ends the wait.
-    while !incoming.await_loaded(RUN_WITHIN)? {}
-    match incoming.await_running(RUN_WITHIN)? {
-        true => Ok(()),
-        false => Err(ApiError::unavailable("the guest was loaded but does not run").then("see `gnomon vm show`")),
     }
 }

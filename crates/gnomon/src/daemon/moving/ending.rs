@@ -4,9 +4,15 @@
 use std::time::Duration;
 
 use gnomon_terms::{Bytes, BytesPerSecond};
+use gnomon_volume::mover::Mover;
 use serde_json::json;
 
-use super::{source::SourceMove, story::Told};
+use super::{
+    hub::Hub,
+    rpc::Ask,
+    source::{Leg, SourceMove},
+    story::Told,
+};
 use crate::{api::ApiError, daemon::records::StandingRecord};
 
 /// What the result tells.
@@ -31,6 +37,23 @@ impl Totals {
     pub fn carried(&self) -> u64 {
         self.demand + self.prefetch + self.background
     }
+
+    /// Adds what the engine of one session has carried.
+    pub fn count(&mut self, mover: &Mover) {
+        let carried = mover.carried();
+        self.demand += carried.demand.0;
+        self.prefetch += carried.prefetch.0;
+        self.background += carried.background.0;
+        self.mirror += carried.mirror.0;
+    }
+}
+
+/// The destination forgets its spare copies.
+pub(super) async fn abandon(hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
+    for leg in legs {
+        hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
+    }
+    Ok(())
 }
 
 impl SourceMove {

@@ -8,14 +8,14 @@ use std::{sync::Arc, time::Duration};
 use gnomon_proto::{
     bitmap::Bitmap,
     frame::{Message, Step, Stream},
-    handover::{Giver, GiverState, Lacking, Taker, TakerRecord},
+    handover::{Giver, GiverState, Lacking, Taker, TakerRecord, TakerState},
 };
 use gnomon_terms::Epoch;
 use gnomon_volume::mover::Mover;
 
 use super::{
     hub::{Hub, Inbox},
-    maps,
+    maps, rollback,
     rpc::lost,
 };
 use crate::{
@@ -136,11 +136,13 @@ fn owed(handle: &VolumeHandle) -> Result<Bitmap, ApiError> {
     Ok(maps::of_map(outbox.map()))
 }
 
-fn lacking_of(bitmap: &Bitmap) -> Lacking {
+/// A bitmap as a commit speaks of it.
+pub fn lacking_of(bitmap: &Bitmap) -> Lacking {
     Lacking { count: bitmap.count(), check: bitmap.check() }
 }
 
-async fn say(hub: &Hub, stream: Stream, giver: &mut Giver) -> Result<(), ApiError> {
+/// Sends what the giver has to say.
+pub async fn say(hub: &Hub, stream: Stream, giver: &mut Giver) -> Result<(), ApiError> {
     if let Some(step) = giver.poll_transmit() {
         send(hub, stream, giver.epoch(), step).await?;
     }
@@ -186,6 +188,11 @@ impl Receiver {
         Receiver { stream, taker, lacking: (Epoch(0), Bitmap::new(handle.volume.blocks().0)) }
     }
 
+    /// Where its machine is.
+    pub fn state(&self) -> TakerState {
+        self.taker.state()
+    }
+
     /// Takes in a bitmap or a step, and answers.
     pub async fn take_in(
         &mut self,
@@ -227,7 +234,9 @@ impl Receiver {
     /// Makes durable what the machine asks for, and becomes the writer when that is it.
     fn write_down(&mut self, daemon: &Arc<Daemon>, handle: &Arc<VolumeHandle>) -> Result<(), ApiError> {
         let Some(known) = self.taker.poll_record() else { return Ok(()) };
-        if let TakerRecord::Taken(epoch) = known {
+        if let (TakerRecord::Taken(epoch), StandingRecord::Fenced(_)) = (known, handle.record().standing) {
+            rollback::take_back(daemon, handle, Epoch(epoch), &self.lacking.1)?;
+        } else if let TakerRecord::Taken(epoch) = known {
             handle.volume.forget(Epoch(epoch), &maps::runs(&self.lacking.1))?;
             daemon.keeper.update(handle, |record| {
                 record.epoch = epoch;

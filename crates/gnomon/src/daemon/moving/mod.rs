@@ -2,12 +2,16 @@
 //!
 //! Read in the order it happens: [`source`] drives a move from here; [`destination`] serves one that comes;
 //! [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says when to switch, [`handover`] passes
-//! the epoch, [`transfer`] and [`relay`] carry the guest; [`story`] tells afterwards what it felt.
+//! the epoch, [`transfer`], [`relay`] and [`arrival`] carry the guest; [`story`] tells afterwards what it felt.
+//! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away.
 
+mod arrival;
 mod compare;
 pub mod decide;
 mod destination;
+mod doubt;
 mod ending;
+mod giving_back;
 mod handover;
 mod hub;
 mod maps;
@@ -15,6 +19,7 @@ mod metadata;
 pub mod outlook;
 pub mod progress;
 mod relay;
+pub mod rollback;
 mod rpc;
 mod source;
 pub mod story;
@@ -27,7 +32,7 @@ use std::{collections::HashMap, sync::Arc};
 use gnomon_link::Session;
 use gnomon_terms::BytesPerSecond;
 use parking_lot::Mutex;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use self::source::SourceMove;
 use super::{
@@ -65,8 +70,22 @@ pub struct Shared {
     rate: Mutex<Option<BytesPerSecond>>,
     fault: Mutex<Option<String>>,
     seen: Mutex<HashMap<String, u64>>,
-    /// The task that drives the move.
-    driver: Mutex<Option<tokio::task::AbortHandle>>,
+    /// What was asked of a move that has switched.
+    wish: watch::Sender<Wish>,
+}
+
+/// What was asked of a move that has switched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing: it drains.
+    #[default]
+    None,
+    /// It is to come back, both nodes being there.
+    Back,
+    /// The destination is dead: this node is to be the writer.
+    Promote,
+    /// It is over: nothing can be asked of it any more.
+    TooLate,
 }
 
 impl Moves {
@@ -84,6 +103,11 @@ impl Moves {
         turn.lock_owned().await
     }
 
+    /// Whether a session serves this move as its destination now.
+    fn is_served(&self, id: &str) -> bool {
+        self.served.lock().get(id).is_some_and(|served| served.turn.try_lock().is_err())
+    }
+
     fn forget(&self, id: &str) {
         self.active.lock().remove(id);
     }
@@ -96,6 +120,16 @@ impl Moves {
 impl Shared {
     fn rate(&self) -> Option<BytesPerSecond> {
         *self.rate.lock()
+    }
+
+    fn wishes(&self, wish: Wish) -> bool {
+        *self.wish.borrow() == wish
+    }
+
+    /// Waits until this node is to be the writer without the destination.
+    async fn to_promote(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.wish.subscribe().wait_for(|wish| *wish == Wish::Promote).await;
     }
 
     /// Requests a guest has made of a volume since this was last asked.
@@ -120,6 +154,7 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
             daemon.jobs.begin("move", &name).finish(Err(error));
         }
     }
+    doubt::resume(daemon);
     Ok(())
 }
 
@@ -171,6 +206,8 @@ fn start(
         bandwidth: ask.bandwidth,
         reverse: ask.reverse,
         switched: false,
+        back: false,
+        boot: Some(daemon.keeper.boot().0),
     };
     // The move first: a volume that belongs to a move nobody knows would never be free again.
     daemon.records.put_move(&record)?;
@@ -211,8 +248,10 @@ fn launch(daemon: &Arc<Daemon>, record: MoveRecord) -> Result<JobView, ApiError>
         handle.watcher.story().get_or_insert_default();
     }
     let view = job.view();
-    let driver = tokio::spawn(SourceMove::new(Arc::clone(daemon), record, handles, job, Arc::clone(&shared)).run());
-    *shared.driver.lock() = Some(driver.abort_handle());
+    if record.back {
+        shared.wish.send_replace(Wish::Back);
+    }
+    tokio::spawn(SourceMove::new(Arc::clone(daemon), record, handles, job, shared).run());
     Ok(view)
 }
 
@@ -244,7 +283,7 @@ pub fn cancel_vm(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> 
 fn cancel(daemon: &Arc<Daemon>, record: &MoveRecord, view: &JobView) -> Result<JobView, ApiError> {
     if record.switched {
         return Err(ApiError::refused("the move has switched: the guest runs at the destination")
-            .then("let it end, then move it back; if the destination is dead, see `gnomon volume rollback --help`"));
+            .then("bring it back with `gnomon vm rollback` or `gnomon volume rollback`"));
     }
     let job = daemon.jobs.get(&view.id)?;
     job.cancel();
@@ -275,37 +314,4 @@ fn find_move(
     let record = daemon.records.moves()?.into_iter().find(is_it).ok_or_else(none)?;
     let job = daemon.jobs.get(&job.ok_or_else(none)?)?;
     Ok((record, job.view()))
-}
-
-/// Makes this node the writer again of volumes whose destination is dead. While draining, the source has everything
-/// that a guest there was told is durable; so nothing acknowledged is lost, if the writes were mirrored.
-///
-/// Nobody here can tell a dead node from a cut cable: the operator says that it is fenced, by naming it.
-pub fn rollback(daemon: &Arc<Daemon>, name: &str, fenced: &str) -> Result<(), ApiError> {
-    let (record, _) = move_of_volume(daemon, name)?;
-    if fenced != record.to {
-        return Err(ApiError::refused(format!("volume '{name}' went to node '{}', not '{fenced}'", record.to))
-            .then(format!("make sure that '{}' cannot write, then name it with --i-have-fenced", record.to)));
-    }
-    if !record.reverse {
-        return Err(ApiError::refused("the move does not mirror writes back: the copy here is out of date")
-            .then("bring the destination back; the move was begun with --no-reverse"));
-    }
-    let shared = daemon.moves.shared(&record.id);
-    if let Some(driver) = shared.and_then(|shared| shared.driver.lock().take()) {
-        driver.abort();
-    }
-    for volume in &record.volumes {
-        let handle = daemon.keeper.get(volume)?;
-        let epoch = handle.record().epoch().next();
-        daemon.keeper.update(&handle, |record| {
-            record.epoch = epoch.0;
-            record.standing = StandingRecord::Primary;
-            record.move_id = None;
-            record.handover = None;
-        })?;
-        handle.volume.promote(epoch)?;
-    }
-    daemon.moves.forget(&record.id);
-    daemon.records.remove_move(&record.id)
 }

@@ -94,6 +94,69 @@ pub enum Ask {
         /// Which volume.
         stream: u32,
     },
+    /// Begin to hand a volume back: `Prepare` follows, or `Commit` when it was decided before, which the answer tells.
+    HandBack {
+        /// Which volume.
+        stream: u32,
+    },
+    /// Stop writing to every volume that is being handed back, send what is owed, and decide: `Commit` follows.
+    Yield,
+    /// The volume is back at its source, on record, at this epoch: forget the copy.
+    LetGo {
+        /// Names the move on both nodes.
+        move_id: String,
+        /// The volume.
+        volume: String,
+        /// Its epoch at the source.
+        epoch: u64,
+    },
+    /// How is this guest built?
+    Guest {
+        /// Its name.
+        vm: String,
+    },
+    /// Begin to send this guest: its memory comes as `Ram` frames.
+    SendGuest {
+        /// Its name.
+        vm: String,
+    },
+    /// Does the guest that is sent stand? Waits a tenth of a second for it.
+    Standing,
+    /// Send the rest of the guest.
+    SendRest,
+    /// The guest stays: let it run.
+    KeepGuest,
+    /// The guest has gone: end its QEMU.
+    EndGuest {
+        /// Its name.
+        vm: String,
+    },
+    /// Asked by a destination that was away: is this move still on?
+    Fate {
+        /// Names the move on both nodes.
+        move_id: String,
+    },
+}
+
+/// The answer to [`Ask::Guest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Built {
+    /// The guest, as its QEMU runs it.
+    pub spec: gnomon_qemu::VmSpec,
+    /// The guest, settled on its host.
+    pub resolved: gnomon_qemu::Resolved,
+}
+
+/// The answer to [`Ask::Fate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It goes on: its source will begin a session.
+    On,
+    /// It was rolled back without the destination, which is the writer no more.
+    Undone,
+    /// Nothing is known of it here.
+    Unknown,
 }
 
 /// The answer to [`Ask::Open`].

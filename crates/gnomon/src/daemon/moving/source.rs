@@ -13,25 +13,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_forecast::BlockMap;
 use gnomon_proto::{frame::Stream, handover::Giver};
 use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant as LoopInstant, Place};
 use gnomon_volume::{
     disk::Role,
     mover::{Mover, MoverParts, Phase},
     plane::Carrier,
-    volume::Volume,
 };
 use tokio::sync::Mutex;
 
 use super::{
-    Shared, compare,
+    Shared, Wish, compare,
     decide::{self, Convergence},
-    ending::Totals,
+    ending::{Totals, abandon},
     handover::{self, Gift},
     hub::{Hub, Inbox},
     metadata::Metadata,
     progress::{Look, Meter, shrinking},
+    rollback,
     rpc::{Ask, Opened, State, lost},
     transfer::{self, Transfer},
 };
@@ -65,7 +64,7 @@ pub struct SourceMove {
     pub(super) record: MoveRecord,
     pub(super) volumes: Vec<Arc<VolumeHandle>>,
     pub(super) job: Job,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pub(super) begun: Instant,
     pub(super) totals: Totals,
     /// How long draining took, and what had been carried before it.
@@ -77,6 +76,15 @@ pub struct SourceMove {
 enum End {
     Released,
     Cancelled,
+    RolledBack,
+    Promoted,
+}
+
+/// How draining ended.
+#[derive(PartialEq, Eq)]
+enum Drained {
+    Whole,
+    WishedBack,
 }
 
 /// A volume in one session.
@@ -118,7 +126,13 @@ impl SourceMove {
             None => self.sessions().await,
         };
         let ended = match outcome {
-            Ok(End::Released) => self.finish(),
+            Ok(End::Released) => {
+                // Whoever wants it back from now on is told that it is too late.
+                self.shared.wish.send_replace(Wish::TooLate);
+                self.finish()
+            }
+            Ok(End::RolledBack) => self.rolled_back().await.and_then(|told| Err(self.was_undone(told))),
+            Ok(End::Promoted) => self.promote().await.and_then(|told| Err(self.was_undone(told))),
             Ok(End::Cancelled) => {
                 self.undo().and(Err(ApiError::refused("the move was cancelled: nothing has changed")))
             }
@@ -132,6 +146,9 @@ impl SourceMove {
     /// How the move ended when this daemon died in the midst of writing its end down: a volume that was let go, or
     /// that has not been claimed or is free again, tells of all of them.
     fn ended_before(&self) -> Option<End> {
+        if self.daemon.records.is_undone(&self.record.id).unwrap_or(false) {
+            return Some(End::Promoted);
+        }
         let records: Vec<_> = self.volumes.iter().map(|handle| handle.record()).collect();
         if records.iter().any(|record| matches!(record.standing, StandingRecord::Released(_))) {
             return Some(End::Released);
@@ -156,6 +173,7 @@ impl SourceMove {
             self.job.report(crate::api::types::Progress { message, ..self.job.view().progress });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = self.shared.to_promote() => return Ok(End::Promoted),
                 () = self.job.cancelled(), if !self.record.switched => {}
             }
         }
@@ -172,7 +190,10 @@ impl SourceMove {
     }
 
     async fn session(&mut self) -> Result<End, ApiError> {
-        let session = self.daemon.dial(&self.record.to).await?;
+        let session = tokio::select! {
+            session = self.daemon.dial(&self.record.to) => session?,
+            () = self.shared.to_promote() => return Ok(End::Promoted),
+        };
         session.set_rate(self.shared.rate());
         let (hub, mut inbox) = Hub::start(session);
         *self.shared.session.lock() = Some(Arc::clone(hub.session()));
@@ -184,23 +205,20 @@ impl SourceMove {
         self.totals.ram += hub.session().sent_bytes(gnomon_proto::Class::Ram).0;
         hub.end("the session is over").await;
         for leg in legs {
-            self.count(&leg.mover);
+            self.totals.count(&leg.mover);
             tokio::task::spawn_blocking(move || leg.mover.stop()).await.map_err(ApiError::internal)?;
-            leg.handle
-                .watcher
-                .run(|cycle, plane| {
-                    plane.set_carrier(Carrier::Nobody);
-                    cycle.end_shadow();
-                })
-                .await?;
+            rollback::quiet(&leg.handle).await?;
         }
         outcome
     }
 
     async fn drive(&mut self, hub: &Hub, inbox: &mut Inbox, legs: &mut Vec<Leg>) -> Result<End, ApiError> {
-        let (ended, peer) = (Arc::clone(hub.session()), self.record.to.clone());
+        let (ended, peer, shared) = (Arc::clone(hub.session()), self.record.to.clone(), Arc::clone(&self.shared));
         let work = async {
             for (index, handle) in self.volumes.clone().into_iter().enumerate() {
+                if rollback::is_back(&handle) {
+                    continue;
+                }
                 match self.open(hub, inbox, handle, Stream(index as u32)).await {
                     Ok(leg) => legs.push(leg),
                     Err(error) => {
@@ -215,10 +233,13 @@ impl SourceMove {
                 if let Some(end) = self.prime_and_switch(hub, inbox, legs).await? {
                     return Ok(end);
                 }
-            } else {
+            } else if !self.record.back {
                 self.settle_guest(hub).await?;
             }
-            self.drain(hub, legs).await?;
+            if self.drain(hub, legs).await? == Drained::WishedBack {
+                self.hand_back(hub, inbox, legs).await?;
+                return Ok(End::RolledBack);
+            }
             for leg in legs.iter() {
                 hub.rpc.ask::<()>(&Ask::Release { stream: leg.stream.0 }).await?;
             }
@@ -226,6 +247,7 @@ impl SourceMove {
         };
         tokio::select! {
             outcome = work => outcome,
+            () = shared.to_promote() => Ok(End::Promoted),
             reason = ended.closed() => Err(lost(&peer, &reason.to_string())),
         }
     }
@@ -429,7 +451,7 @@ impl SourceMove {
         let volume = &leg.handle.volume;
         if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
             let lacking = compare::lacking(volume, &outbox);
-            story.switch(full(volume), lacking);
+            story.switch(compare::full(volume), lacking);
         }
         let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
         leg.handle
@@ -451,14 +473,17 @@ impl SourceMove {
 
     // ---- drain ----------------------------------------------------------------------------------------------
 
-    /// Until everything is there and nothing is owed back.
-    async fn drain(&mut self, hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
+    /// Until everything is there and nothing is owed back, or the move is to come back.
+    async fn drain(&mut self, hub: &Hub, legs: &[Leg]) -> Result<Drained, ApiError> {
         let mut meter = Meter::new();
         let mut ticks = tokio::time::interval(TICK);
         let begun = Instant::now();
         self.carried_at_switch =
             self.totals.carried() + legs.iter().map(|leg| leg.mover.carried().pushed()).sum::<u64>();
         loop {
+            if self.shared.wishes(Wish::Back) {
+                return Ok(Drained::WishedBack);
+            }
             ticks.tick().await;
             let look = self.look(hub, legs, &mut meter).await?;
             self.drained = Some(begun.elapsed());
@@ -479,7 +504,7 @@ impl SourceMove {
             let lacking = BlockCount(left).bytes().0;
             self.job.report(shrinking("drain", lacking, self.total(), meter.rate(), message.to_string()));
             if left == 0 && look.lacking == BlockCount(0) {
-                return Ok(());
+                return Ok(Drained::Whole);
             }
         }
     }
@@ -561,27 +586,4 @@ impl SourceMove {
     pub(super) fn total(&self) -> u64 {
         self.volumes.iter().map(|handle| handle.volume.size().0).sum()
     }
-
-    fn count(&mut self, mover: &Mover) {
-        let carried = mover.carried();
-        self.totals.demand += carried.demand.0;
-        self.totals.prefetch += carried.prefetch.0;
-        self.totals.background += carried.background.0;
-        self.totals.mirror += carried.mirror.0;
-    }
-}
-
-/// Every block of a volume: what the guest has made of it by the switch is carried whatever it is.
-/// The destination forgets its spare copies.
-async fn abandon(hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
-    for leg in legs {
-        hub.rpc.ask::<()>(&Ask::Abandon { stream: leg.stream.0 }).await?;
-    }
-    Ok(())
-}
-
-fn full(volume: &Volume) -> BlockMap {
-    let mut map = BlockMap::empty(volume.blocks());
-    map.insert(Extent::new(0, volume.blocks().0));
-    map
 }

@@ -55,6 +55,12 @@ impl Transfer {
                 .then("restart it with `gnomon vm run`; adopted VMs cannot be moved by this version"));
         };
         hub.rpc.ask::<()>(&Ask::Incoming { spec: Box::new(spec), resolved }).await?;
+        Transfer::send(hub, vm).await
+    }
+
+    /// Begins to send to a QEMU that waits at the other side.
+    pub async fn send(hub: &Hub, vm: Arc<VmHandle>) -> Result<Transfer, ApiError> {
+        let qemu = vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run"))?;
         let end = relay::outgoing(RAM, hub.sender(), Arc::clone(hub.window()))?;
         let downtime = downtime_after(Duration::ZERO);
         let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
@@ -88,20 +94,32 @@ impl Transfer {
     /// Sends the rest and waits until the guest runs at the destination.
     pub async fn complete(mut self, hub: &Hub) -> Result<(), ApiError> {
         let begun = Instant::now();
-        self.with(|outgoing| Ok(outgoing.switch(SWITCH_WITHIN)?)).await?;
+        self.send_rest().await?;
         let sent = begun.elapsed();
         hub.rpc.ask::<()>(&Ask::Running).await?;
         tracing::info!(sent = ?sent, runs_there = ?begun.elapsed(), "the guest has switched");
         Ok(())
     }
 
+    /// Sends the rest of a guest that stands. From here on there is no cancel.
+    pub async fn send_rest(&mut self) -> Result<(), ApiError> {
+        self.with(|outgoing| Ok(outgoing.switch(SWITCH_WITHIN)?)).await?;
+        Ok(())
+    }
+
     /// The guest runs on here.
-    pub async fn cancel(mut self, hub: &Hub) -> Result<(), ApiError> {
-        if let Some(outgoing) = self.outgoing.take() {
-            blocking(move || Ok(outgoing.cancel(RESUME_WITHIN)?)).await?;
-        }
+    pub async fn cancel(self, hub: &Hub) -> Result<(), ApiError> {
+        self.keep().await?;
         hub.rpc.ask::<bool>(&Ask::Withdraw).await?;
         Ok(())
+    }
+
+    /// Sends no more: the guest runs on here.
+    pub async fn keep(mut self) -> Result<(), ApiError> {
+        match self.outgoing.take() {
+            Some(outgoing) => blocking(move || Ok(outgoing.cancel(RESUME_WITHIN)?)).await,
+            None => Ok(()),
+        }
     }
 
     async fn with<T: Send + 'static>(
