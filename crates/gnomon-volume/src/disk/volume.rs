@@ -267,7 +267,7 @@ impl Disk for VolumeDisk {
         let gate = self.gate.read();
         match &gate.1 {
             Role::Primary | Role::Tracked(_) => self.local.try_read_at(into, at),
-            Role::Draining(disk) => disk.try_read_at(into, at),
+            Role::Draining(disk) | Role::Unconfirmed(disk) => disk.try_read_at(into, at),
             Role::Shadow(_) => Ok(false),
             Role::Fenced { to } => Err(DiskError::Fenced { why: format!("the volume has been handed to {to}") }),
         }
