@@ -42,6 +42,11 @@ pub enum Sign {
         /// What.
         what: String,
     },
+    /// It has a device that its original has not, or lacks one.
+    OtherDevices {
+        /// Which.
+        what: String,
+    },
     /// A number that is not as it was.
     Unlike {
         /// Of what.
@@ -112,6 +117,7 @@ impl fmt::Display for Sign {
             Sign::ProbeFailed { code: Some(code), said } => write!(f, "the probe ended with {code}: {said}"),
             Sign::ProbeFailed { code: None, said } => write!(f, "the probe was killed: {said}"),
             Sign::ProbeHung => write!(f, "the probe did not come to an end in time"),
+            Sign::OtherDevices { what } => write!(f, "the machine is another one: {what}"),
             Sign::Silent { what } => write!(f, "{what} was not heard any more"),
             Sign::Unlike { what, seen, low, high, .. } => {
                 write!(f, "{what} was {seen:.2}, and {low:.2} to {high:.2} was expected from its history")

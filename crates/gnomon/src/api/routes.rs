@@ -18,11 +18,14 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, CreateVolume, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView, PeerView, Rollback, RunVm,
-        SetBandwidth, StopVm, TraceQuery, VerifyRequest, VmView, VolumeView, WatchQuery,
+        AdoptVm, CreateVolume, EventView, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView, PeerView,
+        Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
-use crate::{daemon::Daemon, daemon::moving, metrics, trace};
+use crate::{
+    daemon::{Daemon, moving, updating},
+    metrics, trace,
+};
 
 type Daemoned = State<Arc<Daemon>>;
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -73,6 +76,9 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         move_vm,
         cancel_vm,
         rollback_vm,
+        update_vm,
+        approve_vm,
+        events_vm,
         jobs,
         job,
         cancel_job
@@ -105,6 +111,9 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{name}/move", post(move_vm))
         .route("/v1/vms/{name}/cancel", post(cancel_vm))
         .route("/v1/vms/{name}/rollback", post(rollback_vm))
+        .route("/v1/vms/{name}/update", post(update_vm))
+        .route("/v1/vms/{name}/approve", post(approve_vm))
+        .route("/v1/vms/{name}/events", get(events_vm))
         .route("/v1/jobs", get(jobs))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/cancel", post(cancel_job))
@@ -208,14 +217,41 @@ async fn rollback_volume(
     moving::rollback::volume(&daemon, &name, &ask).map(Json)
 }
 
-/// Brings a VM back whose move has switched.
+/// Brings a VM back whose move has switched, or whose QEMU was changed.
 #[utoipa::path(post, path = "/v1/vms/{name}/rollback", request_body = Rollback, responses((status = 200, body = JobView)))]
 async fn rollback_vm(
     State(daemon): Daemoned,
     Segment(name): Segment<String>,
     Json(ask): Json<Rollback>,
 ) -> Answer<JobView> {
-    moving::rollback::vm(&daemon, &name, &ask).map(Json)
+    let is_moving = daemon.records.moves()?.iter().any(|record| record.vm.as_deref() == Some(&name));
+    let was_updated = daemon.vms.get(&name).is_ok_and(|vm| vm.record().before.is_some());
+    match was_updated && !is_moving && ask.fenced.is_none() {
+        true => blocking(daemon, move |daemon| updating::rollback(daemon, &name)).await,
+        false => moving::rollback::vm(&daemon, &name, &ask).map(Json),
+    }
+}
+
+/// Gives a running VM another QEMU, after a trial on a copy.
+#[utoipa::path(post, path = "/v1/vms/{name}/update", request_body = UpdateVm, responses((status = 200, body = JobView)))]
+async fn update_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<UpdateVm>,
+) -> Answer<JobView> {
+    blocking(daemon, move |daemon| updating::start(daemon, &name, ask)).await
+}
+
+/// Lets a VM switch whose copy did well.
+#[utoipa::path(post, path = "/v1/vms/{name}/approve", responses((status = 200)))]
+async fn approve_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<()> {
+    updating::approve(&daemon, &name).map(Json)
+}
+
+/// What was done to a VM as a whole.
+#[utoipa::path(get, path = "/v1/vms/{name}/events", responses((status = 200, body = [EventView])))]
+async fn events_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<Vec<EventView>> {
+    blocking(daemon, move |daemon| daemon.records.events(&name)).await
 }
 
 /// Compares a volume with another copy of it; tells its digest when there is none.

@@ -340,6 +340,8 @@ pub struct VmView {
     pub disks: Vec<String>,
     /// Its ports.
     pub ports: Vec<PortView>,
+    /// The release of QEMU that runs it.
+    pub version: String,
     /// The serial console's socket.
     pub console: Option<String>,
     /// The QMP socket.
@@ -348,6 +350,67 @@ pub struct VmView {
     pub exit: Option<String>,
     /// The last lines it wrote to its error output, when it ended.
     pub stderr: Option<String>,
+}
+
+/// How a VM gets another QEMU.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpdateVm {
+    /// The program, or the folder into which its packages were unpacked.
+    #[schema(value_type = String)]
+    pub qemu: PathBuf,
+    /// A command that says whether the copy is well: exit code 0.
+    #[serde(default)]
+    pub probe: Option<String>,
+    /// How long it may take, seconds.
+    pub probe_timeout: f64,
+    /// How long the copy, and then the guest, is watched, seconds.
+    pub observe: f64,
+    /// Who lets a guest switch whose copy did well.
+    pub approve: Approve,
+    /// Without a trial.
+    #[serde(default)]
+    pub untried: bool,
+}
+
+/// Who lets a guest switch whose copy did well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Approve {
+    /// The verdict.
+    #[default]
+    Auto,
+    /// Somebody: `gnomon vm approve`.
+    Manual,
+}
+
+/// Something that was done to a VM as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventView {
+    /// When, seconds since 1970.
+    pub at: f64,
+    /// Which VM.
+    pub vm: String,
+    /// `update` or `rollback`.
+    pub what: String,
+    /// `done`, `refused` or `failed`.
+    pub status: String,
+    /// Where it went.
+    pub to: String,
+    /// How long the guest stood, when it switched.
+    pub gap_ms: Option<f64>,
+    /// What that was made of.
+    pub phases: Vec<PhaseView>,
+    /// What spoke against it.
+    pub reasons: Vec<String>,
+}
+
+/// One phase of a switch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PhaseView {
+    /// Which.
+    pub name: String,
+    /// How long.
+    pub ms: f64,
 }
 
 /// How a VM is stopped.

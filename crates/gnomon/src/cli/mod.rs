@@ -11,6 +11,7 @@ mod outlook;
 mod output;
 mod serve;
 mod trace;
+mod update;
 mod verified;
 mod vm;
 mod volume;

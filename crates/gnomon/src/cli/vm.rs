@@ -8,6 +8,7 @@ use gnomon_terms::{Bytes, BytesPerSecond};
 use super::{
     Context, Ended, Failure, forecast, outlook,
     output::{facts, table},
+    update::{self, UpdateArgs},
     volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
 };
 use crate::{
@@ -78,6 +79,28 @@ pub enum Command {
         /// How it is brought back
         #[command(flatten)]
         how: RollbackArgs,
+    },
+    /// Change the QEMU under a running guest, after a trial on a copy of it
+    #[command(after_help = "Examples:\n  gnomon vm update web --qemu /opt/qemu-10/usr/bin/qemu-system-x86_64\n  \
+                            gnomon vm update web --qemu /opt/qemu-10 --probe ./is-web-well.sh --observe 60\n  \
+                            gnomon vm update web --qemu /opt/qemu-10 --approve manual --detach\n  \
+                            gnomon vm rollback web                       back to the QEMU before\n\n\
+                            The guest is copied (RAM, devices, disks; it stands for some milliseconds), the copy runs in the\n\
+                            new QEMU without a network, the probe looks at it, and it is watched. Only when all that goes\n\
+                            well does the guest itself change its QEMU, within some tens of milliseconds and without a copy\n\
+                            of its RAM. It is watched again, and goes back by itself when something is wrong.")]
+    Update(UpdateArgs),
+    /// Let a guest switch whose copy did well (update --approve manual)
+    #[command(after_help = "Examples:\n  gnomon vm approve web")]
+    Approve {
+        /// Which VM
+        name: String,
+    },
+    /// List what was done to a VM as a whole: updates, rollbacks, with their phases
+    #[command(after_help = "Examples:\n  gnomon vm events web\n  gnomon vm events web --json")]
+    Events {
+        /// Which VM
+        name: String,
     },
 }
 
@@ -168,6 +191,9 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Console { name } => attach(&name, context).await?,
         Command::Move(args) => move_vm(args, context).await?,
+        Command::Update(args) => update::update(args, context).await?,
+        Command::Approve { name } => update::approve(&name, context).await?,
+        Command::Events { name } => update::events(&name, context).await?,
         Command::Rollback { name, how } => roll_back(&format!("/v1/vms/{name}"), how, context).await?,
     }
     Ok(())

@@ -16,7 +16,7 @@ use std::{
 use gnomon_terms::{Bytes, ResourceId};
 use gnomon_volume::{
     blockmap::BootId,
-    disk::{FileDisk, Mode},
+    disk::{FileDisk, ForkDisk, Mode},
     front::vhost_user::VhostUserServer,
     serve::{Export, Exports, ServeError},
     tap::Tap,
@@ -265,6 +265,27 @@ impl Keeper {
         let server = VhostUserServer::bind(socket, Arc::clone(&self.exports), &export)?;
         self.queues.lock().insert(export, server);
         Ok(())
+    }
+
+    /// Holds the volume as it is this moment, for a copy of its guest to write apart from it. Space is taken as either
+    /// side writes, beside the volume, and given back when the fork is dropped.
+    pub fn fork(&self, name: &str) -> Result<Arc<ForkDisk>, ApiError> {
+        let handle = self.get(name)?;
+        let mut path = handle.record().path.into_os_string();
+        path.push(".fork");
+        let overlay = FileDisk::create(Path::new(&path), handle.volume.size())?;
+        // Without a name from the start, it is gone with whoever has it open, however that ends.
+        std::fs::remove_file(&path)?;
+        Ok(handle.volume.disk().fork(overlay)?)
+    }
+
+    /// Offers a fork to one QEMU, under the name that the volume itself would have there.
+    pub fn lend_fork(&self, name: &str, token: u64, vm: &str, fork: Arc<ForkDisk>) -> Result<(), ApiError> {
+        let resource = self.get(name)?.volume.resource();
+        let description = format!("a copy of gnomon volume {name}, for a trial of VM {vm}");
+        let export =
+            Export { name: lent(name, token), description, disk: fork, read_only: false, resource, tap: None };
+        Ok(self.exports.add(export)?)
     }
 
     /// Takes a volume back from one QEMU: when this returns, no request of it touches the volume any more.

@@ -11,6 +11,8 @@ pub mod moving;
 pub mod records;
 pub mod serve_file;
 mod tls;
+pub mod updating;
+pub mod vitals;
 pub mod vms;
 pub mod watcher;
 
@@ -22,7 +24,9 @@ use gnomon_volume::front::nbd::{NbdAddress, NbdServer, TlsMode};
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpStream;
 
-use self::{jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, vms::Vms};
+use self::{
+    jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, updating::Updates, vitals::Vitals, vms::Vms,
+};
 use crate::{
     api::{
         self, ApiError,
@@ -45,6 +49,10 @@ pub struct Daemon {
     pub jobs: Jobs,
     /// The moves it takes part in.
     pub moves: Moves,
+    /// How its VMs usually are.
+    pub vitals: Arc<Vitals>,
+    /// Updates that wait for somebody.
+    pub updates: Updates,
     identity: Option<Identity>,
     started: Instant,
 }
@@ -56,6 +64,8 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     let _lock = lock(&config.state_dir)?;
     let daemon = tokio::task::spawn_blocking(move || Daemon::open(config)).await.map_err(ApiError::internal)??;
     let nbd = open_nbd(&daemon)?;
+    let vms = Arc::clone(&daemon.vms);
+    tokio::task::spawn_blocking(move || vms.resume_interrupted());
     let api = api::bind(&daemon.config.socket)?;
     let link = open_link(&daemon).await?;
     say_where(&daemon);
@@ -94,7 +104,19 @@ impl Daemon {
         let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records))?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
         let moves = Moves::default();
-        Ok(Arc::new(Daemon { config, records, keeper, vms, jobs, moves, identity, started: Instant::now() }))
+        let vitals = Vitals::start(&vms);
+        Ok(Arc::new(Daemon {
+            config,
+            records,
+            keeper,
+            vms,
+            jobs,
+            moves,
+            vitals,
+            updates: Updates::default(),
+            identity,
+            started: Instant::now(),
+        }))
     }
 
     /// Connects to the node called `name`.

@@ -11,7 +11,10 @@ use gnomon_terms::Epoch;
 use gnomon_volume::volume::{Patience, Source, Standing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::api::{ApiError, Kind, types::MoveMode};
+use crate::api::{
+    ApiError, Kind,
+    types::{EventView, MoveMode},
+};
 
 /// A volume of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,12 +117,43 @@ pub struct VmRecord {
     /// Fences its QEMU: the exports of its disks carry it, and a QEMU with an older one finds no disk.
     #[serde(default)]
     pub token: u64,
+    /// The program that runs it; `None` for this host's own.
+    #[serde(default)]
+    pub program: Option<ProgramRecord>,
+    /// The program that ran it before its last update: where a rollback goes.
+    #[serde(default)]
+    pub before: Option<ProgramRecord>,
+    /// A second QEMU, of an update that is under way.
+    #[serde(default)]
+    pub beside: Option<BesideRecord>,
     /// The process, while there is one.
     pub qemu: Option<gnomon_qemu::QemuRecord>,
     /// How it ended, when it did.
     pub exit: Option<String>,
     /// What it said when it ended.
     pub stderr: Option<String>,
+}
+
+/// A QEMU program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramRecord {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Folders with its firmware, for one that is not installed where it was built for.
+    pub data_dirs: Vec<PathBuf>,
+}
+
+/// A second QEMU of a VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BesideRecord {
+    /// The process.
+    pub qemu: gnomon_qemu::QemuRecord,
+    /// Its fencing token.
+    pub token: u64,
+    /// What it runs by.
+    pub program: ProgramRecord,
+    /// Whether it is to take over: then the guest may run in it.
+    pub is_successor: bool,
 }
 
 impl VolumeRecord {
@@ -251,6 +285,17 @@ impl Records {
     pub fn remove_vm(&self, name: &str) -> Result<(), ApiError> {
         self.store.delete(&format!("vm/{name}"))?;
         Ok(())
+    }
+
+    /// Writes an event of a VM down, after all before it.
+    pub fn put_event(&self, event: &EventView) -> Result<(), ApiError> {
+        // Microseconds since 1970, padded, so that keys are in order of time.
+        self.put(&format!("event/{}/{:020}", event.vm, (event.at * 1e6) as u64), event)
+    }
+
+    /// The events of a VM, oldest first.
+    pub fn events(&self, vm: &str) -> Result<Vec<EventView>, ApiError> {
+        self.all(&format!("event/{vm}/"))
     }
 
     fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ApiError> {

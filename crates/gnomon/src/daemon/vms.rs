@@ -17,6 +17,10 @@ use gnomon_qemu::{
 };
 use parking_lot::{Mutex, RwLock};
 
+mod beside;
+
+pub use beside::{Beside, Forks, Purpose};
+
 use super::{
     keeper::{Keeper, lent},
     records::{Records, VmRecord},
@@ -49,6 +53,8 @@ pub struct Vms {
     records: Arc<Records>,
     all: RwLock<BTreeMap<String, Arc<VmHandle>>>,
     host: OnceLock<Host>,
+    /// VMs that have to be made to run again once their disks are served.
+    interrupted: Mutex<Vec<String>>,
 }
 
 /// What was found out about this host, once.
@@ -61,8 +67,14 @@ struct Host {
 impl Vms {
     /// Finds every VM on record again. A QEMU that ended meanwhile is told by its record.
     pub fn open(run_dir: &Path, keeper: Arc<Keeper>, records: Arc<Records>) -> Result<Arc<Vms>, ApiError> {
-        let vms =
-            Arc::new(Vms { dir: run_dir.join("vm"), keeper, records, all: RwLock::default(), host: OnceLock::new() });
+        let vms = Arc::new(Vms {
+            dir: run_dir.join("vm"),
+            keeper,
+            records,
+            all: RwLock::default(),
+            host: OnceLock::new(),
+            interrupted: Mutex::default(),
+        });
         for record in vms.records.vms()? {
             vms.bring_back(record)?;
         }
@@ -70,9 +82,16 @@ impl Vms {
     }
 
     fn bring_back(self: &Arc<Vms>, mut record: VmRecord) -> Result<(), ApiError> {
-        let qemu = match record.qemu.clone().map(Qemu::adopt) {
-            None => None,
-            Some(Ok(qemu)) => {
+        let adopted = record.qemu.clone().map(Qemu::adopt);
+        let (own, lost) = match adopted {
+            None => (None, None),
+            Some(Ok(qemu)) => (Some(qemu), None),
+            Some(Err(error)) => (None, Some(error)),
+        };
+        let is_beside = record.beside.is_some();
+        let own = self.settle_beside(&mut record, own)?;
+        let qemu = match own {
+            Some(qemu) => {
                 for disk in qemu.record().spec.iter().flat_map(|spec| &spec.disks) {
                     if let Err(error) = self.lend(disk, &record) {
                         tracing::error!(vm = record.name, disk = disk.name, %error, "its disk cannot be served");
@@ -81,14 +100,18 @@ impl Vms {
                 tracing::info!(vm = record.name, pid = qemu.record().pid, "adopted again");
                 Some(Arc::new(qemu))
             }
-            Some(Err(error)) => {
-                tracing::warn!(vm = record.name, %error, "its QEMU ended while the daemon was away");
-                record.qemu = None;
-                record.exit = Some(format!("it ended while the daemon was away: {error}"));
-                self.records.put_vm(&record)?;
+            None => {
+                if let Some(error) = &lost {
+                    tracing::warn!(vm = record.name, %error, "its QEMU ended while the daemon was away");
+                    record.qemu = None;
+                    record.exit = Some(format!("it ended while the daemon was away: {error}"));
+                }
                 None
             }
         };
+        if lost.is_some() || is_beside {
+            self.records.put_vm(&record)?;
+        }
         self.show(record, qemu);
         Ok(())
     }
@@ -130,7 +153,17 @@ impl Vms {
             );
         }
         let token = self.records.next_token()?;
-        let mut record = VmRecord { name, disks, token, qemu: None, exit: None, stderr: None };
+        let mut record = VmRecord {
+            name,
+            disks,
+            token,
+            program: None,
+            before: None,
+            beside: None,
+            qemu: None,
+            exit: None,
+            stderr: None,
+        };
         let launched = self.launch(spec, resolved, role, &record).and_then(|qemu| {
             record.qemu = Some(qemu.record().clone());
             self.records.put_vm(&record)?;
@@ -192,6 +225,9 @@ impl Vms {
             name: name.to_string(),
             disks: Vec::new(),
             token: 0,
+            program: None,
+            before: None,
+            beside: None,
             qemu: Some(qemu.record().clone()),
             exit: None,
             stderr: None,
@@ -251,30 +287,43 @@ impl Vms {
         let vm = Arc::new(VmHandle { record: Mutex::new(record), qemu: Mutex::new(qemu.clone()) });
         self.all.write().insert(name.clone(), Arc::clone(&vm));
         if let Some(qemu) = qemu {
-            let (watched, vms) = (Arc::downgrade(&vm), Arc::downgrade(self));
-            let watch = qemu.exit_watch();
-            let weak = Arc::downgrade(&qemu);
-            drop(qemu);
-            thread::spawn(move || {
-                let exited = loop {
-                    if let Some(exited) = watch.wait(WATCH_PATIENCE) {
-                        break exited;
-                    }
-                };
-                let (Some(vm), Some(vms)) = (watched.upgrade(), vms.upgrade()) else { return };
-                let words = weak.upgrade().map(|qemu| qemu.last_words()).unwrap_or_default();
-                tracing::warn!(vm = name, exit = %exited, said = words, "QEMU has ended");
-                vm.ended(&exited.to_string(), words);
-                let record = vm.record();
-                vms.take_disks_back(&record);
-                // A VM that was stopped or moved has been forgotten: nothing is to be written for it.
-                let known = vms.all.read().get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
-                if known && let Err(error) = vms.records.put_vm(&record) {
-                    tracing::error!(vm = name, %error, "its end could not be recorded");
-                }
-            });
+            self.watch(&vm, &qemu);
         }
         vm
+    }
+
+    /// Watches for the end of a VM's QEMU, on a thread of its own.
+    fn watch(self: &Arc<Vms>, vm: &Arc<VmHandle>, qemu: &Arc<Qemu>) {
+        let (watched, vms, weak) = (Arc::downgrade(vm), Arc::downgrade(self), Arc::downgrade(qemu));
+        let (watch, pid, name) = (qemu.exit_watch(), qemu.record().pid, vm.record().name);
+        thread::spawn(move || {
+            let exited = loop {
+                if let Some(exited) = watch.wait(WATCH_PATIENCE) {
+                    break exited;
+                }
+            };
+            let (Some(vm), Some(vms)) = (watched.upgrade(), vms.upgrade()) else { return };
+            if vm.qemu().is_some_and(|now| now.record().pid != pid) {
+                // Another one runs the guest by now.
+                return;
+            }
+            let words = weak.upgrade().map(|qemu| qemu.last_words()).unwrap_or_default();
+            tracing::warn!(vm = name, exit = %exited, said = words, "QEMU has ended");
+            vm.ended(&exited.to_string(), words);
+            let record = vm.record();
+            vms.take_disks_back(&record);
+            // A VM that was stopped or moved has been forgotten: nothing is to be written for it.
+            let known = vms.all.read().get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
+            if known && let Err(error) = vms.records.put_vm(&record) {
+                tracing::error!(vm = name, %error, "its end could not be recorded");
+            }
+        });
+    }
+
+    /// Every VM that has a QEMU, by name.
+    pub fn running(&self) -> Vec<(String, Arc<Qemu>)> {
+        let all = self.all.read();
+        all.iter().filter_map(|(name, vm)| Some((name.clone(), vm.qemu()?))).collect()
     }
 
     fn refuse_if_in_use(&self, disk: &str) -> Result<(), ApiError> {
@@ -335,7 +384,13 @@ impl Vms {
     }
 
     /// The same guest with this node's sockets, and its disks as they are lent to the QEMU with `token`.
-    fn localized(&self, mut spec: VmSpec, token: u64) -> VmSpec {
+    fn localized(&self, spec: VmSpec, token: u64) -> VmSpec {
+        let dir = self.dir.join(&spec.name);
+        self.localized_in(&dir, spec, token)
+    }
+
+    /// The same, with the sockets of its ports in `dir`.
+    fn localized_in(&self, dir: &Path, mut spec: VmSpec, token: u64) -> VmSpec {
         for disk in &mut spec.disks {
             disk.source = match disk.source {
                 DiskSource::VhostUser { .. } => self.queues(&spec.name, &disk.name),
@@ -344,7 +399,7 @@ impl Vms {
             disk.reconnect_seconds = RECONNECT_SECONDS;
         }
         for port in &mut spec.ports {
-            *port = self.port(&spec.name, &port.name);
+            port.socket = dir.join(format!("{}.sock", port.name));
         }
         spec
     }
@@ -386,7 +441,7 @@ impl Vms {
         let known = record.qemu.as_ref();
         let spec = known.and_then(|qemu| qemu.spec.as_ref());
         let resolved = known.and_then(|qemu| qemu.resolved.as_ref());
-        let paths = VmPaths::new(&self.dir.join(&record.name));
+        let paths = VmPaths::new(known.and_then(|qemu| qemu.qmp.parent()).unwrap_or(&self.dir));
         VmView {
             status,
             pid: qemu.as_ref().map(|qemu| qemu.record().pid.unsigned_abs()),
@@ -397,6 +452,7 @@ impl Vms {
                 None => String::new(),
             },
             ports: spec.map(|spec| spec.ports.iter().map(port_view).collect()).unwrap_or_default(),
+            version: known.map(|qemu| qemu.version.to_string()).unwrap_or_default(),
             console: spec.map(|_| paths.console().display().to_string()),
             qmp: known.map(|qemu| qemu.qmp.display().to_string()).unwrap_or_default(),
             disks: record.disks,
@@ -430,6 +486,16 @@ impl VmHandle {
     /// A copy of its record.
     pub fn record(&self) -> VmRecord {
         self.record.lock().clone()
+    }
+
+    /// Changes its record; durable before this returns.
+    fn change(&self, records: &Records, deed: impl FnOnce(&mut VmRecord)) -> Result<(), ApiError> {
+        let mut record = self.record.lock();
+        let mut draft = record.clone();
+        deed(&mut draft);
+        records.put_vm(&draft)?;
+        *record = draft;
+        Ok(())
     }
 
     /// Its QEMU, while there is one.

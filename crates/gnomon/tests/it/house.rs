@@ -229,10 +229,25 @@ impl House {
 }
 
 impl House {
+    /// The folders of VMs, and of second QEMUs below them.
+    fn vm_folders(&self) -> Vec<PathBuf> {
+        let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let vms: Vec<PathBuf> = below(&self.path("run/vm")).collect();
+        let second: Vec<PathBuf> = vms.iter().flat_map(|vm| below(vm).collect::<Vec<_>>()).collect();
+        vms.into_iter().chain(second).collect()
+    }
+
+    /// The QEMUs of this node that run, as their records tell.
+    pub fn qemus(&self) -> Vec<u64> {
+        let records = self.vm_folders().into_iter().filter_map(|folder| fs::read(folder.join("qemu.json")).ok());
+        let pids = records.filter_map(|record| serde_json::from_slice::<Value>(&record).ok()?["pid"].as_u64());
+        pids.filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())).collect()
+    }
+
     /// Ends the QEMUs that are on record in the node's folder: they outlive a daemon, and must not outlive a test.
     fn end_qemus(&self) {
-        for folder in fs::read_dir(self.path("run/vm")).into_iter().flatten().flatten() {
-            let record = fs::read(folder.path().join("qemu.json")).unwrap_or_default();
+        for folder in self.vm_folders() {
+            let record = fs::read(folder.join("qemu.json")).unwrap_or_default();
             let pid = serde_json::from_slice::<Value>(&record).ok().and_then(|record| record["pid"].as_u64());
             let is_ours = |pid: &u64| {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -12,6 +12,7 @@ mod outlook;
 mod rollbacks;
 mod tour;
 mod traces;
+mod updates;
 mod usage;
 mod verify;
 mod vm_moves;

@@ -1,0 +1,108 @@
+//! Watching a guest for signs that something is wrong with it.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gnomon_machine::verdict::{Side, Sign, trouble_on_console};
+use gnomon_qemu::{EventError, EventStream, Qemu, QmpEvent, VmPaths};
+
+use super::probe::appended;
+use crate::daemon::vitals::{Expected, Reading};
+
+/// How long one wait for an event is: how soon a wish to cancel is seen.
+const LOOK: Duration = Duration::from_millis(100);
+/// A guest is compared with its history over at least this long: less is noise.
+const LEAST: Duration = Duration::from_secs(3);
+
+/// A guest under watch.
+pub struct Watch {
+    qemu: Arc<Qemu>,
+    events: EventStream,
+    console: Option<PathBuf>,
+    /// How long the console's log was when the watch began.
+    heard: u64,
+    began: Instant,
+    first: Option<Reading>,
+}
+
+impl Watch {
+    /// Begins to watch: from here on nothing is missed. Before the guest runs, so that its first steps are seen.
+    pub fn begin(qemu: &Arc<Qemu>) -> Watch {
+        let console = qemu.record().qmp.parent().map(|dir| VmPaths::new(dir).console_log());
+        let heard = console.as_ref().and_then(|log| log.metadata().ok()).map_or(0, |metadata| metadata.len());
+        Watch {
+            events: qemu.qmp().events(),
+            console,
+            heard,
+            began: Instant::now(),
+            first: Reading::of(qemu),
+            qemu: Arc::clone(qemu),
+        }
+    }
+
+    /// Watches until `until` or the first hard sign, or until `stop` says so.
+    pub fn until(&self, until: Instant, mut stop: impl FnMut() -> bool) -> Vec<Sign> {
+        let mut signs = Vec::new();
+        while signs.is_empty() && Instant::now() < until && !stop() {
+            let left = until.saturating_duration_since(Instant::now()).min(LOOK);
+            match self.events.next(left) {
+                Ok(event) => signs.extend(sign_of(&event)),
+                Err(EventError::Timeout) => {}
+                Err(EventError::Closed(_)) => signs.push(self.ended()),
+            }
+            signs.extend(self.console_sign());
+        }
+        signs
+    }
+
+    /// How the guest compares with what was expected of it, where more is worse: a copy without a network does less than
+    /// its original, and that says nothing. Nothing when it was watched for too short a time.
+    pub fn compare(&self, expected: Option<&Expected>) -> Vec<Sign> {
+        let (Some(expected), Some(first), Some(last)) = (expected, &self.first, Reading::of(&self.qemu)) else {
+            return Vec::new();
+        };
+        if self.began.elapsed() < LEAST {
+            return Vec::new();
+        }
+        let rates = last.since(first);
+        let unlike = |what, seen, interval: gnomon_forecast::series::Interval, hurts| Sign::Unlike {
+            what,
+            seen,
+            low: interval.low,
+            high: interval.high,
+            hurts,
+        };
+        vec![
+            unlike("processor time (seconds per second)", rates.cpu, expected.cpu, Side::Above),
+            unlike("disk requests per second", rates.requests, expected.requests, Side::Above),
+        ]
+    }
+
+    fn ended(&self) -> Sign {
+        let exited = self.qemu.wait_exit(Duration::from_secs(5));
+        let how = exited.map_or_else(|| "its monitor closed".to_string(), |exited| exited.to_string());
+        let words = self.qemu.last_words();
+        Sign::Ended { how: if words.is_empty() { how } else { format!("{how}: {words}") } }
+    }
+
+    fn console_sign(&self) -> Option<Sign> {
+        let log = self.console.as_ref()?;
+        trouble_on_console(&appended(log, self.heard)).map(|said| Sign::Panic { said })
+    }
+}
+
+/// What QEMU tells that speaks against a guest.
+fn sign_of(event: &QmpEvent) -> Option<Sign> {
+    let word = |key: &str| event.data[key].as_str().unwrap_or_default().to_string();
+    match event.name.as_str() {
+        "GUEST_PANICKED" => Some(Sign::Panic { said: format!("QEMU was told ({})", word("action")) }),
+        "RESET" | "SHUTDOWN" | "WATCHDOG" | "SUSPEND" => Some(Sign::Restarted { event: event.name.clone() }),
+        "BLOCK_IO_ERROR" => Some(Sign::DiskFailed {
+            what: format!("{} of {}: {}", word("operation"), word("device"), word("reason")),
+        }),
+        _ => None,
+    }
+}

@@ -1,0 +1,223 @@
+//! A second QEMU of one VM, beside the one that runs it: a copy that something is tried on, or the one that takes over.
+//!
+//! ```text
+//!   launch_beside ──► waits, on record ──┬── succeed ──► it is the VM's QEMU; the one before is ended
+//!                                        └── end_beside ──► gone, without a trace
+//! ```
+//!
+//! It is on record before anything is done with it. After a crash of the daemon the QEMUs themselves are asked: a
+//! successor that runs has taken over, and any other is ended, and the guest made to run where it was. Only one of the
+//! two can be running, because the successor is made to run after the other has lost its disks.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use gnomon_qemu::{DiskSource, Launch, Qemu, QemuBinary, RamLoan, Role, VmSpec};
+use gnomon_volume::disk::ForkDisk;
+
+use super::{VmHandle, Vms};
+use crate::{
+    api::ApiError,
+    daemon::records::{BesideRecord, ProgramRecord, VmRecord},
+};
+
+/// How long a guest may take to run again after a crash of the daemon in the midst of a takeover.
+const RESUME: Duration = Duration::from_secs(30);
+
+/// Copies of a guest's disks, by volume.
+pub type Forks = Vec<(String, Arc<ForkDisk>)>;
+
+/// What a second QEMU is for.
+pub enum Purpose {
+    /// It takes the VM over: it has the VM's own disks.
+    Successor,
+    /// Something is tried on it: it has copies of the disks, by volume.
+    Trial(Forks),
+}
+
+/// A second QEMU. It has to be ended or to succeed: dropping it only forgets it here, and the next start ends it.
+pub struct Beside {
+    /// The process; it waits for a state.
+    pub qemu: Arc<Qemu>,
+    record: BesideRecord,
+    dir: PathBuf,
+}
+
+impl Vms {
+    /// Starts a QEMU beside the one of `vm`, for the same guest, by another program and on RAM that is there. Blocks for
+    /// some 60 ms.
+    pub fn launch_beside(
+        &self,
+        vm: &VmHandle,
+        program: &QemuBinary,
+        ram: RamLoan<'_>,
+        purpose: Purpose,
+    ) -> Result<Beside, ApiError> {
+        let record = vm.record();
+        let known = record.qemu.as_ref();
+        let (Some(spec), Some(resolved)) =
+            (known.and_then(|qemu| qemu.spec.clone()), known.and_then(|qemu| qemu.resolved.clone()))
+        else {
+            return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
+                .then("restart it with `gnomon vm run`"));
+        };
+        let token = self.records.next_token()?;
+        let dir = self.dir.join(&record.name).join(token.to_string());
+        let is_successor = matches!(purpose, Purpose::Successor);
+        let spec = self.localized_in(&dir, spec, token);
+        fs::create_dir_all(&dir)?;
+        let launched = self.lend_all(&spec, &record, token, purpose).and_then(|()| {
+            let launch = Launch {
+                qemu: &program.path,
+                host_args: &program.host_args(),
+                spec: &spec,
+                resolved: &resolved,
+                dir: &dir,
+                role: Role::IncomingPaused,
+                ram: Some(ram),
+            };
+            let qemu = Arc::new(Qemu::launch(&launch)?);
+            let program = ProgramRecord { path: program.path.clone(), data_dirs: program.data_dirs.clone() };
+            let beside = BesideRecord { qemu: qemu.record().clone(), token, program, is_successor };
+            vm.change(&self.records, |record| record.beside = Some(beside.clone()))?;
+            Ok((qemu, beside))
+        });
+        match launched {
+            Ok((qemu, record)) => Ok(Beside { qemu, record, dir }),
+            Err(error) => {
+                self.forget_beside(&record.disks, token, &dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn lend_all(&self, spec: &VmSpec, record: &VmRecord, token: u64, purpose: Purpose) -> Result<(), ApiError> {
+        match purpose {
+            Purpose::Successor => {
+                let next = VmRecord { token, ..record.clone() };
+                spec.disks.iter().try_for_each(|disk| self.lend(disk, &next))
+            }
+            Purpose::Trial(forks) => forks
+                .into_iter()
+                .try_for_each(|(volume, fork)| self.keeper.lend_fork(&volume, token, &record.name, fork)),
+        }
+    }
+
+    /// Ends a second QEMU: it is as if it had not been.
+    pub fn end_beside(&self, vm: &VmHandle, beside: Beside) -> Result<(), ApiError> {
+        beside.qemu.kill()?;
+        vm.change(&self.records, |record| record.beside = None)?;
+        self.forget_beside(&vm.record().disks, beside.record.token, &beside.dir);
+        Ok(())
+    }
+
+    /// The second QEMU runs the guest now: it becomes the VM's own, and the one before is ended.
+    pub fn succeed(self: &Arc<Vms>, vm: &Arc<VmHandle>, beside: Beside) -> Result<(), ApiError> {
+        let (before, old_token) = (vm.qemu(), vm.record().token);
+        vm.change(&self.records, |record| {
+            record.before = record.program.take().or_else(|| self.own_program());
+            record.program = Some(beside.record.program.clone());
+            record.qemu = Some(beside.record.qemu.clone());
+            record.token = beside.record.token;
+            record.beside = None;
+        })?;
+        *vm.qemu.lock() = Some(Arc::clone(&beside.qemu));
+        self.watch(vm, &beside.qemu);
+        if let Some(before) = before {
+            before.kill()?;
+            self.forget_lane(&vm.record(), &before, old_token);
+        }
+        Ok(())
+    }
+
+    /// After a restart of the daemon: what has become of a second QEMU that is on record? Returns the VM's own.
+    pub(super) fn settle_beside(&self, record: &mut VmRecord, own: Option<Qemu>) -> Result<Option<Qemu>, ApiError> {
+        let Some(beside) = record.beside.take() else { return Ok(own) };
+        let dir = beside.qemu.qmp.parent().map(Path::to_path_buf).unwrap_or_default();
+        let successor = Qemu::adopt(beside.qemu.clone()).ok();
+        let runs = |qemu: &Qemu| qemu.qmp().query_status().is_ok_and(|status| status.running);
+        if let Some(qemu) = successor.filter(|qemu| {
+            let has_taken_over = beside.is_successor && runs(qemu);
+            if !has_taken_over && let Err(error) = qemu.kill() {
+                tracing::error!(vm = record.name, %error, "a QEMU beside the VM's own cannot be ended");
+            }
+            has_taken_over
+        }) {
+            tracing::info!(vm = record.name, "its new QEMU had taken over");
+            if let Some(own) = own {
+                own.kill()?;
+            }
+            record.before = record.program.take().or_else(|| self.own_program());
+            record.program = Some(beside.program);
+            (record.qemu, record.token) = (Some(beside.qemu), beside.token);
+            return Ok(Some(qemu));
+        }
+        self.forget_beside(&record.disks, beside.token, &dir);
+        if let Some(own) = own.as_ref().filter(|own| beside.is_successor && !runs(own)) {
+            tracing::warn!(vm = record.name, pid = own.record().pid, "its change of QEMU was cut off");
+            self.interrupted.lock().push(record.name.clone());
+        }
+        Ok(own)
+    }
+
+    /// Makes the guests run on whose change of QEMU was cut off by a crash of the daemon. Once their disks are served:
+    /// QEMU opens them anew for that, and waits for them.
+    pub fn resume_interrupted(&self) {
+        for name in std::mem::take(&mut *self.interrupted.lock()) {
+            let Some(qemu) = self.get(&name).ok().and_then(|vm| vm.qemu()) else { continue };
+            match qemu.qmp().cont_after_migration(RESUME) {
+                Ok(()) => tracing::info!(vm = name, "it runs on in its old QEMU"),
+                Err(error) => {
+                    tracing::error!(vm = name, %error, "it could not be made to run: try `cont` on its monitor")
+                }
+            }
+        }
+    }
+
+    /// The program that a VM without one on record runs by.
+    fn own_program(&self) -> Option<ProgramRecord> {
+        let host = self.host().ok()?;
+        Some(ProgramRecord { path: host.qemu.path.clone(), data_dirs: host.qemu.data_dirs.clone() })
+    }
+
+    fn forget_beside(&self, disks: &[String], token: u64, dir: &Path) {
+        for disk in disks {
+            self.keeper.take_back(disk, token);
+        }
+        // Sockets and logs of a process that is gone.
+        let _ = fs::remove_dir_all(dir);
+    }
+
+    /// What the QEMU before leaves behind. The first one's folder is that of the VM, and stays.
+    fn forget_lane(&self, record: &VmRecord, before: &Qemu, token: u64) {
+        for disk in &record.disks {
+            self.keeper.take_back(disk, token);
+        }
+        let dir = before.record().qmp.parent().map(Path::to_path_buf).unwrap_or_default();
+        if dir != self.dir.join(&record.name) {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+}
+
+impl VmHandle {
+    /// Refuses a change of QEMU for a guest whose disks are not fenced by exports.
+    pub fn refuse_unless_updatable(&self) -> Result<(), ApiError> {
+        let record = self.record();
+        let disks = record.qemu.iter().flat_map(|qemu| qemu.spec.iter()).flat_map(|spec| &spec.disks);
+        for disk in disks {
+            if matches!(disk.source, DiskSource::VhostUser { .. }) {
+                return Err(ApiError::refused(format!(
+                    "VM '{}' has disk '{}' over vhost-user, whose writes into its memory cannot be followed",
+                    record.name, disk.name
+                ))
+                .then("stop it and start it again with this disk over NBD (--disk VOLUME)"));
+            }
+        }
+        Ok(())
+    }
+}
