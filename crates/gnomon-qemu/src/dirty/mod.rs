@@ -128,7 +128,7 @@ pub struct Tracking {
 }
 
 /// Starts the best tracker that can be had for this guest. Blocks as the tiers do: about a millisecond for the first,
-/// and up to [`inject::PATIENCE`] for a QEMU that hangs in the kernel.
+/// and up to two seconds for a QEMU that hangs in the kernel.
 pub fn track(target: &TrackTarget) -> Result<Tracking, TrackError> {
     let mut passed = Vec::new();
     for tier in TrackerTier::ALL {
