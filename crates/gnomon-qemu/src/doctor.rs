@@ -17,6 +17,7 @@ use rustix::{
 use serde::Serialize;
 
 use crate::{
+    dirty::{TierVerdict, TrackerFacts},
     process::{Exited, ProcessError, Spawn, kill, last_words, spawn},
     qmp::{MachineInfo, Qmp},
     spec::QemuVersion,
@@ -40,11 +41,8 @@ pub struct HostFacts {
     pub qemu_img: Option<PathBuf>,
     /// What `/dev/kvm` is to us. Whether it really runs guests only [`crate::prove_kvm`] can say.
     pub kvm_node: KvmNode,
-    /// The kernel tells which pages were written, and protects them again in one call (6.7 and newer): the fastest
-    /// tracker.
-    pub pagemap_scan: bool,
-    /// The kernel keeps soft-dirty bits: the second tracker.
-    pub soft_dirty: bool,
+    /// By which means the pages that a guest writes can be tracked, best first.
+    pub trackers: Vec<TierVerdict>,
     /// Memory can be shared by descriptor.
     pub memfd: bool,
     /// Completion-based file access is allowed.
@@ -83,8 +81,7 @@ impl HostFacts {
             qemus: in_path(QEMU_SYSTEM).filter_map(|path| QemuBinary::inspect(&path).ok()).collect(),
             qemu_img: in_path("qemu-img").next(),
             kvm_node: kvm_node(Path::new("/dev/kvm")),
-            pagemap_scan: has_pagemap_scan(),
-            soft_dirty: has_soft_dirty(),
+            trackers: TrackerFacts::gather().verdicts(),
             memfd: rustix::fs::memfd_create("gnomon-doctor", MemfdFlags::CLOEXEC).is_ok(),
             io_uring: has_io_uring(),
         }
@@ -174,40 +171,6 @@ fn kvm_node(path: &Path) -> KvmNode {
     }
 }
 
-/// The argument of the `PAGEMAP_SCAN` call. All zero it asks about an empty range.
-///
-/// Source: Linux `include/uapi/linux/fs.h`, `struct pm_scan_arg`.
-#[repr(C)]
-#[derive(Default)]
-struct ScanArg {
-    size: u64,
-    rest: [u64; 11],
-}
-
-/// Asks about an empty range of our own memory: an older kernel does not know the call.
-fn has_pagemap_scan() -> bool {
-    const PAGEMAP_SCAN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<ScanArg>(b'f', 16);
-    let Ok(pagemap) = fs::File::open("/proc/self/pagemap") else { return false };
-    let mut arg = ScanArg { size: size_of::<ScanArg>() as u64, ..ScanArg::default() };
-    // SAFETY: the opcode is the one of a call that reads and writes a `ScanArg`, which `arg` is.
-    let call = unsafe { rustix::ioctl::Updater::<PAGEMAP_SCAN, ScanArg>::new(&mut arg) };
-    // SAFETY: on this file the opcode has only that meaning; an older kernel refuses it.
-    unsafe { rustix::ioctl::ioctl(&pagemap, call) }.is_ok()
-}
-
-/// Bit 55 of a page's entry is set by the first write after the bits were cleared, and on a kernel that keeps them,
-/// for every page that was ever written. We write one and look.
-///
-/// Source: Linux documentation, "Soft-Dirty PTEs".
-fn has_soft_dirty() -> bool {
-    use std::os::unix::fs::FileExt;
-    let written = Box::new(std::hint::black_box(1u8));
-    let page = (&raw const *written).addr() as u64 / rustix::param::page_size() as u64;
-    let mut entry = [0u8; 8];
-    fs::File::open("/proc/self/pagemap").and_then(|map| map.read_exact_at(&mut entry, page * 8)).is_ok()
-        && u64::from_ne_bytes(entry) >> 55 & 1 == 1
-}
-
 /// Makes the smallest ring. It may be switched off by the administrator or forbidden by a container.
 fn has_io_uring() -> bool {
     let mut params = rustix::io_uring::io_uring_params::default();
@@ -226,12 +189,5 @@ mod tests {
         let node = dir.path().join("node");
         fs::write(&node, "").expect("written");
         assert_eq!(kvm_node(&node), KvmNode::Present);
-    }
-
-    #[test]
-    fn the_scan_call_has_the_number_the_kernel_gives_it() {
-        // _IOWR('f', 16, 96 bytes)
-        assert_eq!(size_of::<ScanArg>(), 96);
-        assert_eq!(rustix::ioctl::opcode::read_write::<ScanArg>(b'f', 16), 0xC060_6610);
     }
 }

@@ -1,9 +1,11 @@
 //! `gnomon doctor`: what this host can do, and what to mend.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use gnomon_link::Identity;
-use gnomon_qemu::{HostFacts, KVM_CPU, KvmNode, KvmProof, prove_kvm};
+use gnomon_qemu::{
+    Accelerator, HostFacts, KVM_CPU, KvmNode, KvmProof, SelfTest, TierTest, TierVerdict, prove_kvm, self_test,
+};
 use gnomon_terms::Bytes;
 use serde::Serialize;
 
@@ -21,6 +23,8 @@ pub struct Report {
     pub host: HostFacts,
     /// Whether KVM runs stock guests; `None` when there is nothing to try it with.
     pub kvm: Option<KvmProof>,
+    /// The trackers held to the truth; `None` when there is no QEMU to try them with.
+    pub tracker_test: Option<Result<SelfTest, String>>,
     /// Bytes free where volumes go; `None` when that cannot be told.
     pub volume_space: Option<u64>,
     /// Whose certificate the link has, or why there is none.
@@ -36,6 +40,7 @@ pub fn examine(config: &Config) -> Report {
         (KvmNode::Present, Some(qemu)) => Some(prove_kvm(&qemu.path, KVM_CPU, PROOF_TIMEOUT)),
         _ => None,
     };
+    let tracker_test = host.qemus.first().map(|qemu| test_trackers(&qemu.path, host.kvm_node));
     let link = match &config.link {
         None => "none: this node stands alone".to_string(),
         Some(link) => match Identity::load(&link.pki) {
@@ -44,8 +49,52 @@ pub fn examine(config: &Config) -> Report {
         },
     };
     let volume_space = space(config);
-    let advice = advice(&host, kvm.as_ref(), volume_space, &link);
-    Report { node: config.node.clone(), host, kvm, volume_space, link, advice }
+    let mut advice = advice(&host, kvm.as_ref(), volume_space, &link);
+    advice.extend(tracker_advice(tracker_test.as_ref()));
+    Report { node: config.node.clone(), host, kvm, tracker_test, volume_space, link, advice }
+}
+
+/// Under KVM where there is any, be it one that emulates: its page tables are what matters. Else, or when it does not
+/// run even one boot sector, under TCG.
+fn test_trackers(qemu: &Path, kvm: KvmNode) -> Result<SelfTest, String> {
+    let under_kvm = (kvm == KvmNode::Present).then(|| self_test(qemu, Accelerator::Kvm));
+    match under_kvm {
+        Some(Ok(test)) => Ok(test),
+        Some(Err(_)) | None => self_test(qemu, Accelerator::Tcg).map_err(|error| chain(&error)),
+    }
+}
+
+/// A tracker that misses pages would lose a guest's memory: that is said in any case.
+fn tracker_advice(test: Option<&Result<SelfTest, String>>) -> Option<String> {
+    let wrong = test?.as_ref().ok()?.tiers.iter().find(|tier| tier.missed > 0)?;
+    Some(format!("tracking by {} misses pages on this host: do not protect VMs here, and report it", wrong.tier))
+}
+
+fn tracker_words(tiers: &[TierVerdict]) -> String {
+    let words = |tier: &TierVerdict| {
+        let verdict = if tier.available { "yes" } else { "no" };
+        let why = if tier.why.is_empty() { String::new() } else { format!(" ({})", tier.why) };
+        format!("{}: {verdict}{why}", tier.tier)
+    };
+    tiers.iter().map(words).collect::<Vec<_>>().join("; ")
+}
+
+fn self_test_words(test: &Option<Result<SelfTest, String>>) -> String {
+    let tier_words = |tier: &TierTest| match &tier.failed {
+        Some(why) => format!("{}: failed: {why}", tier.tier),
+        None => format!(
+            "{}: {} of {} written pages missed, {} reported needlessly, a scan {:?}",
+            tier.tier, tier.missed, tier.written, tier.needless, tier.scan
+        ),
+    };
+    match test {
+        None => "not tried: there is no QEMU".to_string(),
+        Some(Err(why)) => format!("failed: {why}"),
+        Some(Ok(test)) => {
+            let tiers: Vec<String> = test.tiers.iter().map(tier_words).collect();
+            format!("under {} with {}: {}", test.accelerator, Bytes(test.memory), tiers.join("; "))
+        }
+    }
 }
 
 fn space(config: &Config) -> Option<u64> {
@@ -91,8 +140,8 @@ pub fn words(report: &Report) -> String {
         ("qemu", if qemus.is_empty() { "none".to_string() } else { qemus.join(", ") }),
         ("qemu-img", host.qemu_img.as_ref().map_or("none".to_string(), |path| path.display().to_string())),
         ("kvm", kvm),
-        ("pagemap scan", yes(host.pagemap_scan)),
-        ("soft-dirty", yes(host.soft_dirty)),
+        ("trackers", tracker_words(&host.trackers)),
+        ("tracker test", self_test_words(&report.tracker_test)),
         ("memfd", yes(host.memfd)),
         ("io_uring", yes(host.io_uring)),
         ("space", report.volume_space.map(|space| Bytes(space).to_string()).unwrap_or_default()),
@@ -116,8 +165,7 @@ mod tests {
             qemus: Vec::new(),
             qemu_img: None,
             kvm_node: KvmNode::Absent,
-            pagemap_scan: false,
-            soft_dirty: false,
+            trackers: Vec::new(),
             memfd: true,
             io_uring: true,
         };
