@@ -37,6 +37,17 @@ pub fn judge(source: &[Chunk], destination: &[Chunk]) -> Pulse {
     Pulse { beats: beats.len() as u64, lost: lost(&beats), gap: gap(&beats, switch) }
 }
 
+/// The longest distance between two arrivals from `from` to `to`, the ends included.
+pub fn longest(stream: &[Chunk], from: Duration, to: Duration) -> Duration {
+    let inside = stream.iter().map(|chunk| chunk.at).filter(|at| (from..=to).contains(at));
+    let (mut last, mut most) = (from, Duration::ZERO);
+    for at in inside.chain([to]) {
+        most = most.max(at.saturating_sub(last));
+        last = at;
+    }
+    most
+}
+
 /// A beat: its number and its arrival.
 type Beat = (u64, Duration);
 
@@ -93,6 +104,15 @@ mod tests {
 
     fn stream(rows: &[(u64, &str)]) -> Vec<Chunk> {
         rows.iter().map(|&(at, text)| Chunk { at: Duration::from_millis(at), bytes: text.into() }).collect()
+    }
+
+    #[test]
+    fn the_longest_silence_counts_the_ends() {
+        let beats = stream(&[(5, "0 0\n"), (10, "1 1\n"), (40, "2 2\n"), (90, "3 3\n")]);
+        let ms = Duration::from_millis;
+        for (from, to, most) in [(0, 100, 50), (8, 45, 30), (41, 60, 19), (200, 300, 100)] {
+            assert_eq!(longest(&beats, ms(from), ms(to)), ms(most), "{from} to {to}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::{
     beats::{self, Chunk, Pulse},
     nodes::{Node, Nodes},
+    update::{self, Lanes},
 };
 use crate::{guest_image::GuestImage, sh};
 
@@ -40,13 +41,13 @@ const WORKLOAD: &str = "gn.read_iops=1000 gn.write_iops=50";
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Looks at sockets that QEMU has not made yet.
-const RETRY: Duration = Duration::from_millis(2);
+pub(super) const RETRY: Duration = Duration::from_millis(2);
 
 /// Records are blocks of this many bytes.
 const RECORD: u64 = 4096;
 
 /// Stamped chunks of a stream, filled by a thread.
-type Stream = Arc<Mutex<Vec<Chunk>>>;
+pub(super) type Stream = Arc<Mutex<Vec<Chunk>>>;
 
 /// A guest at work.
 pub struct Guest<'a> {
@@ -54,6 +55,9 @@ pub struct Guest<'a> {
     seed: u64,
     beats_a: Stream,
     beats_b: Stream,
+    /// Of the QEMU that the guest has after its update.
+    beats_c: Stream,
+    began: Instant,
     /// Reports and commands; after the move those of node b.
     report: BufReader<UnixStream>,
 }
@@ -73,7 +77,7 @@ impl<'a> Guest<'a> {
         // Connected before the switch, so that no beat finds the port closed.
         let beats_b = listen(port(&nodes.b, HEARTBEAT), started);
         let report = connect(&port(&nodes.a, REPORT), ANSWER_WITHIN)?;
-        let mut guest = Guest { nodes, seed, beats_a, beats_b, report };
+        let mut guest = Guest { nodes, seed, beats_a, beats_b, beats_c: Stream::default(), began: started, report };
         guest.await_line("ready")?;
         Ok(guest)
     }
@@ -92,6 +96,34 @@ impl<'a> Guest<'a> {
         let job = self.nodes.a.ask(&["vm", "move", VM, "--to", self.nodes.b.name, "--mode", mode])?;
         self.report = connect(&port(&self.nodes.b, REPORT), ANSWER_WITHIN)?;
         Ok(job)
+    }
+
+    /// Gives the guest on node b another QEMU, then tries a bad one on it.
+    pub fn update(&mut self, newer: &Path) -> Result<update::Told> {
+        let (node, folder) = (&self.nodes.b, self.nodes.b.run_dir.join("vm").join(VM));
+        let lanes = Lanes::watch(folder, HEARTBEAT, self.began);
+        node.ask(&update::good(VM, text(newer)?))?;
+        let shown = node.ask(&["vm", "show", VM])?;
+        let socket = |name: &str| -> Result<PathBuf> {
+            let ports = shown["ports"].as_array().context("the VM has no ports")?;
+            let port = ports.iter().find(|port| port["name"] == name).context("the VM lost a port")?;
+            Ok(PathBuf::from(port["socket"].as_str().context("a port without a socket")?))
+        };
+        self.beats_c = lanes.stream(&socket(HEARTBEAT)?).context("nobody listened to the new QEMU")?;
+        self.report = connect(&socket(REPORT)?, ANSWER_WITHIN)?;
+        self.await_line("report")?;
+        let before = self.began.elapsed();
+        let bad = update::bad_qemu(&self.nodes.folder, newer)?;
+        let refused = update::exit_code(&node.run_dir, &update::bad(VM, text(&bad)?))? == 3;
+        self.await_line("report")?;
+        let switched = beats::judge(&lock(&self.beats_b), &lock(&self.beats_c));
+        let silent = beats::longest(&lock(&self.beats_c), before, self.began.elapsed());
+        Ok(update::Told {
+            gap_ms: update::millis(switched.gap.context("no heartbeat in both QEMUs")?),
+            heartbeats_lost: switched.lost,
+            bad_refused: refused,
+            bad_gap_ms: update::millis(silent),
+        })
     }
 
     /// Ends the workload, keeps the version table in a file, powers the guest off; returns its last report.
@@ -172,7 +204,7 @@ fn port(node: &Node, name: &str) -> PathBuf {
 }
 
 /// Collects a port's bytes with their arrivals, from the moment its socket appears.
-fn listen(socket: PathBuf, started: Instant) -> Stream {
+pub(super) fn listen(socket: PathBuf, started: Instant) -> Stream {
     let stream = Stream::default();
     let filled = Arc::clone(&stream);
     thread::spawn(move || {

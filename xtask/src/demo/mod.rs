@@ -8,8 +8,9 @@ pub mod crash;
 mod guest;
 mod nodes;
 mod screen;
+mod update;
 
-use std::{fs, process::ExitCode, time::Instant};
+use std::{fs, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use crate::{
     Ended,
     args::{self, Args, Misuse},
-    guest_image, setup, sh,
+    guest_image, newer_qemu, setup, sh,
 };
 use guest::Guest;
 use nodes::Nodes;
@@ -56,10 +57,11 @@ pub fn run(args: &Args) -> Ended {
     let plan = Plan::of(args)?;
     sh::stage("setup", setup::ensure)?;
     let image = sh::stage("guest", guest_image::build)?;
+    let newer = sh::stage("a newer QEMU", newer_qemu::ensure)?;
     sh::stage("build", build)?;
     let folder = std::env::temp_dir().join(format!("gn-demo-{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let facts = perform(&plan, &image, &folder);
+    let facts = perform(&plan, &image, &newer, &folder);
     match args.has("keep") || facts.is_err() {
         true => eprintln!("demo: logs, disks and sockets are kept in {}", folder.display()),
         false => fs::remove_dir_all(&folder)?,
@@ -77,17 +79,25 @@ pub fn build() -> Result<()> {
     sh::run_aside(sh::cargo().args(["build", "--release", "--quiet", "--package", "gnomon"]))
 }
 
-fn perform(plan: &Plan, image: &guest_image::GuestImage, folder: &std::path::Path) -> Result<Facts> {
+fn perform(plan: &Plan, image: &guest_image::GuestImage, newer: &Path, folder: &Path) -> Result<Facts> {
     let started = Instant::now();
     let nodes = sh::stage("two nodes and a link", || Nodes::start(folder, plan.rate, plan.delay))?;
     let mut guest = sh::stage("a guest on node a", || Guest::boot(&nodes, image, plan.size, plan.seed, "nbd"))?;
     let told = sh::stage("move to node b", || guest.move_to_b(&plan.mode))?;
+    let updated = sh::stage("another QEMU under it, and a bad one", || guest.update(newer))?;
     let last = sh::stage("stop and dump", || guest.stop())?;
     let verified = sh::stage("verify every record", || guest.verify(&nodes.b, image))?;
-    facts(&told, &last, &guest, verified, started)
+    facts(&told, updated, &last, &guest, verified, started)
 }
 
-fn facts(job: &Value, last: &Value, guest: &Guest, verified: bool, started: Instant) -> Result<Facts> {
+fn facts(
+    job: &Value,
+    updated: update::Told,
+    last: &Value,
+    guest: &Guest,
+    verified: bool,
+    started: Instant,
+) -> Result<Facts> {
     let pulse = guest.pulse();
     let moved =
         |key: &str| job["result"][key].as_u64().with_context(|| format!("the move's result lacks {key}: {job}"));
@@ -104,6 +114,7 @@ fn facts(job: &Value, last: &Value, guest: &Guest, verified: bool, started: Inst
         reads_stalled_sequential: moved("reads_stalled_sequential")?,
         reads_stalled_oracle: moved("reads_stalled_oracle")?,
         verified,
+        updated,
         seconds: started.elapsed().as_secs_f64(),
     })
 }

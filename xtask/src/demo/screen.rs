@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::update;
+
 /// All that was found out.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -25,6 +27,8 @@ pub struct Facts {
     pub reads_stalled_oracle: u64,
     /// Whether every record of the moved disk is what the guest last wrote.
     pub verified: bool,
+    /// What the second act told.
+    pub updated: update::Told,
     /// How long everything took, booting and verifying included.
     pub seconds: f64,
 }
@@ -32,7 +36,8 @@ pub struct Facts {
 impl Facts {
     /// Whether nothing was lost.
     pub fn well(&self) -> bool {
-        self.verified && self.corrupt_records == 0 && self.heartbeats_lost == 0
+        let updated = self.updated.heartbeats_lost == 0 && self.updated.bad_refused;
+        self.verified && self.corrupt_records == 0 && self.heartbeats_lost == 0 && updated
     }
 
     /// The one JSON object.
@@ -52,6 +57,14 @@ impl Facts {
                 "reads_stalled_oracle": self.reads_stalled_oracle,
                 "verified": self.verified,
             },
+            "update": {
+                "gap_ms": tenths(self.updated.gap_ms),
+                "heartbeats_lost": self.updated.heartbeats_lost,
+            },
+            "bad_update": {
+                "refused": self.updated.bad_refused,
+                "primary_gap_ms": tenths(self.updated.bad_gap_ms),
+            },
             "seconds": tenths(self.seconds),
         })
     }
@@ -65,7 +78,10 @@ impl Facts {
              guest    silent for {:.1} ms · {} heartbeats lost · {} corrupt records\n\
              volume   {:.0} MiB · {:.0} MiB crossed the link · {verdict}\n\
              reads    {} after the switch, until all was there; of these waited for the link:\n\
-             {:>12} fetched in order\n{:>12} gnomon\n{:>12} knowing the future\n\
+             {:>12} fetched in order\n{:>12} gnomon\n{:>12} knowing the future\n\n\
+             Then it got a newer QEMU while it worked, after that was tried on a copy of it.\n\n\
+             update   silent for {:.1} ms · {} heartbeats lost\n\
+             a bad one: {} · the guest's longest silence meanwhile {:.1} ms\n\n\
              time     {:.1} s in all",
             self.gap_ms,
             self.heartbeats_lost,
@@ -76,6 +92,10 @@ impl Facts {
             self.reads_stalled_sequential,
             self.reads_stalled,
             self.reads_stalled_oracle,
+            self.updated.gap_ms,
+            self.updated.heartbeats_lost,
+            if self.updated.bad_refused { "refused, its copy crashed" } else { "NOT REFUSED" },
+            self.updated.bad_gap_ms,
             self.seconds,
         )
     }
@@ -101,6 +121,7 @@ mod tests {
             reads_stalled_sequential: 20,
             reads_stalled_oracle: 3,
             verified: true,
+            updated: update::Told { bad_refused: true, ..update::Told::default() },
             seconds: 61.04,
         }
     }
@@ -109,7 +130,7 @@ mod tests {
     fn the_json_has_exactly_its_keys() {
         let json = facts().json();
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&json), ["guest", "seconds", "volume"]);
+        assert_eq!(keys(&json), ["bad_update", "guest", "seconds", "update", "volume"]);
         assert_eq!(keys(&json["guest"]), ["corrupt_records", "gap_ms", "heartbeats_lost"]);
         let volume = [
             "bytes_moved",
@@ -131,6 +152,7 @@ mod tests {
             Facts { heartbeats_lost: 1, ..facts() },
             Facts { corrupt_records: 1, ..facts() },
             Facts { verified: false, ..facts() },
+            Facts { updated: update::Told::default(), ..facts() },
         ] {
             assert!(!bad.well(), "{bad:?}");
         }
