@@ -78,11 +78,13 @@ impl Vitals {
     /// Looks at every VM once; false when there is nobody to look at any more.
     fn look(&self, vms: &Weak<Vms>) -> bool {
         let Some(vms) = vms.upgrade() else { return false };
-        let running: Vec<(String, Arc<Qemu>)> = vms.running();
+        let running = vms.running();
+        // Before the lock: a QEMU that hangs answers late, and who asks for a history must not wait for it.
+        let readings: Vec<_> = running.iter().map(|(_, qemu)| Reading::of(qemu)).collect();
         let mut all = self.all.lock();
         all.retain(|name, _| running.iter().any(|(running, _)| running == name));
-        for (name, qemu) in running {
-            let (Some(reading), pid) = (Reading::of(&qemu), qemu.record().pid) else { continue };
+        for ((name, qemu), reading) in running.into_iter().zip(readings) {
+            let (Some(reading), pid) = (reading, qemu.record().pid) else { continue };
             match all.get_mut(&name).filter(|history| history.pid == pid) {
                 Some(history) => history.note(reading),
                 // Another QEMU counts from zero; what its guest does is as before.
