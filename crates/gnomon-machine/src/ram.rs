@@ -1,5 +1,6 @@
 //! A guest's memory as the engines need it: pages that can be read and replaced.
 
+use gnomon_qemu::RamWriter;
 use gnomon_terms::{PageCount, PageNumber};
 
 use crate::page::Page;
@@ -15,6 +16,23 @@ pub trait Ram: Send + Sync {
 
     /// Replaces a page. The page exists.
     fn write(&self, page: PageNumber, content: &Page);
+}
+
+/// The memory that a QEMU maps too. Beyond its end, where no caller looks, there is nothing to read or write.
+impl Ram for RamWriter {
+    fn pages(&self) -> PageCount {
+        self.view().pages()
+    }
+
+    fn read(&self, page: PageNumber, into: &mut Page) {
+        let read = self.view().read_page(page, into);
+        debug_assert!(read.is_ok(), "{page:?} is beyond the memory");
+    }
+
+    fn write(&self, page: PageNumber, content: &Page) {
+        let written = self.write_page(page, content);
+        debug_assert!(written.is_ok(), "{page:?} is beyond the memory");
+    }
 }
 
 #[cfg(test)]

@@ -99,6 +99,16 @@ impl Stage {
         Ok(())
     }
 
+    /// Takes a batch in and applies it at once, without a way back: for memory that is of no checkpoint yet.
+    pub fn pass(&mut self, body: &[u8], ram: &dyn Ram) -> Result<(), StageError> {
+        for record in Reader::new(body, ram.pages()) {
+            let (page, coding) = record?;
+            ram.write(page, &*self.resolve(page, coding, ram)?);
+            self.records += 1;
+        }
+        Ok(())
+    }
+
     /// How many pages it changes.
     pub fn pages(&self) -> PageCount {
         PageCount(self.pages.len() as u64)

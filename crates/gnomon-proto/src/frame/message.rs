@@ -302,7 +302,7 @@ pub enum Message {
         /// The records, as the machine plane codes them.
         body: Vec<u8>,
     },
-    /// A piece of the device state of a checkpoint.
+    /// A piece of the device state of a checkpoint that is not as in the checkpoint before of the session.
     Device {
         /// Which guest.
         stream: Stream,
