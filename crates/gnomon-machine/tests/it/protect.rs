@@ -36,7 +36,6 @@ type WhileStanding = Arc<Mutex<Option<Box<dyn FnMut() + Send>>>>;
 
 /// A guest that is protected.
 pub struct Protected {
-    pub stable: Stable,
     pub qemu: Arc<Qemu>,
     pub primary: Replicator,
     pub shadow: Arc<Mutex<Shadow<Standby>>>,
@@ -48,6 +47,8 @@ pub struct Protected {
     pub while_standing: WhileStanding,
     /// Keeps the QEMU that waits.
     _waiting: Qemu,
+    /// Last: it ends the QEMUs, and each takes one client to its monitor at a time.
+    pub stable: Stable,
 }
 
 /// Notes what the memory is when the guest stands.
@@ -117,7 +118,7 @@ impl Protected {
         };
         let mut primary = Replicator::new(setup(), Box::new(witness), tracker, Box::new(marks));
         let link = Link::connect(&mut primary, &shadow, EPOCH).0;
-        Protected { stable, qemu: vm, primary, shadow, link, ram: copy, truth, while_standing, _waiting: waiting }
+        Protected { qemu: vm, primary, shadow, link, ram: copy, truth, while_standing, _waiting: waiting, stable }
     }
 
     /// A checkpoint after the guest has counted on.
