@@ -21,8 +21,8 @@ use gnomon_machine::{
 };
 use gnomon_proto::frame::{Message, Stream};
 use gnomon_qemu::{
-    Accel, CaptureOptions, DiskSpec, GuestRam, Launch, PortSpec, Qemu, QemuBinary, Role, Standby, TrackTarget, VmSpec,
-    capture, find_qemu, resolve, track,
+    Accel, CaptureOptions, DiskSpec, GuestRam, Launch, PortSpec, Qemu, QemuBinary, Role, Standby, TrackTarget,
+    VmSpec, capture, find_qemu, resolve, track,
 };
 use gnomon_terms::{Bytes, Epoch};
 
