@@ -31,6 +31,7 @@ cargo xtask COMMAND
   demo                 the main job: two nodes and a real guest on this machine
                          [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post] [--keep]
   crash                a Linux guest on vhost-user-blk whose daemon is killed again and again (part of test)
+  bench checkpoint     how long a guest stands for a checkpoint, beside QEMU's bare state   [--json] [--rounds N]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer

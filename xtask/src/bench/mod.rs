@@ -3,6 +3,7 @@
 //! Each round visits every case and in it every contender, beginning with another one each time, so that a drift of
 //! the machine falls on all alike.
 
+mod checkpoint;
 mod nbd;
 mod plot;
 mod table;
@@ -42,10 +43,13 @@ pub struct Row {
 pub fn run(args: &Args) -> Ended {
     let name = args.words.first().map(String::as_str);
     let rounds = args.number("rounds", ROUNDS)?.max(1);
+    if name == Some("checkpoint") {
+        return checkpoints(args, rounds);
+    }
     let rows = match name {
         Some("nbd") => nbd::run(rounds)?,
         Some("vhost") => vhost::run(rounds)?,
-        _ => return Err(Misuse("which benchmark? There are: nbd, vhost".to_owned()).into()),
+        _ => return Err(Misuse("which benchmark? There are: checkpoint, nbd, vhost".to_owned()).into()),
     };
     if let Some(file) = args.text("plot") {
         fs::write(file, plot::bars(&rows)).with_context(|| format!("cannot write {file}"))?;
@@ -53,6 +57,16 @@ pub fn run(args: &Args) -> Ended {
     match args.has("json") {
         true => println!("{}", table::json(name.unwrap_or_default(), &machine(accel(name))?, &rows)),
         false => print!("{}", table::words(&rows)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is measured in times and percentiles has rows of its own.
+fn checkpoints(args: &Args, rounds: usize) -> Ended {
+    let rows = checkpoint::run(rounds)?;
+    match args.has("json") {
+        true => println!("{}", json!({ "bench": "checkpoint", "machine": machine("tcg")?, "rows": rows })),
+        false => print!("{}", checkpoint::words(&rows)),
     }
     Ok(ExitCode::SUCCESS)
 }

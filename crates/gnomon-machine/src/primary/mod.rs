@@ -141,12 +141,10 @@ impl Replicator {
         (acks, resume)
     }
 
-    /// Ends the session: what was on its way is owed again.
+    /// Ends the session. What was on its way is settled when the next one begins, by what the shadow has then.
     pub fn disconnect(&mut self) {
-        if self.session.take().is_some() {
-            self.ledger.lose();
-            self.sender.clear();
-        }
+        self.session = None;
+        self.sender.clear();
     }
 
     /// Whether there is a session.
