@@ -344,8 +344,9 @@ impl Replicator {
     fn send_run(&mut self, checkpoint: u64, run: PageRun, wire: &dyn Wire) -> Result<(), ReplicateError> {
         for start in (run.start.0..run.end().0).step_by(AT_ONCE as usize) {
             let piece = PageRun::new(start, AT_ONCE.min(run.end().0 - start));
-            self.copies.resize(piece.bytes().0 as usize, 0);
-            self.tracker.read(piece.start, &mut self.copies).map_err(|source| track(checkpoint, source))?;
+            self.tracker
+                .read(piece.start, room(&mut self.copies, piece.len))
+                .map_err(|source| track(checkpoint, source))?;
             for (page, content) in piece.pages().zip(pages_of(&self.copies)) {
                 self.sender.page(checkpoint, page, content, wire)?;
             }
@@ -392,14 +393,22 @@ fn another_round(rounds: u32, owed: PageCount, before: Option<PageCount>) -> boo
 
 /// Copies pages out of a guest that stands.
 fn copy(tracker: &dyn DirtyTracker, pages: &PageSet, into: &mut Vec<u8>) -> Result<(), TrackError> {
-    into.resize(pages.count().bytes().0 as usize, 0);
-    let mut rest = &mut into[..];
+    let mut rest = room(into, pages.count());
     for run in pages.runs() {
         let (here, behind) = rest.split_at_mut(run.bytes().0 as usize);
         tracker.read(run.start, here)?;
         rest = behind;
     }
     Ok(())
+}
+
+/// Room for so many pages at the beginning of a buffer that only grows: clearing it is not on a standing guest's time.
+fn room(buffer: &mut Vec<u8>, pages: PageCount) -> &mut [u8] {
+    let length = pages.bytes().0 as usize;
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    &mut buffer[..length]
 }
 
 /// Whole pages.
