@@ -33,6 +33,9 @@ cargo xtask COMMAND
   crash                a Linux guest on vhost-user-blk whose daemon is killed again and again (part of test)
   bench checkpoint     how long a guest stands for a checkpoint, beside QEMU's bare state   [--json] [--rounds N]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
+  bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
+                       primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many
+                       times slower                                                                 (same options)
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one

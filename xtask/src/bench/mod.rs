@@ -4,6 +4,7 @@
 //! the machine falls on all alike.
 
 mod checkpoint;
+mod interceptor;
 mod nbd;
 mod plot;
 mod table;
@@ -27,8 +28,19 @@ const ROUNDS: usize = 5;
 pub struct Case {
     /// Its name in the table.
     pub name: &'static str,
-    /// The unit of a sample. Higher is better.
+    /// The unit of a sample.
     pub unit: &'static str,
+    /// Which samples are the good ones.
+    pub better: Better,
+}
+
+/// The direction of a measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// Of rates.
+    Higher,
+    /// Of times.
+    Lower,
 }
 
 /// All samples of one case, by contender in the order they were given.
@@ -48,8 +60,11 @@ pub fn run(args: &Args) -> Ended {
     }
     let rows = match name {
         Some("nbd") => nbd::run(rounds)?,
+        Some("interceptor") => interceptor::run(rounds)?,
         Some("vhost") => vhost::run(rounds)?,
-        _ => return Err(Misuse("which benchmark? There are: checkpoint, nbd, vhost".to_owned()).into()),
+        _ => {
+            return Err(Misuse("which benchmark? There are: nbd, vhost, interceptor, checkpoint".to_owned()).into());
+        }
     };
     if let Some(file) = args.text("plot") {
         fs::write(file, plot::bars(&rows)).with_context(|| format!("cannot write {file}"))?;
@@ -86,7 +101,7 @@ pub fn interleave(
                 let who = (round + turn) % contenders.len();
                 let sample = measure(&row.case, who)?;
                 eprintln!(
-                    "round {}/{rounds}  {:<16} {:<10} {sample:>12.0} {}",
+                    "round {}/{rounds}  {:<20} {:<10} {sample:>12.1} {}",
                     round + 1,
                     row.case.name,
                     contenders[who],
@@ -133,7 +148,7 @@ mod tests {
 
     #[test]
     fn rounds_are_interleaved_and_begin_with_another_each_time() {
-        let case = || Case { name: "c", unit: "x" };
+        let case = || Case { name: "c", unit: "x", better: Better::Higher };
         let mut order = Vec::new();
         let rows = interleave(vec![case(), case()], &["a", "b", "c"], 3, |_, who| {
             order.push(who);

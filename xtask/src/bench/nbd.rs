@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Case, Row, interleave};
+use super::{Better, Case, Row, interleave};
 use crate::{setup, sh};
 
 const FILE_SIZE: u64 = 1 << 30;
@@ -58,7 +58,7 @@ fn measure(ours: &Path, folder: &Path, rounds: usize) -> Result<Vec<Row>> {
     // Sequential, so that a server's threads never compete with another server's; an idle server costs nothing.
     let servers: Vec<Server> =
         CONTENDERS.iter().map(|who| Server::start(who, ours, &file, folder)).collect::<Result<_>>()?;
-    let cases = CASES.iter().map(|&(name, unit, _)| Case { name, unit }).collect();
+    let cases = CASES.iter().map(|&(name, unit, _)| Case { name, unit, better: Better::Higher }).collect();
     interleave(cases, CONTENDERS, rounds, |case, who| {
         let (_, unit, load) = CASES.iter().find(|(name, ..)| *name == case.name).context("no such case")?;
         fio(&servers[who], load, *unit == "IOPS")

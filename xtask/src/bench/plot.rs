@@ -1,6 +1,6 @@
-//! Bars as SVG: one group for each case, one bar for each contender, each group scaled to its own best.
+//! Bars as SVG: one group for each case, one bar for each contender, each group scaled to its longest.
 
-use super::{Row, table::median};
+use super::{Better, Row, table::median};
 
 const BAR: usize = 18;
 const GAP: usize = 16;
@@ -16,10 +16,13 @@ pub(super) fn bars(rows: &[Row]) -> String {
     let mut y = GAP;
     for row in rows {
         body.push_str(&text(8, y + 13, "start", row.case.name));
-        let best = row.samples.iter().map(|(_, samples)| median(samples)).fold(f64::MIN_POSITIVE, f64::max);
+        if row.case.better == Better::Lower {
+            body.push_str(&text(8, y + BAR + 13, "start", "less is better"));
+        }
+        let longest = row.samples.iter().map(|(_, samples)| median(samples)).fold(f64::MIN_POSITIVE, f64::max);
         for (at, (name, samples)) in row.samples.iter().enumerate() {
             let value = median(samples);
-            let length = (value / best * LENGTH as f64).round() as usize;
+            let length = (value / longest * LENGTH as f64).round() as usize;
             let colour = COLOURS[at.min(COLOURS.len() - 1)];
             body.push_str(&format!(
                 "<rect x=\"{LABEL}\" y=\"{y}\" width=\"{length}\" height=\"{}\" fill=\"{colour}\"/>\n",
@@ -49,9 +52,9 @@ mod tests {
     use crate::bench::Case;
 
     #[test]
-    fn the_best_bar_is_full_and_names_are_escaped() {
+    fn the_longest_bar_is_full_and_names_are_escaped() {
         let samples = vec![("a<b", vec![50.0]), ("c", vec![100.0])];
-        let svg = bars(&[Row { case: Case { name: "case", unit: "x" }, samples }]);
+        let svg = bars(&[Row { case: Case { name: "case", unit: "x", better: Better::Higher }, samples }]);
         assert!(svg.contains("width=\"420\"") && svg.contains("width=\"210\"") && svg.contains("a&lt;b 50 x"));
         assert_eq!((svg.matches("<rect").count(), svg.matches("<svg").count()), (2, 1));
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Row;
+use super::{Better, Row};
 
 /// The one JSON form of all benchmarks.
 pub(super) fn json(bench: &str, machine: &Value, rows: &[Row]) -> Value {
@@ -19,7 +19,7 @@ fn row(row: &Row) -> Value {
     json!({
         "case": row.case.name,
         "unit": row.case.unit,
-        "better": "higher",
+        "better": match row.case.better { Better::Higher => "higher", Better::Lower => "lower" },
         "gnomon": round(ours(row)),
         "peers": peers,
         "ratio_vs_best": (ratio(row) * 1000.0).round() / 1000.0,
@@ -32,7 +32,7 @@ fn row(row: &Row) -> Value {
 pub(super) fn words(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
-        text.push_str(&format!("{:<18}", row.case.name));
+        text.push_str(&format!("{:<22}", row.case.name));
         for (name, samples) in &row.samples {
             text.push_str(&format!("{name:>10} {:>9.0} ±{:>3.0} %", median(samples), spread(samples) * 100.0));
         }
@@ -41,10 +41,15 @@ pub(super) fn words(rows: &[Row]) -> String {
     text
 }
 
-/// gnomon against its best peer; above 1 it is the faster.
+/// gnomon against its best peer; above 1 gnomon is the better, whichever direction is good. 0 when there is nothing to
+/// compare.
 fn ratio(row: &Row) -> f64 {
-    let best = row.samples.iter().skip(1).map(|(_, samples)| median(samples)).fold(0.0, f64::max);
-    if best > 0.0 { ours(row) / best } else { 0.0 }
+    let peers = row.samples.iter().skip(1).map(|(_, samples)| median(samples)).filter(|&peer| peer > 0.0);
+    let (above, below) = match row.case.better {
+        Better::Higher => (ours(row), peers.reduce(f64::max)),
+        Better::Lower => (peers.reduce(f64::min).unwrap_or(0.0), Some(ours(row))),
+    };
+    below.filter(|&below| below > 0.0).map_or(0.0, |below| above / below)
 }
 
 fn ours(row: &Row) -> f64 {
@@ -91,9 +96,30 @@ mod tests {
     }
 
     #[test]
+    fn above_one_gnomon_is_the_better_whichever_direction_is_good() {
+        // (direction, gnomon, peers, ratio)
+        let table: [(Better, f64, &[f64], f64); 8] = [
+            (Better::Higher, 300.0, &[200.0, 100.0], 1.5),
+            (Better::Higher, 100.0, &[200.0], 0.5),
+            (Better::Lower, 100.0, &[200.0, 150.0], 1.5),
+            (Better::Lower, 200.0, &[100.0, 400.0], 0.5),
+            (Better::Lower, 0.0, &[100.0], 0.0),
+            (Better::Lower, 100.0, &[0.0], 0.0),
+            (Better::Higher, 100.0, &[0.0], 0.0),
+            (Better::Lower, 100.0, &[], 0.0),
+        ];
+        for (better, gnomon, peers, expected) in table {
+            let peers_of = peers.iter().map(|&peer| ("peer", vec![peer]));
+            let samples = std::iter::once(("gnomon", vec![gnomon])).chain(peers_of).collect();
+            let row = Row { case: Case { name: "c", unit: "us", better }, samples };
+            assert_eq!(ratio(&row), expected, "{better:?} {gnomon} {peers:?}");
+        }
+    }
+
+    #[test]
     fn a_row_in_json() {
         let samples = vec![("gnomon", vec![300.0]), ("nbdkit", vec![200.0]), ("qemu-nbd", vec![100.0])];
-        let rows = [Row { case: Case { name: "c", unit: "IOPS" }, samples }];
+        let rows = [Row { case: Case { name: "c", unit: "IOPS", better: Better::Higher }, samples }];
         let told = json("nbd", &json!({"cores": 2}), &rows);
         assert_eq!(told["rows"][0]["ratio_vs_best"], 1.5);
         assert_eq!(told["rows"][0]["peers"], json!({"nbdkit": 200.0, "qemu-nbd": 100.0}));

@@ -6,7 +6,7 @@
 mod beats;
 pub mod crash;
 mod guest;
-mod nodes;
+pub mod nodes;
 mod screen;
 mod update;
 

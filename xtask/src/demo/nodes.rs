@@ -25,7 +25,7 @@ pub struct Nodes {
     pub a: Node,
     /// Where it goes.
     pub b: Node,
-    /// The demo's own folder.
+    /// Where all of it is.
     pub folder: PathBuf,
 }
 
