@@ -36,7 +36,7 @@ pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
 pub use migrate::{
     Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,
 };
-pub use process::{ExitWatch, Exited, Launch, ProcessError, Qemu, QemuRecord, StopDeadlines};
+pub use process::{ExitWatch, Exited, Launch, ProcessError, Qemu, QemuRecord, StopDeadlines, end_leftover};
 pub use qmp::{
     CloseReason, EventError, EventStream, MachineInfo, MemoryBackend, MigrationProgress, MigrationStatus, Qmp,
     QmpError, QmpEvent, RunState, VmStatus,

@@ -54,7 +54,7 @@ pub enum ProcessError {
     /// The directory has a running QEMU.
     #[error("{} already has a running QEMU (process {pid}); adopt or stop it first", dir.display())]
     AlreadyRunning {
-        /// Its process; 0 when others crowd its socket so that it could not be asked.
+        /// Its process.
         pid: i32,
         /// The directory.
         dir: PathBuf,

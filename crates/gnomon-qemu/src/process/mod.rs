@@ -12,6 +12,7 @@
 //! kills by control group still kills it: the unit of the daemon needs `KillMode=process`.)
 
 mod error;
+mod leftover;
 mod record;
 mod spawn;
 mod watch;
@@ -32,6 +33,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 pub use error::ProcessError;
+pub use leftover::end_leftover;
 pub use record::QemuRecord;
 pub(crate) use spawn::{Spawn, last_words, spawn};
 pub use watch::{ExitWatch, Exited};
@@ -120,9 +122,14 @@ impl Qemu {
 
     /// Connects to the QEMU of a record, if it still is that very process. Blocks up to 20 s.
     pub fn adopt(record: QemuRecord) -> Result<Qemu, ProcessError> {
+        Qemu::adopt_within(record, GREETING_TIMEOUT)
+    }
+
+    /// The same for a caller who would rather come again than wait: its monitor has `patience` to greet.
+    pub fn adopt_within(record: QemuRecord, patience: Duration) -> Result<Qemu, ProcessError> {
         let pidfd = Arc::new(record.open()?);
         let watch = ExitWatch::over(Arc::clone(&pidfd), record.pid)?;
-        let qmp = Qmp::connect(&record.qmp)?;
+        let qmp = Qmp::over(dial(&record.qmp)?, patience)?;
         Ok(Qemu { qmp, record, pidfd, watch })
     }
 
@@ -291,10 +298,9 @@ fn refuse_if_running(paths: &VmPaths) -> Result<(), ProcessError> {
     {
         return taken(record.pid);
     }
-    match dial(&paths.qmp()) {
-        Ok(stream) => taken(listener_of(&stream, &paths.qmp())?),
-        Err(QmpError::NoGreeting { .. }) => taken(0),
-        Err(_) => Ok(()),
+    match leftover::holder_of(&paths.qmp())? {
+        Some((_, pid)) => taken(pid),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use gnomon_qemu::{Exited, GuestRam, ProcessError, Qemu, QemuRecord, RamBacking, RamError, Role, VmPaths, VmSpec};
+use gnomon_qemu::{
+    Exited, GuestRam, ProcessError, Qemu, QemuRecord, RamBacking, RamError, Role, VmPaths, VmSpec, end_leftover,
+};
 use gnomon_terms::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -56,6 +58,24 @@ fn a_directory_takes_one_guest_at_a_time() {
     assert!(matches!(error, ProcessError::AlreadyRunning { pid, .. } if pid == first.record().pid), "{error}");
     first.stop(at_once()).expect("stopped");
     stable.launch("a", &stable.ticker(), Role::Boot);
+}
+
+/// Its launcher may have died before or after it wrote the record.
+#[test]
+fn a_qemu_that_nobody_knows_of_is_ended() {
+    let stable = Stable::new();
+    assert_eq!(end_leftover(&stable.home("a")).expect("looked"), None, "there never was one");
+    for on_record in [true, false] {
+        let vm = stable.launch("a", &stable.ticker(), Role::Boot);
+        let (pid, watch) = (vm.record().pid, vm.exit_watch());
+        drop(vm);
+        if !on_record {
+            std::fs::remove_file(VmPaths::new(&stable.home("a")).record()).expect("removed");
+        }
+        assert_eq!(end_leftover(&stable.home("a")).expect("ended"), Some(pid), "on record: {on_record}");
+        assert!(watch.exited().is_some(), "it has ended");
+        assert_eq!(end_leftover(&stable.home("a")).expect("looked"), None, "and it is gone");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use gnomon_qemu::{
 use parking_lot::{Mutex, RwLock};
 
 mod beside;
+mod found;
 
 pub use beside::{Beside, Forks, Purpose};
 
@@ -75,45 +76,8 @@ impl Vms {
             host: OnceLock::new(),
             interrupted: Mutex::default(),
         });
-        for record in vms.records.vms()? {
-            vms.bring_back(record)?;
-        }
+        vms.find_again()?;
         Ok(vms)
-    }
-
-    fn bring_back(self: &Arc<Vms>, mut record: VmRecord) -> Result<(), ApiError> {
-        let adopted = record.qemu.clone().map(Qemu::adopt);
-        let (own, lost) = match adopted {
-            None => (None, None),
-            Some(Ok(qemu)) => (Some(qemu), None),
-            Some(Err(error)) => (None, Some(error)),
-        };
-        let is_beside = record.beside.is_some();
-        let own = self.settle_beside(&mut record, own)?;
-        let qemu = match own {
-            Some(qemu) => {
-                for disk in qemu.record().spec.iter().flat_map(|spec| &spec.disks) {
-                    if let Err(error) = self.lend(disk, &record) {
-                        tracing::error!(vm = record.name, disk = disk.name, %error, "its disk cannot be served");
-                    }
-                }
-                tracing::info!(vm = record.name, pid = qemu.record().pid, "adopted again");
-                Some(Arc::new(qemu))
-            }
-            None => {
-                if let Some(error) = &lost {
-                    tracing::warn!(vm = record.name, %error, "its QEMU ended while the daemon was away");
-                    record.qemu = None;
-                    record.exit = Some(format!("it ended while the daemon was away: {error}"));
-                }
-                None
-            }
-        };
-        if lost.is_some() || is_beside {
-            self.records.put_vm(&record)?;
-        }
-        self.show(record, qemu);
-        Ok(())
     }
 
     /// The VM called `name`.
@@ -147,11 +111,12 @@ impl Vms {
     fn start(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved, role: Role) -> Result<Arc<VmHandle>, ApiError> {
         let name = spec.name.clone();
         let disks = spec.disks.iter().map(|disk| disk.name.clone()).collect();
-        if self.all.read().get(&name).is_some_and(|vm| vm.qemu().is_some()) {
+        if self.all.read().get(&name).is_some_and(|vm| vm.qemu().is_some() || vm.is_unreachable()) {
             return Err(
                 ApiError::refused(format!("VM '{name}' runs already")).then("stop it, or choose another name")
             );
         }
+        self.end_leftover(&name)?;
         let token = self.records.next_token()?;
         let mut record = VmRecord {
             name,
@@ -172,6 +137,8 @@ impl Vms {
         match launched {
             Ok(qemu) => Ok(self.show(record, Some(Arc::new(qemu)))),
             Err(error) => {
+                // It may have come up, and not got on record.
+                self.end_leftover(&record.name)?;
                 self.take_disks_back(&record);
                 Err(error)
             }
@@ -244,31 +211,38 @@ impl Vms {
             let deadlines = if force { StopDeadlines { powerdown: Duration::ZERO, ..patient } } else { patient };
             let exited = qemu.stop(deadlines)?;
             vm.ended(&exited.to_string(), String::new());
+        } else if vm.is_unreachable() {
+            if !force {
+                return Err(ApiError::refused(format!("VM '{name}' runs, and its monitor does not answer"))
+                    .then("end other connections to its monitor, or kill it with --force"));
+            }
+            vm.kill_unreachable()?;
         }
         let view = self.view(&vm);
         self.forget(name)?;
         Ok(view)
     }
 
-    /// Ends a QEMU that was started for a VM which is not on record: the daemon died between the two. Only for a caller
-    /// who knows that no guest of this name runs here.
+    /// Ends a QEMU that was started for a VM and is not on record: the daemon died between the two, and told nobody that
+    /// it runs. Does nothing when the VM has one that is.
     pub fn end_leftover(&self, name: &str) -> Result<(), ApiError> {
-        if self.all.read().contains_key(name) {
+        if self.all.read().get(name).is_some_and(|vm| vm.qemu().is_some() || vm.is_unreachable()) {
             return Ok(());
         }
-        if let Ok(qemu) = Qemu::adopt_dir(&self.dir.join(name)) {
-            tracing::warn!(vm = name, pid = qemu.record().pid, "a QEMU that nobody knows of is ended");
-            qemu.kill()?;
+        if let Some(pid) = gnomon_qemu::end_leftover(&self.dir.join(name))? {
+            tracing::warn!(vm = name, pid, "a QEMU that nobody knew of was ended");
         }
         Ok(())
     }
 
     /// Ends the QEMU of a guest that lives elsewhere now, or will not come, and forgets it.
     pub fn remove(&self, name: &str) -> Result<(), ApiError> {
-        if let Some(qemu) = self.get(name)?.qemu() {
+        let vm = self.get(name)?;
+        if let Some(qemu) = vm.qemu() {
             let at_once = StopDeadlines { powerdown: Duration::ZERO, ..StopDeadlines::default() };
             qemu.stop(at_once)?;
         }
+        vm.kill_unreachable()?;
         self.forget(name)
     }
 
@@ -432,6 +406,7 @@ impl Vms {
         let record = vm.record();
         let qemu = vm.qemu();
         let status = match &qemu {
+            None if vm.is_unreachable() => "unreachable".to_string(),
             None => "exited".to_string(),
             Some(qemu) => qemu
                 .qmp()
@@ -520,13 +495,31 @@ impl VmHandle {
         }
     }
 
+    /// Whether it runs as far as is known, and its monitor did not answer when the daemon started.
+    fn is_unreachable(&self) -> bool {
+        let record = self.record.lock();
+        self.qemu.lock().is_none() && record.qemu.is_some() && record.exit.is_none()
+    }
+
+    /// Ends a QEMU whose monitor does not answer; does nothing to any other.
+    fn kill_unreachable(&self) -> Result<(), ApiError> {
+        match self.record().qemu.filter(|_| self.is_unreachable()) {
+            Some(qemu) => {
+                qemu.kill()?;
+                self.ended("killed: its monitor did not answer", String::new());
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     fn uses(&self, disk: &str) -> bool {
-        self.qemu().is_some() && self.record.lock().disks.iter().any(|used| used == disk)
+        (self.qemu().is_some() || self.is_unreachable()) && self.record.lock().disks.iter().any(|used| used == disk)
     }
 
     fn ended(&self, how: &str, words: String) {
-        *self.qemu.lock() = None;
         let mut record = self.record.lock();
+        *self.qemu.lock() = None;
         record.exit = Some(how.to_string());
         record.stderr = (!words.is_empty()).then_some(words);
     }

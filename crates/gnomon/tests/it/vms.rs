@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixListener,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -57,7 +57,10 @@ struct ByHand {
 
 impl ByHand {
     fn start(house: &House) -> ByHand {
-        let qmp = house.text("by-hand.qmp");
+        ByHand::start_at(house.text("by-hand.qmp"))
+    }
+
+    fn start_at(qmp: String) -> ByHand {
         let monitor = format!("unix:{qmp},server=on,wait=off");
         let args = ["-machine", "q35,accel=tcg", "-m", "16", "-display", "none", "-nodefaults", "-qmp", &monitor];
         let qemu = Command::new("qemu-system-x86_64").args(args).stdin(Stdio::null()).spawn().expect("QEMU");
@@ -107,6 +110,40 @@ fn a_guest_with_its_queues_served_survives_the_death_of_the_daemon() {
     assert_eq!(guest.house.run(&["volume", "rm", "boot", "--yes"]).code, 3, "its disk is in use");
     assert_eq!(guest.house.run(&["vm", "stop", "tiny", "--force"]).code, 0);
     assert_eq!(guest.house.run(&["volume", "rm", "boot", "--yes"]).code, 0);
+}
+
+/// The monitor of a QEMU has one client at a time. Somebody else's must not make a daemon that starts believe that the
+/// guest has ended, and give its disk away.
+#[test]
+fn a_guest_whose_monitor_is_busy_when_the_daemon_starts_is_not_forgotten() {
+    let mut guest = Guest::boot();
+    guest.reads(3);
+    let before = guest.show();
+    guest.house.crash();
+    let busy = UnixStream::connect(before["qmp"].as_str().expect("a path")).expect("connected");
+    guest.house.start();
+    assert_eq!(guest.show()["status"], "unreachable");
+    guest.reads(3);
+    for args in [&["volume", "rm", "boot", "--yes"][..], &["vm", "stop", "tiny"]] {
+        let refused = guest.house.run(args);
+        assert_eq!(refused.code, 3, "{}", refused.err);
+    }
+    drop(busy);
+    let status = || guest.show()["status"].as_str().unwrap_or_default().to_string();
+    await_some("its monitor", status, || (status() == "running").then_some(()));
+    assert_eq!(guest.show()["pid"], before["pid"]);
+}
+
+/// A daemon that dies between the start of a QEMU and its record leaves one that nobody knows of.
+#[test]
+fn a_qemu_that_is_not_on_record_is_ended_when_the_daemon_starts() {
+    let mut guest = Guest::boot();
+    fs::create_dir_all(guest.house.path("run/vm/gone/7")).expect("a folder");
+    let mut stray = ByHand::start_at(guest.house.text("run/vm/gone/7/qmp.sock"));
+    guest.house.crash();
+    guest.house.start();
+    assert!(!stray.qemu.wait().expect("ended").success(), "it was killed");
+    guest.reads(3);
 }
 
 #[test]

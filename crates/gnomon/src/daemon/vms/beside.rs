@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use gnomon_qemu::{DiskSource, Launch, Qemu, QemuBinary, RamLoan, Role, VmSpec};
+use gnomon_qemu::{DiskSource, Launch, Qemu, QemuBinary, RamLoan, Role, VmSpec, end_leftover};
 use gnomon_volume::disk::ForkDisk;
 
 use super::{VmHandle, Vms};
@@ -89,6 +89,8 @@ impl Vms {
         match launched {
             Ok((qemu, record)) => Ok(Beside { qemu, record, dir }),
             Err(error) => {
+                // It may have come up, and not got on record.
+                end_leftover(&dir)?;
                 self.forget_beside(&record.disks, token, &dir);
                 Err(error)
             }
