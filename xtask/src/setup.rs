@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "load for the benchmarks"),
     ("busybox-static", "a small guest for tests of the machine plane"),
     ("cpio", "packs that guest"),
+    ("haproxy", "a load balancer that sends connections to where a VM is"),
 ];
 
 /// The machine cannot do it, and here is what would be needed; exit code 3.

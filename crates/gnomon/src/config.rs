@@ -4,6 +4,7 @@
 //! its sockets in `/run/gnomon`; others use their XDG folders. A key that is not known is an error, not a guess.
 
 use std::{
+    collections::BTreeMap,
     env, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -28,6 +29,8 @@ struct RawConfig {
     link: Option<RawLink>,
     peer: Vec<RawPeer>,
     volume: RawVolume,
+    balancer: Vec<RawBalancer>,
+    hook: Vec<RawHook>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -68,6 +71,23 @@ struct RawVolume {
     nbd_pki: Option<PathBuf>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBalancer {
+    vm: String,
+    haproxy: String,
+    server: String,
+    address: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHook {
+    vm: Option<String>,
+    url: Option<String>,
+    command: Option<PathBuf>,
+}
+
 /// What the daemon was told to be.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -89,6 +109,52 @@ pub struct Config {
     pub nbd_socket: PathBuf,
     /// Where others find them, over TLS.
     pub nbd_tcp: Option<NbdTcp>,
+    /// Load balancers that send connections to its VMs.
+    pub balancers: Vec<Balancer>,
+    /// Who hears of what is done to its VMs.
+    pub hooks: Vec<Hook>,
+}
+
+/// A target of a load balancer that is a VM.
+#[derive(Clone, Debug)]
+pub struct Balancer {
+    /// The VM.
+    pub vm: String,
+    /// HAProxy's admin socket: an absolute path, or host:port.
+    pub haproxy: String,
+    /// The target, `backend/server`.
+    pub server: String,
+    /// Where the VM answers, `host:port` by node.
+    pub address: BTreeMap<String, String>,
+}
+
+/// Who hears of events.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    vm: Option<String>,
+    /// How it is told.
+    pub to: HookTo,
+}
+
+/// How a hook is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HookTo {
+    /// A program with the event on its standard input.
+    Command(PathBuf),
+    /// `POST http://HOST/PATH`.
+    Url {
+        /// host:port
+        host: String,
+        /// From its first slash on.
+        path: String,
+    },
+}
+
+impl Hook {
+    /// Whether it hears of events of this VM.
+    pub fn hears_of(&self, vm: &str) -> bool {
+        self.vm.as_deref().is_none_or(|only| only == vm)
+    }
 }
 
 /// How other nodes reach this one.
@@ -183,6 +249,8 @@ impl Config {
             volume_dir: raw.volume.dir.unwrap_or_else(|| state_dir.join("volumes")),
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
             nbd_tcp: nbd_tcp(raw.volume.nbd_tcp, raw.volume.nbd_pki)?,
+            balancers: raw.balancer.into_iter().map(balancer).collect::<Result<_, _>>()?,
+            hooks: raw.hook.into_iter().map(hook).collect::<Result<_, _>>()?,
             run_dir,
             state_dir,
         })
@@ -253,13 +321,63 @@ fn link(raw: RawLink) -> Result<LinkConfig, ConfigError> {
 
 fn peer(raw: RawPeer) -> Result<Peer, ConfigError> {
     name("peer.name", &raw.name)?;
-    let has_port = raw
-        .address
+    host_and_port("peer.address", &raw.address)?;
+    Ok(Peer { name: raw.name, address: raw.address })
+}
+
+fn balancer(raw: RawBalancer) -> Result<Balancer, ConfigError> {
+    name("balancer.vm", &raw.vm)?;
+    if !raw.haproxy.starts_with('/') {
+        host_and_port("balancer.haproxy", &raw.haproxy)?;
+    }
+    // It becomes part of a command line of HAProxy's: no spaces, no second command.
+    let is_word =
+        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
+    if !raw.server.split_once('/').is_some_and(|(backend, server)| is_word(backend) && is_word(server)) {
+        return Err(value("balancer.server", &raw.server, "write BACKEND/SERVER as HAProxy knows them"));
+    }
+    for (node, address) in &raw.address {
+        name("balancer.address", node)?;
+        host_and_port("balancer.address", address)?;
+    }
+    let RawBalancer { vm, haproxy, server, address } = raw;
+    Ok(Balancer { vm, haproxy, server, address })
+}
+
+fn hook(raw: RawHook) -> Result<Hook, ConfigError> {
+    if let Some(vm) = &raw.vm {
+        name("hook.vm", vm)?;
+    }
+    let to = match (raw.url, raw.command) {
+        (Some(url), None) => url_of(&url)?,
+        (None, Some(program)) => HookTo::Command(program),
+        (url, _) => {
+            return Err(value("hook.url", &url.unwrap_or_default(), "a hook has either a url or a command"));
+        }
+    };
+    Ok(Hook { vm: raw.vm, to })
+}
+
+fn url_of(url: &str) -> Result<HookTo, ConfigError> {
+    let wrong = || value("hook.url", url, "write http://HOST:PORT/PATH; for anything else let a command do it");
+    let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
+    host_and_port("hook.url", &host).map_err(|_| wrong())?;
+    let path = if path.is_empty() { "/" } else { path };
+    match path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(HookTo::Url { host, path: path.to_string() }),
+        false => Err(wrong()),
+    }
+}
+
+fn host_and_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
+    let has_port = text
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
     match has_port {
-        true => Ok(Peer { name: raw.name, address: raw.address }),
-        false => Err(value("peer.address", &raw.address, "write host:port, such as \"10.0.0.2:7400\"")),
+        true => Ok(()),
+        false => Err(value(key, text, "write host:port, such as \"10.0.0.2:7400\"")),
     }
 }
 
@@ -344,6 +462,18 @@ mod tests {
         assert_eq!(Homes::default().state_dir(), None);
     }
 
+    const BALANCER_WITHOUT_PORT: &str = "[[balancer]]\nvm='w'\nhaproxy='/h'\nserver='web/vm'\naddress={b='10.0.0.2'}";
+
+    #[test]
+    fn a_hook_is_an_address_or_a_program() {
+        let config = parse("[[hook]]\nurl='http://ops:9/x'\n[[hook]]\nvm='w'\ncommand='/bin/told'").expect("config");
+        assert_eq!(config.hooks[0].to, HookTo::Url { host: "ops:9".to_string(), path: "/x".to_string() });
+        assert_eq!(config.hooks[1].to, HookTo::Command("/bin/told".into()));
+        assert!(config.hooks[0].hears_of("any") && config.hooks[1].hears_of("w") && !config.hooks[1].hears_of("any"));
+        let plain = parse("[[hook]]\nurl='http://ops'").expect("config");
+        assert_eq!(plain.hooks[0].to, HookTo::Url { host: "ops:80".to_string(), path: "/".to_string() });
+    }
+
     #[test]
     fn a_wrong_value_is_named_with_what_to_write() {
         let table = [
@@ -353,6 +483,10 @@ mod tests {
             ("[link]\nlisten='0.0.0.0:1'\npki='/p'\nrate='0'", "link.rate = \"0\"", "leave the key out"),
             ("[[peer]]\nname='b'\naddress='10.0.0.2'", "peer.address = \"10.0.0.2\"", "host:port"),
             ("[volume]\nnbd_tcp='0.0.0.0:10809'", "volume.nbd_tcp", "volume.nbd_pki"),
+            (BALANCER_WITHOUT_PORT, "balancer.address = \"10.0.0.2\"", "host:port"),
+            ("[[balancer]]\nvm='w'\nhaproxy='/h'\nserver='web/a b'\naddress={}", "balancer.server", "BACKEND/SERVER"),
+            ("[[hook]]\nurl='https://x/y'", "hook.url = \"https://x/y\"", "command"),
+            ("[[hook]]\nvm='w'", "hook.url", "either a url or a command"),
             ("[volume]\ndirectory='/x'", "unknown field `directory`", "dir"),
         ];
         for (text, names, advises) in table {

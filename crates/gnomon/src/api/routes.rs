@@ -312,7 +312,12 @@ async fn vms(State(daemon): Daemoned) -> Answer<Vec<VmView>> {
 /// Starts a VM on volumes.
 #[utoipa::path(post, path = "/v1/vms", request_body = RunVm, responses((status = 200, body = VmView)))]
 async fn run_vm(State(daemon): Daemoned, Json(ask): Json<RunVm>) -> Answer<VmView> {
-    blocking(daemon, move |daemon| daemon.vms.run(&ask)).await
+    blocking(daemon, move |daemon| {
+        let view = daemon.vms.run(&ask)?;
+        daemon.balancing.arrive(&view.name, &daemon.config.node);
+        Ok(view)
+    })
+    .await
 }
 
 /// Looks after a QEMU that is running already.

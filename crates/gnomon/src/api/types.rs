@@ -1,6 +1,9 @@
 //! What crosses the API: requests and views. Sizes are bytes, times seconds; nothing here acts.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -390,7 +393,7 @@ pub struct EventView {
     pub at: f64,
     /// Which VM.
     pub vm: String,
-    /// `update` or `rollback`.
+    /// `update`, `rollback` or `move`.
     pub what: String,
     /// `done`, `refused` or `failed`.
     pub status: String,
@@ -402,6 +405,15 @@ pub struct EventView {
     pub phases: Vec<PhaseView>,
     /// What spoke against it.
     pub reasons: Vec<String>,
+}
+
+impl EventView {
+    /// An event of this moment that has no more to tell.
+    pub fn now(vm: &str, what: &str, status: &str, to: String) -> EventView {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let (vm, what, status) = (vm.to_string(), what.to_string(), status.to_string());
+        EventView { at, vm, what, status, to, gap_ms: None, phases: Vec::new(), reasons: Vec::new() }
+    }
 }
 
 /// One phase of a switch.

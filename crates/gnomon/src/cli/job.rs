@@ -87,6 +87,28 @@ pub async fn follow_or_detach(job: &JobView, detach: bool, context: &Context) ->
     Ok(())
 }
 
+/// Cancels what `path` names and waits until it is undone, which is what was asked for. A job that comes to another end
+/// all the same has the exit code that it deserves.
+pub async fn cancel(path: &str, context: &Context) -> Ended {
+    let job: JobView = context.client.post(path, &()).await?;
+    let mut reporter: Reporter = context.output.reporter();
+    let view = context.client.follow(&job.id, |view| reporter.show(view)).await?;
+    match (view.state, view.error.clone()) {
+        (JobState::Failed, Some(error)) => return Err(error.into()),
+        (JobState::Done, _) => {
+            let late = ApiError::refused(format!(
+                "the {} of {} was done before it could be cancelled",
+                view.kind, view.subject
+            ));
+            return Err(late.into());
+        }
+        _ => context.output.result(&view, |view| {
+            format!("the {} of {} was cancelled: nothing has changed", view.kind, view.subject)
+        }),
+    }
+    Ok(())
+}
+
 fn list(jobs: &[JobView]) -> String {
     let rows: Vec<[String; 5]> = jobs
         .iter()

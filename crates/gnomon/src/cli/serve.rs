@@ -12,7 +12,9 @@ use crate::{config::Config, daemon};
 #[command(after_help = "Examples:\n  gnomon serve\n  gnomon serve --config /etc/gnomon.toml\n  \
                         GNOMON_LOG=debug gnomon serve --log-json\n\n\
                         A configuration file may have [node] name, run_dir, state_dir; [api] socket;\n\
-                        [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki.")]
+                        [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki;\n\
+                        [[balancer]] vm, haproxy, server, address (a table: node = \"host:port\");\n\
+                        [[hook]] url or command, vm (none: all).")]
 pub struct Args {
     /// The configuration, in TOML; without it everything has its default
     #[arg(long, env = "GNOMON_CONFIG", value_name = "PATH")]

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use gnomon_terms::{Bytes, BytesPerSecond};
 
 use super::{
-    Context, Ended, Failure, forecast, outlook,
+    Context, Ended, Failure, forecast, job, outlook,
     output::{facts, table},
     update::{self, UpdateArgs},
     volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
@@ -253,7 +253,7 @@ async fn move_vm(args: VmMoveArgs, context: &Context) -> Ended {
                 false => begin(&format!("{path}/move"), &how.request(), detach, context).await,
             }
         }
-        (None, _) => begin(&format!("{path}/cancel"), &(), args.detach, context).await,
+        (None, _) => job::cancel(&format!("{path}/cancel"), context).await,
     }
 }
 

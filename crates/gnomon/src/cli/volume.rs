@@ -244,7 +244,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             let job: JobView = client.post(&format!("/v1/volumes/{name}/bandwidth"), &body).await?;
             output.result(&job, |job| format!("{} of {} goes on", job.kind, job.subject));
         }
-        Command::Cancel { name } => begin(&format!("/v1/volumes/{name}/cancel"), &(), false, context).await?,
+        Command::Cancel { name } => job::cancel(&format!("/v1/volumes/{name}/cancel"), context).await?,
         Command::Rollback { name, how } => roll_back(&format!("/v1/volumes/{name}"), how, context).await?,
         Command::Verify { name, with, against, detach } => {
             let body = VerifyRequest { with, against: against.map(absolute).transpose()? };

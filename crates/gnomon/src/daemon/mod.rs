@@ -3,6 +3,7 @@
 //! `run` brings back what is on record (volumes, VMs, moves), opens the doors (NBD, API, link), and waits to be told
 //! to stop. Guests and their QEMUs go on without it.
 
+mod balancing;
 pub mod console;
 pub mod importing;
 pub mod jobs;
@@ -25,12 +26,13 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpStream;
 
 use self::{
-    jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, updating::Updates, vitals::Vitals, vms::Vms,
+    balancing::Balancing, jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, updating::Updates,
+    vitals::Vitals, vms::Vms,
 };
 use crate::{
     api::{
         self, ApiError,
-        types::{NodeView, PeerView},
+        types::{EventView, NodeView, PeerView},
     },
     config::Config,
 };
@@ -53,6 +55,8 @@ pub struct Daemon {
     pub vitals: Arc<Vitals>,
     /// Updates that wait for somebody.
     pub updates: Updates,
+    /// Who is told where its VMs are.
+    pub balancing: Balancing,
     identity: Option<Identity>,
     started: Instant,
 }
@@ -62,8 +66,8 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     std::fs::create_dir_all(&config.run_dir)?;
     std::fs::create_dir_all(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
-    let daemon = tokio::task::spawn_blocking(move || Daemon::open(config)).await.map_err(ApiError::internal)??;
-    let nbd = open_nbd(&daemon)?;
+    let opened = tokio::task::spawn_blocking(move || Daemon::open(config)).await;
+    let (daemon, nbd) = opened.map_err(ApiError::internal)??;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.resume_interrupted());
     let api = api::bind(&daemon.config.socket)?;
@@ -85,8 +89,8 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
 }
 
 impl Daemon {
-    /// Brings back everything on record. Blocks.
-    fn open(config: Config) -> Result<Arc<Daemon>, ApiError> {
+    /// Brings back everything on record, and opens the doors that guests wait at. Blocks.
+    fn open(config: Config) -> Result<(Arc<Daemon>, Vec<NbdServer>), ApiError> {
         let store = RedbStore::open(&config.state_dir.join("gnomon.redb"))?;
         let records = Arc::new(Records::new(Arc::new(store)));
         let jobs = Jobs::new(records.count_start()?);
@@ -103,9 +107,12 @@ impl Daemon {
         }
         let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records))?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
+        let nbd = open_nbd(&config, &keeper)?;
+        vms.find_again()?;
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);
-        Ok(Arc::new(Daemon {
+        let balancing = Balancing::new(config.balancers.clone(), config.hooks.clone());
+        let daemon = Daemon {
             config,
             records,
             keeper,
@@ -114,9 +121,11 @@ impl Daemon {
             moves,
             vitals,
             updates: Updates::default(),
+            balancing,
             identity,
             started: Instant::now(),
-        }))
+        };
+        Ok((Arc::new(daemon), nbd))
     }
 
     /// Connects to the node called `name`.
@@ -127,6 +136,15 @@ impl Daemon {
         })?;
         let identity = self.identity.as_ref().ok_or_else(no_link)?;
         Ok(gnomon_link::connect_with(&peer.address, Some(name), identity, self.link_options()).await?)
+    }
+
+    /// Writes down what was done to a VM, and tells whoever wants to hear of it. An event that cannot be written is told
+    /// in the log.
+    pub fn note(&self, event: &EventView) {
+        if let Err(error) = self.records.put_event(event) {
+            tracing::error!(vm = event.vm, what = event.what, %error, "an event could not be written down");
+        }
+        self.balancing.tell(event);
     }
 
     /// Refuses early what cannot work: a node that is not known, or no link at all.
@@ -187,10 +205,10 @@ fn lock(state_dir: &Path) -> Result<File, ApiError> {
     Ok(file)
 }
 
-fn open_nbd(daemon: &Daemon) -> Result<Vec<NbdServer>, ApiError> {
-    let exports = daemon.keeper.exports();
-    let mut servers = vec![NbdServer::bind(NbdAddress::Unix(daemon.config.nbd_socket.clone()), Arc::clone(exports))?];
-    if let Some(tcp) = &daemon.config.nbd_tcp {
+fn open_nbd(config: &Config, keeper: &Keeper) -> Result<Vec<NbdServer>, ApiError> {
+    let exports = keeper.exports();
+    let mut servers = vec![NbdServer::bind(NbdAddress::Unix(config.nbd_socket.clone()), Arc::clone(exports))?];
+    if let Some(tcp) = &config.nbd_tcp {
         let address =
             NbdAddress::TcpTls { at: tcp.listen, config: tls::server_config(&tcp.pki)?, mode: TlsMode::Required };
         servers.push(NbdServer::bind(address, Arc::clone(exports))?);

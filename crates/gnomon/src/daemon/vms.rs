@@ -66,7 +66,7 @@ struct Host {
 }
 
 impl Vms {
-    /// Finds every VM on record again. A QEMU that ended meanwhile is told by its record.
+    /// Offers the disks of every VM on record; [`Vms::find_again`] looks for the VMs themselves.
     pub fn open(run_dir: &Path, keeper: Arc<Keeper>, records: Arc<Records>) -> Result<Arc<Vms>, ApiError> {
         let vms = Arc::new(Vms {
             dir: run_dir.join("vm"),
@@ -76,7 +76,7 @@ impl Vms {
             host: OnceLock::new(),
             interrupted: Mutex::default(),
         });
-        vms.find_again()?;
+        vms.offer_again()?;
         Ok(vms)
     }
 

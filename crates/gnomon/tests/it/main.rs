@@ -1,6 +1,7 @@
 //! The real program, driven as its users drive it: a daemon in a folder of its own, the command line, NBD clients of
 //! other projects, and a guest.
 
+mod balancing;
 mod client;
 mod guest;
 mod house;

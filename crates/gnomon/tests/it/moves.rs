@@ -126,7 +126,8 @@ fn a_cancelled_move_leaves_everything_as_it_was() {
     pair.a.await_job("data", |job| is_in(job, "prime", 690));
     let again = pair.a.run(&["volume", "move", "data", "--to", "b"]);
     assert_eq!(again.code, 3, "two moves at once: {}", again.err);
-    pair.a.run(&["volume", "cancel", "data"]);
+    let cancelled = pair.a.run(&["volume", "cancel", "data"]);
+    assert_eq!(cancelled.code, 0, "{}", cancelled.err);
     let ended = pair.a.await_end("data");
     assert_ne!(ended["state"], "done", "{ended}");
     assert_unchanged(&pair, &before);

@@ -13,7 +13,10 @@ use super::{
     source::{Leg, SourceMove},
     story::Told,
 };
-use crate::{api::ApiError, daemon::records::StandingRecord};
+use crate::{
+    api::{ApiError, Kind, types::EventView},
+    daemon::records::StandingRecord,
+};
 
 /// What the result tells.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,6 +121,27 @@ impl SourceMove {
             }
         }
         sum
+    }
+
+    /// Tells what became of a VM, and where it is to be found.
+    pub(super) fn note(&self, ended: &Result<serde_json::Value, ApiError>) {
+        let Some(vm) = &self.record.vm else { return };
+        let status = match ended {
+            Ok(_) => "done",
+            Err(error) if error.kind == Kind::Refused => "refused",
+            Err(_) => "failed",
+        };
+        match ended {
+            Ok(_) => self.daemon.balancing.arrive(vm, &self.record.to),
+            Err(_) if self.daemon.vms.get(vm).is_ok_and(|vm| vm.qemu().is_some()) => {
+                self.daemon.balancing.arrive(vm, &self.daemon.config.node);
+            }
+            Err(_) => {}
+        }
+        let gap_ms = self.totals.gap.map(|gap| gap.as_secs_f64() * 1e3);
+        let reasons = ended.as_ref().err().map(|error| error.message.clone()).into_iter().collect();
+        let event = EventView::now(vm, "move", status, format!("node {}", self.record.to));
+        self.daemon.note(&EventView { gap_ms, reasons, ..event });
     }
 
     /// The move did not switch: everything is as before.

@@ -140,6 +140,7 @@ impl SourceMove {
             Err(error) => Err(error),
         };
         self.daemon.moves.forget(&self.record.id);
+        self.note(&ended);
         self.job.finish(ended);
     }
 
@@ -374,6 +375,7 @@ impl SourceMove {
                     }
                 }
                 (None, Some(vm)) if ready => {
+                    self.daemon.balancing.leave(vm);
                     let vm = self.daemon.vms.get(vm)?;
                     transfer = Some(Transfer::start(hub, vm).await?);
                     // Asked while the guest runs, so that the question costs it nothing.
@@ -408,6 +410,7 @@ impl SourceMove {
         let name = transfer.name();
         transfer.complete(hub).await?;
         self.totals.gap = Some(stood.elapsed());
+        self.daemon.balancing.arrive(&name, &self.record.to);
         self.daemon.records.put_move(&self.record)?;
         let vms = Arc::clone(&self.daemon.vms);
         tokio::task::spawn_blocking(move || vms.remove(&name)).await.map_err(ApiError::internal)?

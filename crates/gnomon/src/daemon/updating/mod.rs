@@ -18,7 +18,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use gnomon_machine::takeover::{Disks, Phases, take_over};
@@ -237,24 +237,17 @@ impl Update {
         }
     }
 
-    /// Writes down what happened; an event that cannot be written is told in the log.
+    /// Writes down what happened.
     fn note(&self, status: &str, to: String, phases: Option<&Phases>, reasons: &[String]) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let named = phases.iter().flat_map(|phases| phases.named());
         let event = EventView {
-            at: now,
-            vm: self.name.clone(),
-            what: self.what.to_string(),
-            status: status.to_string(),
-            to: format!("QEMU {to}"),
             gap_ms: phases.map(|phases| millis(phases.gap())),
             phases: named.map(|(name, took)| PhaseView { name: name.to_string(), ms: millis(took) }).collect(),
             reasons: reasons.to_vec(),
+            ..EventView::now(&self.name, self.what, status, format!("QEMU {to}"))
         };
         tracing::info!(vm = self.name, what = self.what, status, reasons = reasons.join("; "), "a change of QEMU");
-        if let Err(error) = self.daemon.records.put_event(&event) {
-            tracing::error!(vm = self.name, %error, "an event could not be written down");
-        }
+        self.daemon.note(&event);
     }
 }
 

@@ -39,6 +39,17 @@ pub enum Purpose {
     Trial(Forks),
 }
 
+/// What has become of a change of QEMU that a crash of the daemon cut off.
+pub(super) enum Settled {
+    /// The VM's own QEMU has the guest. It may stand in the midst of a switch.
+    Own {
+        /// Whether it does.
+        is_interrupted: bool,
+    },
+    /// The other one had taken over, and is the VM's own now.
+    Taken(Arc<Qemu>),
+}
+
 /// A second QEMU. It has to be ended or to succeed: dropping it only forgets it here, and the next start ends it.
 pub struct Beside {
     /// The process; it waits for a state.
@@ -136,34 +147,42 @@ impl Vms {
         Ok(())
     }
 
-    /// After a restart of the daemon: what has become of a second QEMU that is on record? Returns the VM's own.
-    pub(super) fn settle_beside(&self, record: &mut VmRecord, own: Option<Qemu>) -> Result<Option<Qemu>, ApiError> {
-        let Some(beside) = record.beside.take() else { return Ok(own) };
-        let dir = beside.qemu.qmp.parent().map(Path::to_path_buf).unwrap_or_default();
-        let successor = Qemu::adopt(beside.qemu.clone()).ok();
-        let runs = |qemu: &Qemu| qemu.qmp().query_status().is_ok_and(|status| status.running);
-        if let Some(qemu) = successor.filter(|qemu| {
-            let has_taken_over = beside.is_successor && runs(qemu);
-            if !has_taken_over && let Err(error) = qemu.kill() {
-                tracing::error!(vm = record.name, %error, "a QEMU beside the VM's own cannot be ended");
+    /// After a restart of the daemon: what has become of the second QEMU of a record? It is not in the record any more
+    /// that this returns, which is durable. A successor has its disks by now, so that it can answer.
+    pub(super) fn settle_beside(&self, mut record: VmRecord) -> Result<(VmRecord, Settled), ApiError> {
+        let Some(beside) = record.beside.take() else {
+            return Ok((record, Settled::Own { is_interrupted: false }));
+        };
+        let successor = Qemu::adopt(beside.qemu.clone()).ok().filter(|qemu| beside.is_successor && runs(qemu));
+        let settled = match successor {
+            Some(successor) => {
+                tracing::info!(vm = record.name, "its new QEMU had taken over");
+                if let Some(own) = record.qemu.replace(beside.qemu) {
+                    own.kill()?;
+                }
+                record.before = record.program.take().or_else(|| self.own_program());
+                record.program = Some(beside.program);
+                record.token = beside.token;
+                Settled::Taken(Arc::new(successor))
             }
-            has_taken_over
-        }) {
-            tracing::info!(vm = record.name, "its new QEMU had taken over");
-            if let Some(own) = own {
-                own.kill()?;
+            None => {
+                // Both map the same memory: the other one runs on only when this one is gone.
+                beside.qemu.kill()?;
+                let dir = beside.qemu.qmp.parent().map(Path::to_path_buf).unwrap_or_default();
+                self.forget_beside(&record.disks, beside.token, &dir);
+                Settled::Own { is_interrupted: beside.is_successor }
             }
-            record.before = record.program.take().or_else(|| self.own_program());
-            record.program = Some(beside.program);
-            (record.qemu, record.token) = (Some(beside.qemu), beside.token);
-            return Ok(Some(qemu));
+        };
+        self.records.put_vm(&record)?;
+        Ok((record, settled))
+    }
+
+    /// Has a guest made to run, when its disks are served, if it stands because its change of QEMU was cut off.
+    pub(super) fn note_interrupted(&self, name: &str, own: &Qemu, is_interrupted: bool) {
+        if is_interrupted && !runs(own) {
+            tracing::warn!(vm = name, pid = own.record().pid, "its change of QEMU was cut off");
+            self.interrupted.lock().push(name.to_string());
         }
-        self.forget_beside(&record.disks, beside.token, &dir);
-        if let Some(own) = own.as_ref().filter(|own| beside.is_successor && !runs(own)) {
-            tracing::warn!(vm = record.name, pid = own.record().pid, "its change of QEMU was cut off");
-            self.interrupted.lock().push(record.name.clone());
-        }
-        Ok(own)
     }
 
     /// Makes the guests run on whose change of QEMU was cut off by a crash of the daemon. Once their disks are served:
@@ -222,4 +241,8 @@ impl VmHandle {
         }
         Ok(())
     }
+}
+
+fn runs(qemu: &Qemu) -> bool {
+    qemu.qmp().query_status().is_ok_and(|status| status.running)
 }
