@@ -1,6 +1,10 @@
-//! The demo's guest, ready to boot: a static `gnomon-guest` and the modules it loads, packed as an initramfs.
+//! The demo's guest, ready to boot: static `gnomon-guest` and `gnomon-agent`, and the modules that are loaded, packed as
+//! an initramfs.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
@@ -26,29 +30,32 @@ pub struct GuestImage {
 
 /// Builds the guest and packs it. Quick when nothing has changed.
 pub fn build() -> Result<GuestImage> {
-    let program = build_program()?;
+    let folder = build_programs()?;
+    let (program, agent) = (folder.join("gnomon-guest"), folder.join("gnomon-agent"));
     let kernel = kernel::ensure()?;
     let initrd = sh::cache().join("guest.cpio");
-    fs::write(&initrd, pack(&program, &kernel)?).with_context(|| format!("cannot write {}", initrd.display()))?;
+    fs::write(&initrd, pack(&program, &agent, &kernel)?)
+        .with_context(|| format!("cannot write {}", initrd.display()))?;
     Ok(GuestImage { kernel: kernel.image, initrd, program })
 }
 
 /// In a target folder of its own: other flags would make cargo rebuild the whole house each time.
-fn build_program() -> Result<PathBuf> {
+fn build_programs() -> Result<PathBuf> {
     let folder = sh::cache().join("guest-target");
     sh::run_aside(
         sh::cargo()
-            .args(["build", "--release", "--quiet", "--package", "gnomon-guest", "--target", TARGET, "--target-dir"])
+            .args(["build", "--release", "--quiet", "--package", "gnomon-guest", "--package", "gnomon-agent"])
+            .args(["--target", TARGET, "--target-dir"])
             .arg(&folder)
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
             // Thin LTO over two small crates would take longer than the guest ever saves.
             .env("CARGO_PROFILE_RELEASE_LTO", "off"),
     )?;
-    Ok(folder.join(TARGET).join("release/gnomon-guest"))
+    Ok(folder.join(TARGET).join("release"))
 }
 
-fn pack(program: &PathBuf, kernel: &Kernel) -> Result<Vec<u8>> {
+fn pack(program: &Path, agent: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "modules"] {
         archive.folder(folder);
@@ -59,6 +66,8 @@ fn pack(program: &PathBuf, kernel: &Kernel) -> Result<Vec<u8>> {
         list.push_str(&format!("/modules/{name}.ko\n"));
     }
     archive.file("modules.list", list.as_bytes());
-    archive.file("init", &fs::read(program).with_context(|| format!("cannot read {}", program.display()))?);
+    for (name, file) in [("init", program), ("agent", agent)] {
+        archive.file(name, &fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
+    }
     Ok(archive.finish())
 }

@@ -7,6 +7,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -31,6 +32,9 @@ const DEVICES_WITHIN: Duration = Duration::from_secs(30);
 /// The modules to load, one path a line, each after those it needs.
 const MODULE_LIST: &str = "/modules.list";
 
+/// A program to run beside us, when it is there.
+const AGENT: &str = "/agent";
+
 /// Runs the guest and powers it off. Never returns.
 pub fn run() -> ! {
     match guest() {
@@ -54,6 +58,7 @@ fn guest() -> io::Result<()> {
     if params.bench {
         return bench::serve(Path::new(&params.disk), open_port(&params.report)?);
     }
+    start_agent()?;
     let ram = Arc::new(Ram::new(params.buf_mib, params.seed));
     let ticks = heartbeat::start(open_port(&params.heartbeat)?, params.tick, params.dirty, Arc::clone(&ram))?;
     let port = open_port(&params.report)?;
@@ -61,6 +66,14 @@ fn guest() -> io::Result<()> {
     let workload = Workload::start(&params)?;
     println!("gnomon-guest: at work on {} with seed {}", params.disk, params.seed);
     Session::new(workload, params.seed, ram, ticks, port).run(&commands, None)
+}
+
+/// Starts the agent that was packed with us, as an init system would.
+fn start_agent() -> io::Result<()> {
+    match Command::new(AGENT).spawn() {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(about(AGENT, err)),
+        _ => Ok(()),
+    }
 }
 
 fn mount_all() -> io::Result<()> {

@@ -12,6 +12,7 @@ pub mod bitmap;
 pub mod frame;
 pub mod handover;
 pub mod phase;
+pub mod report;
 
 pub use class::Class;
 pub use name::is_node_name;

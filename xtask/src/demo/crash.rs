@@ -1,7 +1,8 @@
 //! A Linux guest whose disk is served over vhost-user-blk by a daemon that dies again and again.
 //!
 //! The guest reads, rewrites and checks records all the time, so each death finds requests in its queues. It must see
-//! a pause and nothing else: no error, no wrong record, and at the end the volume holds what was last written.
+//! a pause and nothing else: no error, no wrong record, and at the end the volume holds what was last written. Its agent
+//! is heard by each daemon anew.
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
@@ -36,7 +37,7 @@ pub fn run() -> Ended {
 fn perform(image: &GuestImage, folder: &Path) -> Result<()> {
     let nodes = Nodes::start(folder, RATE, Duration::ZERO)?;
     let mut guest = Guest::boot(&nodes, image, SIZE, 7, "vhost-user")?;
-    let mut written = 0;
+    let (mut written, mut beats) = (0, guest.await_agent(&nodes.a, 0)?["seq"].as_u64().unwrap_or(0));
     for death in 1..=DEATHS {
         nodes.a.crash()?;
         // One report may have been on its way; the work that a later one tells of was done by the new daemon.
@@ -47,6 +48,9 @@ fn perform(image: &GuestImage, folder: &Path) -> Result<()> {
         eprintln!("death {death}: {report}");
         ensure!(writes > written, "after death {death} the guest writes no more: {report}");
         written = writes;
+        let agent = guest.await_agent(&nodes.a, beats + 1)?;
+        beats = agent["seq"].as_u64().context("the agent has no number")?;
+        ensure!(agent["faults"] == 0 && agent["memory_available"].as_u64() > Some(0), "the agent said {agent}");
     }
     let last = guest.stop()?;
     for key in ["corrupt", "errors", "ram_wrong"] {

@@ -71,7 +71,8 @@ impl<'a> Guest<'a> {
         let (kernel, initrd) = (text(&image.kernel)?, text(&image.initrd)?);
         let disk = format!("{VOLUME},front={front}");
         let run = ["vm", "run", VM, "--memory", MEMORY, "--disk", &disk, "--kernel", kernel, "--initrd", initrd];
-        nodes.a.ask(&[&run[..], &["--append", &append, "--port", HEARTBEAT, "--port", REPORT]].concat())?;
+        let ports = ["--append", &append, "--port", HEARTBEAT, "--port", REPORT, "--agent"];
+        nodes.a.ask(&[&run[..], &ports].concat())?;
         let started = Instant::now();
         let beats_a = listen(port(&nodes.a, HEARTBEAT), started);
         // Connected before the switch, so that no beat finds the port closed.
@@ -80,6 +81,21 @@ impl<'a> Guest<'a> {
         let mut guest = Guest { nodes, seed, beats_a, beats_b, beats_c: Stream::default(), began: started, report };
         guest.await_line("ready")?;
         Ok(guest)
+    }
+
+    /// Waits until a node has heard the guest's agent say a number of at least `seq`; what it said.
+    pub fn await_agent(&self, node: &Node, seq: u64) -> Result<Value> {
+        let until = Instant::now() + ANSWER_WITHIN;
+        loop {
+            let agent = &node.ask(&["vm", "show", VM])?["agent"];
+            if agent["seq"].as_u64().is_some_and(|said| said >= seq) {
+                return Ok(agent.clone());
+            }
+            if Instant::now() > until {
+                bail!("the guest's agent was not heard: {agent}");
+            }
+            thread::sleep(RETRY);
+        }
     }
 
     /// Waits until the guest has told of its work once more.

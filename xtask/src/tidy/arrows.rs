@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gnomon-volume",
         ],
     ),
+    ("gnomon-agent", &["gnomon-proto", "gnomon-terms"]),
     // The guest accuses gnomon, so it shares nothing with it.
     ("gnomon-guest", &[]),
     ("xtask", &[]),

@@ -73,7 +73,7 @@ fn a_qemu_that_nobody_knows_of_is_ended() {
             std::fs::remove_file(VmPaths::new(&stable.home("a")).record()).expect("removed");
         }
         assert_eq!(end_leftover(&stable.home("a")).expect("ended"), Some(pid), "on record: {on_record}");
-        assert!(watch.exited().is_some(), "it has ended");
+        assert!(watch.wait(LONG).is_some(), "it has ended");
         assert_eq!(end_leftover(&stable.home("a")).expect("looked"), None, "and it is gone");
     }
 }

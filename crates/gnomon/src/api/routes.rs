@@ -329,7 +329,11 @@ async fn adopt_vm(State(daemon): Daemoned, Json(ask): Json<AdoptVm>) -> Answer<V
 /// One VM.
 #[utoipa::path(get, path = "/v1/vms/{name}", responses((status = 200, body = VmView)))]
 async fn vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VmView> {
-    blocking(daemon, move |daemon| Ok(daemon.vms.view(&*daemon.vms.get(&name)?))).await
+    blocking(daemon, move |daemon| {
+        let view = daemon.vms.view(&*daemon.vms.get(&name)?);
+        Ok(VmView { agent: daemon.vitals.agent(&name), ..view })
+    })
+    .await
 }
 
 /// Stops a VM.

@@ -12,7 +12,7 @@ use super::{
     volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
 };
 use crate::{
-    api::types::{AdoptVm, Front, MoveMode, RunDisk, RunVm, StopVm, VmView},
+    api::types::{AdoptVm, AgentView, Front, MoveMode, PressureView, RunDisk, RunVm, StopVm, VmView},
     daemon::console,
     names,
 };
@@ -135,6 +135,10 @@ pub struct RunArgs {
     /// A virtio-serial port, offered as a unix socket
     #[arg(long = "port", value_name = "NAME", value_parser = names::parse)]
     ports: Vec<String>,
+    /// Listen to gnomon-agent in the guest (a port called `agent`): `vm show` tells how the guest's memory does, and an
+    /// update that silences it is taken back
+    #[arg(long)]
+    agent: bool,
 }
 
 /// `gnomon vm move`
@@ -212,7 +216,7 @@ fn request(args: RunArgs) -> Result<RunVm, Failure> {
         initrd: args.initrd.map(absolute).transpose()?,
         append: args.append,
         accel: args.accel,
-        ports: args.ports,
+        ports: args.ports.into_iter().chain(args.agent.then(|| "agent".to_string())).collect(),
     })
 }
 
@@ -281,9 +285,23 @@ fn words(vm: &VmView) -> String {
         ("qmp", vm.qmp.clone()),
     ];
     pairs.extend(vm.ports.iter().map(|port| ("port", format!("{} at {}", port.name, port.socket))));
+    pairs.extend(vm.agent.iter().flat_map(agent));
     pairs.push(("exit", vm.exit.clone().unwrap_or_default()));
     pairs.push(("stderr", vm.stderr.clone().unwrap_or_default()));
     facts(&pairs)
+}
+
+fn agent(agent: &AgentView) -> Vec<(&'static str, String)> {
+    let AgentView { heard_s, memory_available, memory_total, .. } = agent;
+    let memory = format!("{} of {} available", Bytes(*memory_available), Bytes(*memory_total));
+    let waits = agent.pressure.map(|waits| {
+        let PressureView { cpu, memory, stalled, io } = waits;
+        format!(
+            "{cpu:.2} % for a processor, {memory:.2} % for memory (all of it {stalled:.2} %), {io:.2} % for disks"
+        )
+    });
+    let heard = ("agent", format!("heard {heard_s:.1} s ago, up {:.0} s", agent.up_s));
+    [heard, ("guest memory", memory), ("guest waits", waits.unwrap_or_default())].into()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! `run` brings back what is on record (volumes, VMs, moves), opens the doors (NBD, API, link), and waits to be told
 //! to stop. Guests and their QEMUs go on without it.
 
+mod agent;
 mod balancing;
 pub mod console;
 pub mod importing;

@@ -1,5 +1,5 @@
-//! How each VM usually is: what its QEMU does to the processor and to its disks, measured once a second, and what that
-//! lets expect. Whoever tries an update on a copy of a guest compares the copy with this.
+//! How each VM usually is: what its QEMU does to the processor and to its disks, measured once a second, what that lets
+//! expect, and what the agent in its guest says. Whoever tries an update on a copy of a guest compares the copy with this.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,8 @@ use gnomon_forecast::series::{EwmaForecaster, Interval, SeriesForecaster};
 use gnomon_qemu::Qemu;
 use parking_lot::Mutex;
 
-use super::vms::Vms;
+use super::{agent::Ear, vms::Vms};
+use crate::api::types::AgentView;
 
 /// How often VMs are looked at. A look costs two small files and one question to QEMU, some 0.3 ms.
 const EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +55,7 @@ struct History {
     last: Reading,
     cpu: EwmaForecaster,
     requests: EwmaForecaster,
+    ear: Ear,
 }
 
 /// The histories of all VMs.
@@ -90,11 +92,26 @@ impl Vitals {
                 // Another QEMU counts from zero; what its guest does is as before.
                 None => {
                     let before = all.remove(&name);
-                    all.insert(name, History::begin(pid, reading, before));
+                    all.insert(name, History::begin(pid, reading, Ear::of(&qemu), before));
                 }
             }
         }
         true
+    }
+
+    /// What the agent in a VM's guest last said; `None` when it was not heard since its QEMU or this daemon began.
+    pub fn agent(&self, name: &str) -> Option<AgentView> {
+        self.all.lock().get(name)?.ear.view()
+    }
+
+    /// When the agent of a VM was last heard.
+    pub fn heard(&self, name: &str) -> Option<Instant> {
+        self.all.lock().get(name)?.ear.heard()
+    }
+
+    /// Whether the agent of a VM beats.
+    pub fn beats(&self, name: &str) -> bool {
+        self.all.lock().get(name).is_some_and(|history| history.ear.beats())
     }
 
     /// What is expected of a VM, so that nine of ten seconds are within; `None` while too little has been seen.
@@ -108,15 +125,16 @@ impl Vitals {
 }
 
 impl History {
-    fn begin(pid: i32, reading: Reading, before: Option<History>) -> History {
+    fn begin(pid: i32, reading: Reading, ear: Ear, before: Option<History>) -> History {
         let (cpu, requests) = match before {
             Some(before) => (before.cpu, before.requests),
             None => (EwmaForecaster::new(NEWEST), EwmaForecaster::new(NEWEST)),
         };
-        History { pid, last: reading, cpu, requests }
+        History { pid, last: reading, cpu, requests, ear }
     }
 
     fn note(&mut self, reading: Reading) {
+        self.ear.listen();
         let rates = reading.since(&self.last);
         self.cpu.observe(rates.cpu);
         self.requests.observe(rates.requests);

@@ -433,6 +433,7 @@ impl Vms {
             disks: record.disks,
             exit: record.exit,
             stderr: record.stderr,
+            agent: None,
             name: record.name,
         }
     }

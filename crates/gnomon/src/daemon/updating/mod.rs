@@ -26,7 +26,7 @@ use gnomon_qemu::QemuBinary;
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use self::watch::Watch;
+use self::watch::{Pulse, Watch};
 use super::{
     Daemon,
     jobs::Job,
@@ -148,9 +148,11 @@ impl Update {
         if ask.approve == Approve::Manual {
             self.await_approval(job)?;
         }
+        let beats = self.daemon.vitals.beats(&self.name);
         let phases = self.switch(job)?;
         report(job, "watch", &format!("the guest runs in QEMU {}", self.program.version));
-        let signs = self.watch(ask, job)?;
+        let pulse = if beats { Pulse::Own(Arc::clone(&self.daemon.vitals), self.name.clone()) } else { Pulse::None };
+        let signs = self.watch(ask, job, pulse)?;
         if !signs.is_empty() {
             return Err(self.go_back(job, &signs));
         }
@@ -210,9 +212,9 @@ impl Update {
     }
 
     /// Watches the guest in its new QEMU.
-    fn watch(&self, ask: &UpdateVm, job: &Job) -> Result<Vec<String>, ApiError> {
+    fn watch(&self, ask: &UpdateVm, job: &Job, pulse: Pulse) -> Result<Vec<String>, ApiError> {
         let qemu = self.vm.qemu().ok_or_else(|| ApiError::unavailable("its new QEMU has ended at once"))?;
-        let watch = Watch::begin(&qemu);
+        let mut watch = Watch::begin(&qemu, pulse);
         let until = Instant::now() + Duration::try_from_secs_f64(ask.observe).unwrap_or_default();
         let signs = watch.until(until, || job.is_cancelled());
         Ok(signs.iter().filter(|sign| sign.is_against()).map(ToString::to_string).collect())

@@ -14,11 +14,15 @@ use gnomon_qemu::{
     CaptureOptions, Difference, Inventory, NetSpec, Qemu, QemuBinary, Standby, TrackTarget, capture, track,
 };
 
-use super::{probe::Probe, watch::Watch};
+use super::{
+    probe::Probe,
+    watch::{Pulse, Watch},
+};
 use crate::{
     api::{ApiError, types::UpdateVm},
     daemon::{
         Daemon,
+        agent::Ear,
         jobs::Job,
         vms::{Beside, Forks, Purpose, VmHandle},
     },
@@ -46,16 +50,16 @@ pub fn run(
     let qemu = vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run"))?;
     refuse_network(&qemu)?;
     let name = vm.record().name;
-    let expected = daemon.vitals.expected(&name);
+    let (expected, beats) = (daemon.vitals.expected(&name), daemon.vitals.beats(&name));
     let copy = copy_of(daemon, vm, &qemu)?;
     let pause = copy.pause;
     let beside = daemon.vms.launch_beside(vm, program, copy.ram.shared(), Purpose::Trial(copy.at_rest))?;
     let tried = try_on(&beside, &copy.blob, |copy| {
-        let watch = Watch::begin(copy);
+        let watch = Watch::begin(copy, if beats { Pulse::Copy(Ear::of(copy)) } else { Pulse::None });
         let probe = ask.probe.as_deref().map(|probe| Probe::start(probe, &name, copy, seconds(ask.probe_timeout)));
         (watch, probe)
     })
-    .and_then(|(watch, probe)| {
+    .and_then(|(mut watch, probe)| {
         let until = Instant::now() + seconds(ask.observe);
         let mut signs: Vec<Sign> = Vec::new();
         if let Some(probe) = probe.transpose()? {

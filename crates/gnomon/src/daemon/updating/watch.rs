@@ -10,16 +10,33 @@ use gnomon_machine::verdict::{Side, Sign, trouble_on_console};
 use gnomon_qemu::{EventError, EventStream, Qemu, QmpEvent, VmPaths};
 
 use super::probe::appended;
-use crate::daemon::vitals::{Expected, Reading};
+use crate::daemon::{
+    agent::Ear,
+    vitals::{Expected, Reading, Vitals},
+};
 
 /// How long one wait for an event is: how soon a wish to cancel is seen.
 const LOOK: Duration = Duration::from_millis(100);
 /// A guest is compared with its history over at least this long: less is noise.
 const LEAST: Duration = Duration::from_secs(3);
 
+/// How long a guest whose agent beats once a second may be silent.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// How the agent of a guest under watch is heard.
+pub enum Pulse {
+    /// It was not heard before: its silence says nothing.
+    None,
+    /// It speaks on the port of a copy, which nobody else listens to.
+    Copy(Ear),
+    /// It is the VM's own, which is listened to anyway.
+    Own(Arc<Vitals>, String),
+}
+
 /// A guest under watch.
 pub struct Watch {
     qemu: Arc<Qemu>,
+    pulse: Pulse,
     events: EventStream,
     console: Option<PathBuf>,
     /// How long the console's log was when the watch began.
@@ -30,7 +47,7 @@ pub struct Watch {
 
 impl Watch {
     /// Begins to watch: from here on nothing is missed. Before the guest runs, so that its first steps are seen.
-    pub fn begin(qemu: &Arc<Qemu>) -> Watch {
+    pub fn begin(qemu: &Arc<Qemu>, pulse: Pulse) -> Watch {
         let console = qemu.record().qmp.parent().map(|dir| VmPaths::new(dir).console_log());
         let heard = console.as_ref().and_then(|log| log.metadata().ok()).map_or(0, |metadata| metadata.len());
         Watch {
@@ -39,12 +56,13 @@ impl Watch {
             heard,
             began: Instant::now(),
             first: Reading::of(qemu),
+            pulse,
             qemu: Arc::clone(qemu),
         }
     }
 
     /// Watches until `until` or the first hard sign, or until `stop` says so.
-    pub fn until(&self, until: Instant, mut stop: impl FnMut() -> bool) -> Vec<Sign> {
+    pub fn until(&mut self, until: Instant, mut stop: impl FnMut() -> bool) -> Vec<Sign> {
         let mut signs = Vec::new();
         while signs.is_empty() && Instant::now() < until && !stop() {
             let left = until.saturating_duration_since(Instant::now()).min(LOOK);
@@ -54,6 +72,7 @@ impl Watch {
                 Err(EventError::Closed(_)) => signs.push(self.ended()),
             }
             signs.extend(self.console_sign());
+            signs.extend(self.silence());
         }
         signs
     }
@@ -86,6 +105,20 @@ impl Watch {
         let how = exited.map_or_else(|| "its monitor closed".to_string(), |exited| exited.to_string());
         let words = self.qemu.last_words();
         Sign::Ended { how: if words.is_empty() { how } else { format!("{how}: {words}") } }
+    }
+
+    /// The agent beat before, and has not been heard since the watch began.
+    fn silence(&mut self) -> Option<Sign> {
+        let heard = match &mut self.pulse {
+            Pulse::None => return None,
+            Pulse::Copy(ear) => {
+                ear.listen();
+                ear.heard()
+            }
+            Pulse::Own(vitals, name) => vitals.heard(name),
+        };
+        let last = heard.map_or(self.began, |heard| heard.max(self.began));
+        (last.elapsed() > SILENT).then(|| Sign::Silent { what: "the agent in the guest".to_string() })
     }
 
     fn console_sign(&self) -> Option<Sign> {
