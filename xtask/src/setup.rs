@@ -22,6 +22,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "load for the benchmarks"),
     ("busybox-static", "a small guest for tests of the machine plane"),
     ("cpio", "packs that guest"),
+    ("etcd-server", "the store that several hosts see: tests run three members on loopback"),
+    ("protobuf-compiler", "protoc, for the build of etcd's client (feature `etcd`)"),
+    ("libprotobuf-dev", "protoc's own definitions, which etcd's use"),
 ];
 
 /// The machine cannot do it, and here is what would be needed; exit code 3.
