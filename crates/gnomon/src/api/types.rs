@@ -1,9 +1,13 @@
 //! What crosses the API: requests and views. Sizes are bytes, times seconds; nothing here acts.
 
+mod protection;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+
+pub use protection::{FailoverVm, ProtectVm, ProtectionState, ProtectionView, ShadowView};
 
 use super::ApiError;
 
@@ -324,7 +328,7 @@ pub struct AdoptVm {
 }
 
 /// A VM.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
     /// Its name.
     pub name: String,
@@ -350,6 +354,12 @@ pub struct VmView {
     pub exit: Option<String>,
     /// The last lines it wrote to its error output, when it ended.
     pub stderr: Option<String>,
+    /// Its shadow elsewhere, when it has one.
+    #[serde(default)]
+    pub protection: Option<ProtectionView>,
+    /// What is here, when it is only the shadow of a VM of another node.
+    #[serde(default)]
+    pub shadow: Option<ShadowView>,
 }
 
 /// How a VM gets another QEMU.
@@ -390,7 +400,7 @@ pub struct EventView {
     pub at: f64,
     /// Which VM.
     pub vm: String,
-    /// `update` or `rollback`.
+    /// `update`, `rollback`, `protect`, `shadow-lost`, `unprotect`, `switchover` or `failover`.
     pub what: String,
     /// `done`, `refused` or `failed`.
     pub status: String,

@@ -8,6 +8,7 @@ pub mod importing;
 pub mod jobs;
 pub mod keeper;
 pub mod moving;
+pub mod protecting;
 pub mod records;
 pub mod serve_file;
 mod tls;
@@ -25,7 +26,14 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpStream;
 
 use self::{
-    jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, updating::Updates, vitals::Vitals, vms::Vms,
+    jobs::Jobs,
+    keeper::Keeper,
+    moving::Moves,
+    protecting::{Protections, Shadows},
+    records::Records,
+    updating::Updates,
+    vitals::Vitals,
+    vms::Vms,
 };
 use crate::{
     api::{
@@ -53,6 +61,10 @@ pub struct Daemon {
     pub vitals: Arc<Vitals>,
     /// Updates that wait for somebody.
     pub updates: Updates,
+    /// VMs of this node that have a shadow elsewhere.
+    pub protections: Protections,
+    /// Shadows of VMs of other nodes.
+    pub shadows: Shadows,
     identity: Option<Identity>,
     started: Instant,
 }
@@ -63,6 +75,7 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     std::fs::create_dir_all(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let daemon = tokio::task::spawn_blocking(move || Daemon::open(config)).await.map_err(ApiError::internal)??;
+    protecting::ask_first(&daemon).await?;
     let nbd = open_nbd(&daemon)?;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.resume_interrupted());
@@ -70,6 +83,7 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     let link = open_link(&daemon).await?;
     say_where(&daemon);
     moving::resume(&daemon)?;
+    protecting::resume(&daemon)?;
     tokio::select! {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}
@@ -114,6 +128,8 @@ impl Daemon {
             moves,
             vitals,
             updates: Updates::default(),
+            protections: Protections::default(),
+            shadows: Shadows::default(),
             identity,
             started: Instant::now(),
         }))

@@ -9,6 +9,7 @@ mod kills;
 mod moves;
 mod nbd_tls;
 mod outlook;
+mod protects;
 mod rollbacks;
 mod tour;
 mod traces;
