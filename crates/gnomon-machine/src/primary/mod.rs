@@ -172,6 +172,11 @@ impl Replicator {
         self.ledger.newest_sealed().max(heard.filter(|sealed| *sealed <= self.last))
     }
 
+    /// The number that the next checkpoint will have.
+    pub fn upcoming(&self) -> u64 {
+        self.last + 1
+    }
+
     /// How long to wait until the next checkpoint is due.
     pub fn due_in(&self) -> Duration {
         self.rhythm.due_in(Instant::now())
@@ -251,6 +256,7 @@ impl Replicator {
         let began = Instant::now();
         let mut told = self.begin(began);
         self.while_it_is_much(&mut told)?;
+        told.stood_at = Some(Instant::now());
         self.stand(told.checkpoint)?;
         self.scan(told.checkpoint)?;
         told.standing = self.ledger.owed.count();

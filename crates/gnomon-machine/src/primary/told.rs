@@ -1,6 +1,9 @@
 //! What a checkpoint has cost, as users are told.
 
-use std::{ops::AddAssign, time::Duration};
+use std::{
+    ops::AddAssign,
+    time::{Duration, Instant},
+};
 
 use gnomon_terms::{Bytes, PageCount};
 
@@ -13,6 +16,8 @@ pub struct Told {
     pub checkpoint: u64,
     /// How long the guest stood, by QEMU's clock.
     pub pause: Duration,
+    /// For the last one, after which the guest stands: since when, by this host's clock. It ran for a moment still.
+    pub stood_at: Option<Instant>,
     /// Since the checkpoint before; zero for the first.
     pub after: Duration,
     /// From its beginning until all of it was sent.

@@ -5,8 +5,11 @@
 //!   Nothing ──────► filling ────────────► has n ──────────► has n+1 …
 //!                     │ pages go straight    │ pages are staged, applied by the Seal
 //!                     ▼ in; no claim         ▼
-//!                   error, end: Nothing    error, end: has n          take_over: n runs here, no frame is taken
+//!                   error, end: Nothing    error, end: has n ── load ──► n is loaded ── take_over ──► n runs here
 //! ```
+//! Once devices are loaded no frame is taken: the memory is that QEMU's. A takeover loads them by itself when nobody
+//! has before; a planned one has them loaded first, because up to then it can be called off.
+//!
 //! Before the first Seal nothing is claimed, so that the first copy of all memory needs no stage. From then on the
 //! memory is that of a sealed checkpoint at every moment between two calls. What the last Seal replaced is kept, so
 //! that one checkpoint can be undone ([`Shadow::revert`]) when the guest's volumes did not get as far.
@@ -91,7 +94,7 @@ pub struct TookOver {
 }
 
 /// The shadow of one guest.
-pub struct Shadow<S> {
+pub struct Shadow<S: Successor> {
     stream: Stream,
     ram: Arc<dyn Ram>,
     limits: Limits,
@@ -101,6 +104,8 @@ pub struct Shadow<S> {
     committed: Option<Committed>,
     before: Option<(Undo, Committed)>,
     session: Option<Session>,
+    /// A QEMU that has loaded the guest, and how long that took.
+    loaded: Option<(S::Loaded, Duration)>,
     taken_over: bool,
 }
 
@@ -125,6 +130,7 @@ impl<S: Successor> Shadow<S> {
             committed: None,
             before: None,
             session: None,
+            loaded: None,
             taken_over: false,
         }
     }
@@ -146,7 +152,7 @@ impl<S: Successor> Shadow<S> {
 
     /// Begins a session with a primary of this epoch. One before is over, and what it had not sealed is dropped.
     pub fn begin(&mut self, epoch: Epoch) -> Result<(), ShadowError> {
-        if self.taken_over {
+        if self.is_over() {
             return Err(ShadowError::TakenOver);
         }
         if epoch < self.epoch {
@@ -166,6 +172,9 @@ impl<S: Successor> Shadow<S> {
     /// Gives up the checkpoint it has, so that the memory can be filled anew without a stage. The guest cannot be taken
     /// over until the next Seal.
     pub fn start_over(&mut self) {
+        if self.is_over() {
+            return;
+        }
         self.session = None;
         self.before = None;
         self.committed = None;
@@ -190,11 +199,15 @@ impl<S: Successor> Shadow<S> {
         }
     }
 
-    /// Makes the guest run here from the checkpoint it has. The primary must be dead or fenced, or two will run. Blocks
-    /// for some 5 ms, twice the patience at most. From `Ok` on, no frame is taken any more.
-    pub fn take_over(&mut self, patience: Duration) -> Result<TookOver, FailoverError> {
+    /// Has the QEMU that waits load the devices of the checkpoint it has, without running it; does nothing when that was
+    /// done. From here on no frame is taken: the memory is that QEMU's. A guest that is not taken over after all has to
+    /// be filled anew, in another shadow. Blocks for some 4 ms, the patience at most.
+    pub fn load(&mut self, patience: Duration) -> Result<(), FailoverError> {
         if self.taken_over {
             return Err(FailoverError::Done);
+        }
+        if self.loaded.is_some() {
+            return Ok(());
         }
         let committed = self.committed.as_ref().ok_or(FailoverError::Nothing)?;
         let successor = self.successor.take().ok_or(FailoverError::NobodyWaits)?;
@@ -202,9 +215,20 @@ impl<S: Successor> Shadow<S> {
         let (checkpoint, began) = (committed.checkpoint, Instant::now());
         let loaded = successor.load(&committed.device, patience);
         let loaded = loaded.map_err(|source| FailoverError::Load { checkpoint, source })?;
+        self.loaded = Some((loaded, began.elapsed()));
+        Ok(())
+    }
+
+    /// Makes the guest run here from the checkpoint it has. The primary must be dead or fenced, or two will run. Blocks
+    /// for some 5 ms, twice the patience at most. From `Ok` on, no frame is taken any more.
+    pub fn take_over(&mut self, patience: Duration) -> Result<TookOver, FailoverError> {
+        self.load(patience)?;
+        let (Some((loaded, loading)), Some(committed)) = (self.loaded.take(), &self.committed) else {
+            return Err(FailoverError::Nothing);
+        };
         // Whatever comes of it: it may run, and then the memory is its own.
         self.taken_over = true;
-        let loading = began.elapsed();
+        let (checkpoint, began) = (committed.checkpoint, Instant::now());
         loaded.run(patience).map_err(|source| FailoverError::Run { checkpoint, source })?;
         Ok(TookOver {
             checkpoint,
@@ -212,14 +236,14 @@ impl<S: Successor> Shadow<S> {
             marks: committed.marks.clone(),
             age: began - committed.at,
             loading,
-            starting: began.elapsed() - loading,
+            starting: began.elapsed(),
         })
     }
 
     /// Goes back to the checkpoint before, once; which that is. `None`, and nothing changed, if it is not known. The
     /// session is over.
     pub fn revert(&mut self) -> Option<u64> {
-        if self.taken_over {
+        if self.is_over() {
             return None;
         }
         let (undo, before) = self.before.take()?;
@@ -228,6 +252,11 @@ impl<S: Successor> Shadow<S> {
         let checkpoint = before.checkpoint;
         self.committed = Some(before);
         Some(checkpoint)
+    }
+
+    /// Whether its memory is a QEMU's by now.
+    fn is_over(&self) -> bool {
+        self.taken_over || self.loaded.is_some()
     }
 
     /// Whether the frame was a Seal.
@@ -284,7 +313,7 @@ impl<S: Successor> Shadow<S> {
 
     /// The session, if a frame of this epoch and checkpoint is in turn.
     fn in_turn(&mut self, epoch: Epoch, checkpoint: u64) -> Result<&mut Session, ShadowError> {
-        if self.taken_over {
+        if self.is_over() {
             return Err(ShadowError::TakenOver);
         }
         let has = self.has();

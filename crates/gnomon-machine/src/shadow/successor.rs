@@ -17,7 +17,7 @@ pub trait Successor: Send {
 }
 
 /// A guest that is loaded and stands.
-pub trait Ready {
+pub trait Ready: Send {
     /// Makes it run. After an error it may run.
     fn run(self, patience: Duration) -> Result<(), StateError>;
 }

@@ -16,7 +16,7 @@ use gnomon_terms::Epoch;
 /// Called with each message before it is delivered.
 pub type Hook = Box<dyn FnMut(&Message) + Send>;
 
-pub struct Link<S> {
+pub struct Link<S: Successor> {
     pub shadow: Arc<Mutex<Shadow<S>>>,
     pub acks: Mutex<Option<Acks>>,
     /// Messages until the link is cut.

@@ -18,13 +18,13 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, CreateVolume, EventView, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView, PeerView,
-        RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm, VerifyRequest, VmView, VolumeView,
-        WatchQuery,
+        AdoptVm, CreateVolume, EventView, FailoverVm, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView,
+        PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm, VerifyRequest,
+        VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{
-    daemon::{Daemon, moving, updating},
+    daemon::{Daemon, moving, protecting, updating},
     metrics, trace,
 };
 
@@ -80,6 +80,10 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         update_vm,
         approve_vm,
         events_vm,
+        protect_vm,
+        unprotect_vm,
+        switchover_vm,
+        failover_vm,
         jobs,
         job,
         cancel_job
@@ -115,6 +119,10 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{name}/update", post(update_vm))
         .route("/v1/vms/{name}/approve", post(approve_vm))
         .route("/v1/vms/{name}/events", get(events_vm))
+        .route("/v1/vms/{name}/protect", post(protect_vm))
+        .route("/v1/vms/{name}/unprotect", post(unprotect_vm))
+        .route("/v1/vms/{name}/switchover", post(switchover_vm))
+        .route("/v1/vms/{name}/failover", post(failover_vm))
         .route("/v1/jobs", get(jobs))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/cancel", post(cancel_job))
@@ -229,6 +237,7 @@ async fn rollback_vm(
     Segment(name): Segment<String>,
     Json(ask): Json<Rollback>,
 ) -> Answer<JobView> {
+    daemon.protections.refuse_if_protected(&name)?;
     let is_moving = daemon.records.moves()?.iter().any(|record| record.vm.as_deref() == Some(&name));
     let was_updated = daemon.vms.get(&name).is_ok_and(|vm| vm.record().before.is_some());
     match was_updated && !is_moving && ask.fenced.is_none() {
@@ -244,6 +253,7 @@ async fn update_vm(
     Segment(name): Segment<String>,
     Json(ask): Json<UpdateVm>,
 ) -> Answer<JobView> {
+    daemon.protections.refuse_if_protected(&name)?;
     blocking(daemon, move |daemon| updating::start(daemon, &name, ask)).await
 }
 
@@ -257,6 +267,38 @@ async fn approve_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> 
 #[utoipa::path(get, path = "/v1/vms/{name}/events", responses((status = 200, body = [EventView])))]
 async fn events_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<Vec<EventView>> {
     blocking(daemon, move |daemon| daemon.records.events(&name)).await
+}
+
+/// Keeps a shadow of a running VM on another node.
+#[utoipa::path(post, path = "/v1/vms/{name}/protect", request_body = ProtectVm, responses((status = 200, body = JobView)))]
+async fn protect_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<ProtectVm>,
+) -> Answer<JobView> {
+    blocking(daemon, move |daemon| protecting::protect(daemon, &name, ask)).await
+}
+
+/// Gives a VM's shadow up; nothing is left of it.
+#[utoipa::path(post, path = "/v1/vms/{name}/unprotect", responses((status = 200)))]
+async fn unprotect_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<()> {
+    protecting::unprotect(&daemon, &name).await.map(Json)
+}
+
+/// Hands a protected VM over to the node of its shadow.
+#[utoipa::path(post, path = "/v1/vms/{name}/switchover", responses((status = 200, body = JobView)))]
+async fn switchover_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
+    protecting::switchover(&daemon, &name).map(Json)
+}
+
+/// Goes on with a VM whose shadow is here, its primary being dead.
+#[utoipa::path(post, path = "/v1/vms/{name}/failover", request_body = FailoverVm, responses((status = 200, body = JobView)))]
+async fn failover_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<FailoverVm>,
+) -> Answer<JobView> {
+    protecting::failover(&daemon, &name, ask).map(Json)
 }
 
 /// Compares a volume with another copy of it; tells its digest when there is none.
@@ -311,12 +353,13 @@ async fn forecast_volume(State(daemon): Daemoned, Segment(name): Segment<String>
 /// All VMs.
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [VmView])))]
 async fn vms(State(daemon): Daemoned) -> Answer<Vec<VmView>> {
-    blocking(daemon, |daemon| Ok(daemon.vms.list())).await
+    blocking(daemon, |daemon| Ok(protecting::list(daemon))).await
 }
 
 /// Starts a VM on volumes.
 #[utoipa::path(post, path = "/v1/vms", request_body = RunVm, responses((status = 200, body = VmView)))]
 async fn run_vm(State(daemon): Daemoned, Json(ask): Json<RunVm>) -> Answer<VmView> {
+    daemon.protections.refuse_if_protected(&ask.name)?;
     blocking(daemon, move |daemon| {
         let view = daemon.vms.run(&ask)?;
         daemon.balancing.arrive(&view.name, &daemon.config.node);
@@ -334,16 +377,13 @@ async fn adopt_vm(State(daemon): Daemoned, Json(ask): Json<AdoptVm>) -> Answer<V
 /// One VM.
 #[utoipa::path(get, path = "/v1/vms/{name}", responses((status = 200, body = VmView)))]
 async fn vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VmView> {
-    blocking(daemon, move |daemon| {
-        let view = daemon.vms.view(&*daemon.vms.get(&name)?);
-        Ok(VmView { agent: daemon.vitals.agent(&name), ..view })
-    })
-    .await
+    blocking(daemon, move |daemon| protecting::show(daemon, &name)).await
 }
 
 /// Stops a VM.
 #[utoipa::path(post, path = "/v1/vms/{name}/stop", request_body = StopVm, responses((status = 200, body = VmView)))]
 async fn stop_vm(State(daemon): Daemoned, Segment(name): Segment<String>, Json(ask): Json<StopVm>) -> Answer<VmView> {
+    daemon.protections.refuse_if_protected(&name)?;
     blocking(daemon, move |daemon| daemon.vms.stop(&name, ask.force)).await
 }
 
@@ -354,6 +394,7 @@ async fn move_vm(
     Segment(name): Segment<String>,
     Json(ask): Json<MoveRequest>,
 ) -> Answer<JobView> {
+    daemon.protections.refuse_if_protected(&name)?;
     moving::start_vm(&daemon, &name, ask).map(Json)
 }
 

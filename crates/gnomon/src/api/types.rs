@@ -1,5 +1,8 @@
 //! What crosses the API: requests and views. Sizes are bytes, times seconds; nothing here acts.
 
+mod agent;
+mod protection;
+
 use std::{
     path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
@@ -7,6 +10,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+
+pub use agent::{AgentView, PressureView};
+pub use protection::{FailoverVm, ProtectVm, ProtectionState, ProtectionView, ShadowView};
 
 use super::ApiError;
 
@@ -327,7 +333,7 @@ pub struct AdoptVm {
 }
 
 /// A VM.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
     /// Its name.
     pub name: String,
@@ -353,43 +359,15 @@ pub struct VmView {
     pub exit: Option<String>,
     /// The last lines it wrote to its error output, when it ended.
     pub stderr: Option<String>,
-    /// What the agent in its guest says; null when none was heard.
+    /// What the agent in its guest says, when one VM is asked for; null when none was heard.
     #[serde(default)]
     pub agent: Option<AgentView>,
-}
-
-/// What the agent in a guest last said. Only shown when one VM is asked for.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct AgentView {
-    /// How long ago, seconds. It beats once a second.
-    pub heard_s: f64,
-    /// The number of that beat, from 0 when the agent began.
-    pub seq: u64,
-    /// How long the guest is up, seconds.
-    pub up_s: f64,
-    /// The guest's memory, bytes.
-    pub memory_total: u64,
-    /// What it could give to programs without swapping.
-    pub memory_available: u64,
-    /// What nothing uses.
-    pub memory_free: u64,
-    /// How much it waits; null when its kernel does not say.
-    pub pressure: Option<PressureView>,
-    /// Lines that were no reports.
-    pub faults: u64,
-}
-
-/// The share of the last ten seconds in which something in a guest waited, percent.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
-pub struct PressureView {
-    /// Some task waited for a processor.
-    pub cpu: f64,
-    /// Some task waited for memory.
-    pub memory: f64,
-    /// All tasks waited for memory.
-    pub stalled: f64,
-    /// Some task waited for a disk.
-    pub io: f64,
+    /// Its shadow elsewhere, when it has one.
+    #[serde(default)]
+    pub protection: Option<ProtectionView>,
+    /// What is here, when it is only the shadow of a VM of another node.
+    #[serde(default)]
+    pub shadow: Option<ShadowView>,
 }
 
 /// How a VM gets another QEMU.
@@ -430,7 +408,7 @@ pub struct EventView {
     pub at: f64,
     /// Which VM.
     pub vm: String,
-    /// `update`, `rollback` or `move`.
+    /// `update`, `rollback`, `move`, `protect`, `shadow-lost`, `unprotect`, `switchover` or `failover`.
     pub what: String,
     /// `done`, `refused` or `failed`.
     pub status: String,

@@ -9,6 +9,7 @@ mod job;
 mod node;
 mod outlook;
 mod output;
+mod protect;
 mod serve;
 mod trace;
 mod update;

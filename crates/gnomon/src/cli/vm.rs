@@ -8,6 +8,7 @@ use gnomon_terms::{Bytes, BytesPerSecond};
 use super::{
     Context, Ended, Failure, forecast, job, outlook,
     output::{facts, table},
+    protect::{self, FailoverArgs, ProtectArgs, SwitchoverArgs},
     update::{self, UpdateArgs},
     volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
 };
@@ -96,7 +97,32 @@ pub enum Command {
         /// Which VM
         name: String,
     },
-    /// List what was done to a VM as a whole: updates, rollbacks, with their phases
+    /// Keep a shadow of a running VM on another node: its memory, devices and disks, checkpoint by checkpoint
+    #[command(after_help = "Examples:\n  gnomon vm protect web --on node-b\n  \
+                            gnomon vm protect web --on node-b --interval 100ms --detach\n  \
+                            gnomon vm show web                           state, lag, pauses\n\n\
+                            When this host dies, the guest goes on at node-b from the last checkpoint it has: what it did since\n\
+                            then is lost, and `lag` says how much that is. See `gnomon vm failover`.")]
+    Protect(ProtectArgs),
+    /// Give a VM's shadow up; nothing is left of it
+    #[command(after_help = "Examples:\n  gnomon vm unprotect web\n\n\
+                            On the shadow's node it throws a shadow away whose primary is gone for good.")]
+    Unprotect {
+        /// Which VM
+        name: String,
+    },
+    /// Hand a protected VM over to the node of its shadow; nothing is lost
+    #[command(after_help = "Examples:\n  gnomon vm switchover web\n\n\
+                            To be asked on the node where it runs. Afterwards it has no shadow: `gnomon vm protect` on the\n\
+                            other node begins one here.")]
+    Switchover(SwitchoverArgs),
+    /// Go on with a VM whose primary is dead, from the last checkpoint of its shadow
+    #[command(after_help = "Examples:\n  gnomon vm failover web --i-have-fenced node-a\n\n\
+                            To be asked on the shadow's node. Make sure first that the other node cannot run or write any more\n\
+                            (power it off): nobody here can tell a dead host from a cut cable, and two running guests destroy\n\
+                            their disks. A node that answers and runs the guest is believed more than you.")]
+    Failover(FailoverArgs),
+    /// List what was done to a VM as a whole: updates, shadows, takeovers, with their phases
     #[command(after_help = "Examples:\n  gnomon vm events web\n  gnomon vm events web --json")]
     Events {
         /// Which VM
@@ -198,6 +224,10 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         Command::Update(args) => update::update(args, context).await?,
         Command::Approve { name } => update::approve(&name, context).await?,
         Command::Events { name } => update::events(&name, context).await?,
+        Command::Protect(args) => protect::protect(args, context).await?,
+        Command::Unprotect { name } => protect::unprotect(&name, context).await?,
+        Command::Switchover(args) => protect::switchover(args, context).await?,
+        Command::Failover(args) => protect::failover(args, context).await?,
         Command::Rollback { name, how } => roll_back(&format!("/v1/vms/{name}"), how, context).await?,
     }
     Ok(())
@@ -262,15 +292,23 @@ async fn move_vm(args: VmMoveArgs, context: &Context) -> Ended {
 }
 
 fn list(vms: &[VmView]) -> String {
-    let rows: Vec<[String; 6]> = vms
+    let rows: Vec<[String; 7]> = vms
         .iter()
         .map(|vm| {
             let pid = vm.pid.map(|pid| pid.to_string()).unwrap_or_default();
             let memory = Bytes(vm.memory).to_string();
-            [vm.name.clone(), vm.status.clone(), pid, memory, vm.accel.clone(), vm.disks.join(",")]
+            [
+                vm.name.clone(),
+                vm.status.clone(),
+                pid,
+                memory,
+                vm.accel.clone(),
+                vm.disks.join(","),
+                protect::word_of(vm),
+            ]
         })
         .collect();
-    table(["NAME", "STATUS", "PID", "MEMORY", "ACCEL", "DISKS"], &rows)
+    table(["NAME", "STATUS", "PID", "MEMORY", "ACCEL", "DISKS", "SHADOW"], &rows)
 }
 
 fn words(vm: &VmView) -> String {
@@ -286,6 +324,7 @@ fn words(vm: &VmView) -> String {
     ];
     pairs.extend(vm.ports.iter().map(|port| ("port", format!("{} at {}", port.name, port.socket))));
     pairs.extend(vm.agent.iter().flat_map(agent));
+    pairs.extend(protect::facts_of(vm));
     pairs.push(("exit", vm.exit.clone().unwrap_or_default()));
     pairs.push(("stderr", vm.stderr.clone().unwrap_or_default()));
     facts(&pairs)

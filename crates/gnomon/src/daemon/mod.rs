@@ -10,6 +10,7 @@ pub mod importing;
 pub mod jobs;
 pub mod keeper;
 pub mod moving;
+pub mod protecting;
 pub mod records;
 pub mod serve_file;
 mod tls;
@@ -27,8 +28,15 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpStream;
 
 use self::{
-    balancing::Balancing, jobs::Jobs, keeper::Keeper, moving::Moves, records::Records, updating::Updates,
-    vitals::Vitals, vms::Vms,
+    balancing::Balancing,
+    jobs::Jobs,
+    keeper::Keeper,
+    moving::Moves,
+    protecting::{Protections, Shadows},
+    records::Records,
+    updating::Updates,
+    vitals::Vitals,
+    vms::Vms,
 };
 use crate::{
     api::{
@@ -58,6 +66,10 @@ pub struct Daemon {
     pub updates: Updates,
     /// Who is told where its VMs are.
     pub balancing: Balancing,
+    /// VMs of this node that have a shadow elsewhere.
+    pub protections: Protections,
+    /// Shadows of VMs of other nodes.
+    pub shadows: Shadows,
     identity: Option<Identity>,
     started: Instant,
 }
@@ -67,14 +79,18 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     std::fs::create_dir_all(&config.run_dir)?;
     std::fs::create_dir_all(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
-    let opened = tokio::task::spawn_blocking(move || Daemon::open(config)).await;
-    let (daemon, nbd) = opened.map_err(ApiError::internal)??;
+    let daemon = tokio::task::spawn_blocking(move || Daemon::open(config)).await.map_err(ApiError::internal)??;
+    protecting::ask_first(&daemon).await?;
+    let nbd = open_nbd(&daemon)?;
+    let vms = Arc::clone(&daemon.vms);
+    tokio::task::spawn_blocking(move || vms.find_again()).await.map_err(ApiError::internal)??;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.resume_interrupted());
     let api = api::bind(&daemon.config.socket)?;
     let link = open_link(&daemon).await?;
     say_where(&daemon);
     moving::resume(&daemon)?;
+    protecting::resume(&daemon)?;
     tokio::select! {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}
@@ -90,8 +106,8 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
 }
 
 impl Daemon {
-    /// Brings back everything on record, and opens the doors that guests wait at. Blocks.
-    fn open(config: Config) -> Result<(Arc<Daemon>, Vec<NbdServer>), ApiError> {
+    /// Knows everything on record. No door is open yet. Blocks.
+    fn open(config: Config) -> Result<Arc<Daemon>, ApiError> {
         let store = RedbStore::open(&config.state_dir.join("gnomon.redb"))?;
         let records = Arc::new(Records::new(Arc::new(store)));
         let jobs = Jobs::new(records.count_start()?);
@@ -108,12 +124,10 @@ impl Daemon {
         }
         let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records))?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
-        let nbd = open_nbd(&config, &keeper)?;
-        vms.find_again()?;
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);
         let balancing = Balancing::new(config.balancers.clone(), config.hooks.clone());
-        let daemon = Daemon {
+        Ok(Arc::new(Daemon {
             config,
             records,
             keeper,
@@ -123,10 +137,11 @@ impl Daemon {
             vitals,
             updates: Updates::default(),
             balancing,
+            protections: Protections::default(),
+            shadows: Shadows::default(),
             identity,
             started: Instant::now(),
-        };
-        Ok((Arc::new(daemon), nbd))
+        }))
     }
 
     /// Connects to the node called `name`.
@@ -206,8 +221,8 @@ fn lock(state_dir: &Path) -> Result<File, ApiError> {
     Ok(file)
 }
 
-fn open_nbd(config: &Config, keeper: &Keeper) -> Result<Vec<NbdServer>, ApiError> {
-    let exports = keeper.exports();
+fn open_nbd(daemon: &Daemon) -> Result<Vec<NbdServer>, ApiError> {
+    let (config, exports) = (&daemon.config, daemon.keeper.exports());
     let mut servers = vec![NbdServer::bind(NbdAddress::Unix(config.nbd_socket.clone()), Arc::clone(exports))?];
     if let Some(tcp) = &config.nbd_tcp {
         let address =

@@ -1,5 +1,7 @@
 //! What the daemon must know again after a restart, as JSON in the store. Nothing else is kept anywhere.
 
+mod protection;
+
 use std::{path::PathBuf, sync::Arc};
 
 use gnomon_proto::{
@@ -10,6 +12,8 @@ use gnomon_store::{Store, extents::ExtentTable};
 use gnomon_terms::Epoch;
 use gnomon_volume::volume::{Patience, Source, Standing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use protection::{ProtectRecord, ShadowRecord};
 
 use crate::api::{
     ApiError, Kind,
@@ -117,6 +121,9 @@ pub struct VmRecord {
     /// Fences its QEMU: the exports of its disks carry it, and a QEMU with an older one finds no disk.
     #[serde(default)]
     pub token: u64,
+    /// Which node may run it: rises when its shadow takes over.
+    #[serde(default = "first_epoch")]
+    pub epoch: u64,
     /// The program that runs it; `None` for this host's own.
     #[serde(default)]
     pub program: Option<ProgramRecord>,
@@ -132,6 +139,11 @@ pub struct VmRecord {
     pub exit: Option<String>,
     /// What it said when it ended.
     pub stderr: Option<String>,
+}
+
+/// A VM that has not changed hosts as a whole.
+fn first_epoch() -> u64 {
+    1
 }
 
 /// A QEMU program.

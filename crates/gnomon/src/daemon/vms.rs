@@ -19,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 
 mod beside;
 mod found;
+mod waiting;
 
 pub use beside::{Beside, Forks, Purpose};
 
@@ -56,6 +57,8 @@ pub struct Vms {
     host: OnceLock<Host>,
     /// VMs that have to be made to run again once their disks are served.
     interrupted: Mutex<Vec<String>>,
+    /// Names of VMs whose shadow is here, with the node where they run.
+    reserved: RwLock<BTreeMap<String, String>>,
 }
 
 /// What was found out about this host, once.
@@ -75,6 +78,7 @@ impl Vms {
             all: RwLock::default(),
             host: OnceLock::new(),
             interrupted: Mutex::default(),
+            reserved: RwLock::default(),
         });
         vms.offer_again()?;
         Ok(vms)
@@ -82,6 +86,7 @@ impl Vms {
 
     /// The VM called `name`.
     pub fn get(&self, name: &str) -> Result<Arc<VmHandle>, ApiError> {
+        self.refuse_if_reserved(name)?;
         self.all.read().get(name).cloned().ok_or_else(|| ApiError::not_found("vm", name))
     }
 
@@ -110,6 +115,7 @@ impl Vms {
 
     fn start(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved, role: Role) -> Result<Arc<VmHandle>, ApiError> {
         let name = spec.name.clone();
+        self.refuse_if_reserved(&name)?;
         let disks = spec.disks.iter().map(|disk| disk.name.clone()).collect();
         if self.all.read().get(&name).is_some_and(|vm| vm.qemu().is_some() || vm.is_unreachable()) {
             return Err(
@@ -122,6 +128,7 @@ impl Vms {
             name,
             disks,
             token,
+            epoch: 1,
             program: None,
             before: None,
             beside: None,
@@ -184,6 +191,7 @@ impl Vms {
     /// Looks after a QEMU that somebody else started.
     pub fn adopt(self: &Arc<Vms>, name: &str, qmp: &Path) -> Result<VmView, ApiError> {
         names::check(name).map_err(|error| ApiError::usage(error.to_string()))?;
+        self.refuse_if_reserved(name)?;
         if self.all.read().contains_key(name) {
             return Err(ApiError::refused(format!("there is a VM '{name}' already")).then("choose another name"));
         }
@@ -192,6 +200,7 @@ impl Vms {
             name: name.to_string(),
             disks: Vec::new(),
             token: 0,
+            epoch: 1,
             program: None,
             before: None,
             beside: None,
@@ -421,11 +430,7 @@ impl Vms {
             status,
             pid: qemu.as_ref().map(|qemu| qemu.record().pid.unsigned_abs()),
             memory: resolved.map_or(0, |resolved| resolved.memory),
-            accel: match resolved.map(|resolved| resolved.accelerator) {
-                Some(Accelerator::Kvm) => "kvm".to_string(),
-                Some(Accelerator::Tcg) => "tcg".to_string(),
-                None => String::new(),
-            },
+            accel: resolved.map(accel_word).unwrap_or_default(),
             ports: spec.map(|spec| spec.ports.iter().map(port_view).collect()).unwrap_or_default(),
             version: known.map(|qemu| qemu.version.to_string()).unwrap_or_default(),
             console: spec.map(|_| paths.console().display().to_string()),
@@ -435,6 +440,8 @@ impl Vms {
             stderr: record.stderr,
             agent: None,
             name: record.name,
+            protection: None,
+            shadow: None,
         }
     }
 }
@@ -451,6 +458,13 @@ fn state_word(state: &RunState) -> &str {
         RunState::Postmigrate => "postmigrate",
         RunState::Shutdown => "shutdown",
         RunState::Other(word) => word,
+    }
+}
+
+fn accel_word(resolved: &Resolved) -> String {
+    match resolved.accelerator {
+        Accelerator::Kvm => "kvm".to_string(),
+        Accelerator::Tcg => "tcg".to_string(),
     }
 }
 

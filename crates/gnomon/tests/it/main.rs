@@ -10,6 +10,7 @@ mod kills;
 mod moves;
 mod nbd_tls;
 mod outlook;
+mod protects;
 mod rollbacks;
 mod strays;
 mod tour;

@@ -26,6 +26,7 @@ use crate::{
     daemon::{
         Daemon,
         keeper::VolumeHandle,
+        protecting::{self, Seat},
         records::{SourceRecord, StandingRecord},
     },
 };
@@ -43,6 +44,7 @@ pub async fn serve(daemon: Arc<Daemon>, session: Session) {
         ram: Some(ram),
         vm: None,
         back: GivingBack::default(),
+        seat: Seat::default(),
     };
     let (ended, hold) = (Arc::clone(hub.session()), daemon.moves.clone());
     let mut turn = None;
@@ -55,9 +57,9 @@ pub async fn serve(daemon: Arc<Daemon>, session: Session) {
         if let Message::Request { id, body } = message {
             let answer = match serde_json::from_slice::<Ask>(&body) {
                 Ok(ask) => {
-                    if let (Ask::Open { move_id, .. }, None) = (&ask, &turn) {
+                    if let (Some(id), None) = (takes_turn(&ask), &turn) {
                         // The session before this one must have let go of the volumes.
-                        turn = Some(hold.enter(move_id, ended.clone()).await);
+                        turn = Some(hold.enter(id, ended.clone()).await);
                     }
                     side.answer(ask).await
                 }
@@ -73,6 +75,15 @@ pub async fn serve(daemon: Arc<Daemon>, session: Session) {
     hub.end("the session is over").await;
 }
 
+/// The move or protection that a session is for from this question on: one session at a time serves it.
+fn takes_turn(ask: &Ask) -> Option<&str> {
+    match ask {
+        Ask::Open { move_id, .. } => Some(move_id),
+        Ask::Shadow { question: protecting::Ask::Keep { id, .. } } => Some(id),
+        _ => None,
+    }
+}
+
 /// This side of one session.
 struct Destination<'a> {
     daemon: &'a Arc<Daemon>,
@@ -82,6 +93,7 @@ struct Destination<'a> {
     ram: Option<mpsc::Receiver<Message>>,
     vm: Option<Arrival>,
     back: GivingBack,
+    seat: Seat,
 }
 
 /// A volume of this session.
@@ -125,6 +137,10 @@ impl Destination<'_> {
             Ask::KeepGuest => serde_json::to_value(self.back.keep_guest().await?),
             Ask::EndGuest { vm } => serde_json::to_value(self.back.end_guest(self.daemon, &vm).await?),
             Ask::Fate { move_id } => serde_json::to_value(doubt::fate(self.daemon, &move_id)?),
+            Ask::Shadow { question } => {
+                let sender = self.hub.sender();
+                return self.seat.answer(self.daemon, &self.source, sender, &mut self.ram, question).await;
+            }
         };
         answer.map_err(ApiError::internal)
     }
@@ -290,6 +306,7 @@ impl Destination<'_> {
             }
         }
         self.back.end(self.daemon).await;
+        self.seat.let_go(self.daemon).await;
         for held in self.volumes.values() {
             doubt::ask_when_alone(self.daemon, &held.handle);
         }

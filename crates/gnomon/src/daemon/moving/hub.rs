@@ -185,7 +185,8 @@ fn stream_of(message: &Message) -> Option<Stream> {
         | Message::MirrorAck { stream, .. }
         | Message::MirrorFlush { stream, .. }
         | Message::HashRange { stream, .. }
-        | Message::Hashes { stream, .. } => Some(*stream),
+        | Message::Hashes { stream, .. }
+        | Message::Sealed { stream, .. } => Some(*stream),
         _ => None,
     }
 }

@@ -136,6 +136,11 @@ pub enum Ask {
         /// Names the move on both nodes.
         move_id: String,
     },
+    /// About a VM and its shadow.
+    Shadow {
+        /// What is asked.
+        question: crate::daemon::protecting::Ask,
+    },
 }
 
 /// The answer to [`Ask::Guest`].

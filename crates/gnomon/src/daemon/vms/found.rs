@@ -54,7 +54,9 @@ impl Vms {
         for dir in folders_in(&self.dir) {
             self.end_unless_known(&dir, &known);
         }
-        records.into_iter().try_for_each(|record| self.bring_back(record))
+        // A shadow that had taken over was found as such.
+        let is_new = |record: &VmRecord| !self.all.read().contains_key(&record.name);
+        records.into_iter().filter(is_new).try_for_each(|record| self.bring_back(record))
     }
 
     fn end_unless_known(&self, dir: &Path, known: &[PathBuf]) {

@@ -1,0 +1,86 @@
+//! What crosses the API about shadows of VMs.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Asks for a shadow of a running VM on another node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProtectVm {
+    /// The node of the shadow.
+    pub on: String,
+    /// Milliseconds from one checkpoint to the next; without it, as the guest's pauses and the link allow.
+    #[serde(default)]
+    pub interval_ms: Option<u64>,
+}
+
+/// Asks a node to go on with a guest whose shadow it has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FailoverVm {
+    /// The node that ran the guest, which the operator has made sure cannot run or write any more.
+    #[serde(default)]
+    pub fenced: Option<String>,
+}
+
+/// How a protection does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProtectionState {
+    /// The first copy is under way: there is nothing yet that could be gone on from.
+    Syncing,
+    /// The shadow has a fresh checkpoint.
+    Protected,
+    /// The shadow's checkpoint is old, or the last one failed.
+    Behind,
+    /// There is no session with the shadow.
+    Lost,
+    /// The guest was given to the shadow's node, and it is not known yet whether it runs there. It stands here.
+    Given,
+    /// The guest does not run here any more; the shadow has what it had.
+    Ended,
+}
+
+/// The shadow of a VM, as its primary knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProtectionView {
+    /// The node of the shadow.
+    pub to: String,
+    /// How it does.
+    pub state: ProtectionState,
+    /// Since when it is behind or lost, seconds since 1970.
+    pub since: Option<f64>,
+    /// Why it is behind or lost.
+    pub why: Option<String>,
+    /// The epoch in which the guest runs here.
+    pub epoch: u64,
+    /// The newest checkpoint that the shadow has said to have. What came after it would be lost with this host.
+    pub checkpoint: Option<u64>,
+    /// How old that is, milliseconds.
+    pub lag_ms: Option<f64>,
+    /// From one checkpoint to the next, milliseconds.
+    pub interval_ms: f64,
+    /// Sent since the daemon began to protect it: pages and devices.
+    pub bytes: u64,
+    /// Of these, by the last checkpoint.
+    pub last_bytes: u64,
+    /// How long the guest stood for a checkpoint: half of the last thousand were shorter.
+    pub pause_p50_ms: Option<f64>,
+    /// 99 of 100 were shorter.
+    pub pause_p99_ms: Option<f64>,
+    /// By which means its written pages are followed: pagemap-scan, soft-dirty or compare.
+    pub tracker: String,
+}
+
+/// A shadow, as its node knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ShadowView {
+    /// The node where the guest runs.
+    pub of: String,
+    /// Whether there is a session with it.
+    pub connected: bool,
+    /// The checkpoint from which the guest would go on here; without one it could not.
+    pub checkpoint: Option<u64>,
+    /// The epoch of that checkpoint.
+    pub epoch: Option<u64>,
+    /// How long ago it was applied here, milliseconds.
+    pub age_ms: Option<f64>,
+}

@@ -1,0 +1,155 @@
+//! `gnomon vm protect`, `unprotect`, `switchover` and `failover`: a VM's shadow on another node.
+
+use gnomon_terms::Bytes;
+
+use super::{Context, Ended, volume::begin};
+use crate::api::types::{FailoverVm, ProtectVm, ProtectionState, VmView};
+
+/// `gnomon vm protect`
+#[derive(Debug, clap::Args)]
+pub struct ProtectArgs {
+    /// Which VM
+    name: String,
+    /// The node of its shadow
+    #[arg(long, value_name = "NODE")]
+    on: String,
+    /// From one checkpoint to the next: auto (as the guest's pauses and the link allow), 100ms, 2s
+    #[arg(long, value_name = "TIME", default_value = "auto", value_parser = interval)]
+    interval: Interval,
+    /// Do not wait for the first copy
+    #[arg(long)]
+    detach: bool,
+}
+
+/// `gnomon vm switchover`
+#[derive(Debug, clap::Args)]
+pub struct SwitchoverArgs {
+    /// Which VM
+    name: String,
+    /// Do not wait
+    #[arg(long)]
+    detach: bool,
+}
+
+/// `gnomon vm failover`
+#[derive(Debug, clap::Args)]
+pub struct FailoverArgs {
+    /// Which VM
+    name: String,
+    /// The node that ran it, which you have made sure cannot run or write any more
+    #[arg(long, value_name = "NODE")]
+    i_have_fenced: Option<String>,
+    /// Do not wait
+    #[arg(long)]
+    detach: bool,
+}
+
+/// From one checkpoint to the next; `None` leaves it to be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval(Option<u64>);
+
+fn interval(text: &str) -> Result<Interval, String> {
+    if text == "auto" {
+        return Ok(Interval(None));
+    }
+    let (number, factor) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _) => (number, 1),
+        (None, Some(number)) => (number, 1000),
+        (None, None) => return Err("write auto, or a time such as 100ms or 2s".to_string()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a whole number before ms or s")?;
+    number.checked_mul(factor).map(|ms| Interval(Some(ms))).ok_or_else(|| "too long".to_string())
+}
+
+/// Begins to protect a VM and follows the first copy.
+pub(super) async fn protect(args: ProtectArgs, context: &Context) -> Ended {
+    let request = ProtectVm { on: args.on, interval_ms: args.interval.0 };
+    begin(&format!("/v1/vms/{}/protect", args.name), &request, args.detach, context).await
+}
+
+/// Gives a shadow up.
+pub(super) async fn unprotect(name: &str, context: &Context) -> Ended {
+    let _: serde_json::Value = context.client.post(&format!("/v1/vms/{name}/unprotect"), &()).await?;
+    context.output.result(&serde_json::json!({ "unprotected": name }), |_| format!("{name} has no shadow any more"));
+    Ok(())
+}
+
+/// Hands a VM over and follows that.
+pub(super) async fn switchover(args: SwitchoverArgs, context: &Context) -> Ended {
+    begin(&format!("/v1/vms/{}/switchover", args.name), &(), args.detach, context).await
+}
+
+/// Goes on with a VM whose shadow is here.
+pub(super) async fn failover(args: FailoverArgs, context: &Context) -> Ended {
+    let request = FailoverVm { fenced: args.i_have_fenced };
+    begin(&format!("/v1/vms/{}/failover", args.name), &request, args.detach, context).await
+}
+
+/// What `vm show` says of shadows.
+pub(super) fn facts_of(vm: &VmView) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
+    if let Some(shadow) = &vm.protection {
+        facts.push(("shadow", format!("on node {}: {}", shadow.to, word(shadow.state))));
+        facts.push(("why", shadow.why.clone().unwrap_or_default()));
+        let has = |checkpoint| format!("{checkpoint} of epoch {}", shadow.epoch);
+        facts.push(("checkpoint", shadow.checkpoint.map(has).unwrap_or_default()));
+        facts.push(("lag", ms(shadow.lag_ms)));
+        facts.push(("interval", ms((shadow.interval_ms > 0.0).then_some(shadow.interval_ms))));
+        facts.push(("sent", format!("{}, {} last", Bytes(shadow.bytes), Bytes(shadow.last_bytes))));
+        if let (Some(half), Some(most)) = (shadow.pause_p50_ms, shadow.pause_p99_ms) {
+            facts.push(("pause", format!("p50 {half:.1} ms, p99 {most:.1} ms")));
+        }
+        facts.push(("tracker", shadow.tracker.clone()));
+    }
+    if let Some(shadow) = &vm.shadow {
+        let link = if shadow.connected { "connected" } else { "no session" };
+        facts.push(("shadow of", format!("node {} ({link})", shadow.of)));
+        let has = shadow.checkpoint.zip(shadow.epoch).zip(shadow.age_ms);
+        let has = has.map(|((checkpoint, epoch), age)| format!("{checkpoint} of epoch {epoch}, {age:.0} ms old"));
+        facts.push(("checkpoint", has.unwrap_or_else(|| "none: it could not go on here".to_string())));
+    }
+    facts
+}
+
+/// What `vm ls` says of shadows.
+pub(super) fn word_of(vm: &VmView) -> String {
+    match (&vm.protection, &vm.shadow) {
+        (Some(shadow), _) => format!("{} by {}", word(shadow.state), shadow.to),
+        (None, Some(shadow)) => format!("of {}", shadow.of),
+        (None, None) => String::new(),
+    }
+}
+
+fn word(state: ProtectionState) -> &'static str {
+    match state {
+        ProtectionState::Syncing => "syncing",
+        ProtectionState::Protected => "protected",
+        ProtectionState::Behind => "behind",
+        ProtectionState::Lost => "lost",
+        ProtectionState::Given => "given",
+        ProtectionState::Ended => "ended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_times_or_auto() {
+        let table = [
+            ("auto", Some(None)),
+            ("100ms", Some(Some(100))),
+            ("2s", Some(Some(2000))),
+            ("100", None),
+            ("-1ms", None),
+            ("1.5s", None),
+            ("18446744073709551615s", None),
+            ("s", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(interval(text).ok(), expected.map(Interval), "{text}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A primary whose guest is gone: its QEMU has ended, or the shadow's node runs it by now.
+//!
+//! A guest whose QEMU has ended is not started again by itself: it may have powered off, and its shadow has what it had.
+//! Until the operator says what is to be done (`unprotect` here, `failover` there), the shadow's node is asked now and
+//! then whether it has taken over.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    ask, blocking,
+    rpc::{Ask, Fate, Yielded},
+    shared::{Order, Shared},
+    story::Story,
+};
+use crate::{
+    api::ApiError,
+    daemon::{Daemon, moving::hub::Hub, records::ProtectRecord},
+};
+
+/// How often the shadow's node is asked.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How long a node may take to be reached and to answer a question that others wait for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Looks after a protection whose guest does not run here.
+pub async fn stand_by(daemon: Arc<Daemon>, shared: Arc<Shared>, story: Story) {
+    shared.pulse.ended();
+    story.guest_ended();
+    let mut orders = shared.order.subscribe();
+    loop {
+        let record = shared.record.lock().clone();
+        let order = orders.borrow_and_update().clone();
+        match order {
+            Order::End => {
+                tell_unwanted(&daemon, &record).await;
+                forget(&daemon, &shared, &story);
+                return;
+            }
+            Order::GivenUp => return daemon.protections.over(&shared),
+            Order::Switch(job) => {
+                shared.order.send_replace(Order::None);
+                job.finish(Err(ApiError::refused(format!("VM '{}' does not run", record.vm)).then(format!(
+                    "go on with its shadow: `gnomon vm failover {}` on node {}",
+                    record.vm, record.to
+                ))));
+            }
+            Order::None => {}
+        }
+        if let Ok(Fate::Promoted { epoch }) = fate(&daemon, &record).await {
+            if let Err(error) = given_up(&daemon, &shared, epoch).await {
+                tracing::error!(vm = record.vm, %error, "it could not be given up");
+            }
+            return daemon.protections.over(&shared);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ASK_EVERY) => {}
+            _ = orders.changed() => {}
+        }
+    }
+}
+
+fn forget(daemon: &Arc<Daemon>, shared: &Arc<Shared>, story: &Story) {
+    let vm = shared.record.lock().vm.clone();
+    match daemon.records.remove_protection(&vm) {
+        Ok(()) => story.unprotected(),
+        Err(error) => tracing::error!(vm, %error, "its protection is still on record"),
+    }
+    daemon.protections.over(shared);
+}
+
+/// What became of a protection at the shadow's node.
+pub async fn fate(daemon: &Arc<Daemon>, record: &ProtectRecord) -> Result<Fate, ApiError> {
+    one_question(daemon, &record.to, Ask::Fate { id: record.id.clone() }).await
+}
+
+/// Tells the shadow's node that the shadow is not wanted any more. One that cannot be reached finds out by asking.
+pub async fn tell_unwanted(daemon: &Arc<Daemon>, record: &ProtectRecord) {
+    let told = one_question::<()>(daemon, &record.to, Ask::Forget { id: record.id.clone() }).await;
+    if let Err(error) = told {
+        tracing::warn!(vm = record.vm, %error, "node {} still has its shadow, until it can ask here", record.to);
+    }
+}
+
+/// Asks a node one question in a session of its own.
+pub async fn one_question<A: serde::de::DeserializeOwned>(
+    daemon: &Arc<Daemon>,
+    node: &str,
+    question: Ask,
+) -> Result<A, ApiError> {
+    let late = || ApiError::unavailable(format!("node {node} did not answer within {ANSWER_WITHIN:?}"));
+    let asked = async {
+        let (hub, _inbox) = Hub::start(daemon.dial(node).await?);
+        let answer = ask(&hub.rpc, question).await;
+        hub.end("the question is answered").await;
+        answer
+    };
+    tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|_| late())?
+}
+
+/// The shadow's node runs the guest from this epoch on: a QEMU that is here is ended before anything of it can be
+/// written, its volumes are lost, and the record of the VM says so. What it did since its last checkpoint is lost, and the
+/// operator who had the shadow take over has said so.
+pub async fn given_up(daemon: &Arc<Daemon>, shared: &Arc<Shared>, epoch: u64) -> Result<(), ApiError> {
+    let (daemon, record) = (Arc::clone(daemon), shared.record.lock().clone());
+    tracing::error!(vm = record.vm, epoch, "its shadow at node {} has taken over: it is given up here", record.to);
+    blocking(move || {
+        daemon.vms.lose(&record.vm, &lost_words(&record, epoch))?;
+        daemon.records.remove_protection(&record.vm)?;
+        Story::new(&daemon.records, &record.vm, &record.to).lost_to_shadow(epoch);
+        Ok(())
+    })
+    .await
+}
+
+fn lost_words(record: &ProtectRecord, epoch: u64) -> String {
+    format!(
+        "lost: its shadow at node {} took over at epoch {epoch}; `gnomon vm stop {}` forgets it here",
+        record.to, record.vm
+    )
+}
+
+/// The shadow's node wants to take over, its operator having said that this node is fenced. While the guest runs here it
+/// is not; when it does not, it is given up for good.
+pub async fn yield_to_shadow(daemon: &Arc<Daemon>, id: &str, vm: &str, epoch: u64) -> Result<Yielded, ApiError> {
+    let Some(shared) = daemon.protections.get(vm).filter(|shared| shared.record.lock().id == id) else {
+        return Ok(Yielded::Unknown);
+    };
+    if daemon.vms.get(vm).is_ok_and(|vm| vm.qemu().is_some()) {
+        return Ok(Yielded::Runs);
+    }
+    given_up(daemon, &shared, epoch).await?;
+    shared.order.send_replace(Order::GivenUp);
+    Ok(Yielded::GaveUp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_vm_says_where_it_is_and_what_to_do() {
+        let record = ProtectRecord {
+            id: "a-1-1".into(),
+            vm: "web".into(),
+            to: "b".into(),
+            interval_ms: None,
+            epoch: 1,
+            volumes: Vec::new(),
+            given: None,
+        };
+        let words = lost_words(&record, 2);
+        assert!(words.contains("node b") && words.contains("epoch 2") && words.contains("vm stop web"), "{words}");
+    }
+}

@@ -1,0 +1,339 @@
+//! A VM's shadow on another node: `protect`, `unprotect`, `switchover`, `failover`.
+//!
+//! ```text
+//!   primary's node                                   shadow's node
+//!   primary ── checkpoints ── sessions ────────────► seat ── shadow (a second memory, a QEMU that waits)
+//!      │ switch: freeze, given on record ──────────► takeover: promoted on record, runs
+//!      │                          the operator ────► takeover, after the primary was asked, or is said to be fenced
+//!      └ ended: asks, and gives the guest up ◄────── promoted
+//! ```
+//! Who may run a guest is on record, at one node each: *given* at the primary, *promoted* at the shadow. Without a witness
+//! nobody can tell a dead host from a cut cable, so nothing happens by itself: the primary goes on when its shadow is
+//! lost, and the shadow goes on when an operator says that the primary cannot. A primary that returns asks before its
+//! disks are served ([`ask_first`]), for a moment only: silence is not a reason to stop a guest.
+//!
+//! Read in this order: [`primary`] and [`shadow`] with its [`seat`], then [`switch`] and [`takeover`], then [`ended`] and
+//! [`doubt`]; [`pulse`] is what a user is told.
+
+mod doubt;
+mod ended;
+mod primary;
+mod pulse;
+mod rpc;
+mod run;
+mod seat;
+mod shadow;
+mod shared;
+mod story;
+mod switch;
+mod takeover;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use gnomon_machine::primary::Pace;
+use gnomon_proto::frame::Stream;
+use parking_lot::Mutex;
+
+pub use rpc::Ask;
+pub use seat::Seat;
+pub use shadow::Shadows;
+pub use takeover::failover;
+
+use self::{
+    primary::Primary,
+    rpc::Fate,
+    shared::{Order, Shared},
+    story::Story,
+};
+use super::{Daemon, moving, records::ProtectRecord};
+use crate::api::{
+    ApiError,
+    types::{JobView, ProtectVm, ProtectionState, VmView},
+};
+
+/// The guest's number in its session; its volumes are counted from zero.
+const STREAM: Stream = Stream(u32::MAX);
+/// The intervals that may be asked for. Under 10 ms a guest would do little but stand; what is lost after more than a
+/// minute is a restore from a backup, and no failover.
+const INTERVALS_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
+
+/// The protections that this node is the primary of, by VM.
+#[derive(Default)]
+pub struct Protections {
+    active: Mutex<BTreeMap<String, Arc<Shared>>>,
+}
+
+impl Protections {
+    /// That of a VM.
+    fn get(&self, vm: &str) -> Option<Arc<Shared>> {
+        self.active.lock().get(vm).cloned()
+    }
+
+    fn add(&self, record: ProtectRecord) -> Arc<Shared> {
+        let name = record.vm.clone();
+        let shared = Arc::new(Shared::new(record));
+        self.active.lock().insert(name, Arc::clone(&shared));
+        shared
+    }
+
+    /// A protection is over.
+    fn over(&self, shared: &Arc<Shared>) {
+        let name = shared.record.lock().vm.clone();
+        self.active.lock().retain(|vm, known| *vm != name || !Arc::ptr_eq(known, shared));
+        shared.order.send_replace(Order::GivenUp);
+    }
+
+    /// Refuses what would be done to a VM, or its QEMU, behind the back of its shadow.
+    pub fn refuse_if_protected(&self, vm: &str) -> Result<(), ApiError> {
+        match self.get(vm) {
+            None => Ok(()),
+            Some(shared) => {
+                let to = shared.record.lock().to.clone();
+                Err(ApiError::refused(format!("VM '{vm}' is protected by node {to}"))
+                    .then(format!("end that first: `gnomon vm unprotect {vm}`")))
+            }
+        }
+    }
+}
+
+// ---- what comes before the doors open --------------------------------------------------------------------------------
+
+/// Brings back what is on record, and asks the nodes of shadows whether they have taken over: before this node serves a
+/// disk. A node that does not answer within two seconds is not waited for.
+pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+    let opener = Arc::clone(daemon);
+    blocking(move || Shadows::open(&opener)).await?;
+    let mut asked = Vec::new();
+    for record in daemon.records.protections()? {
+        let shared = daemon.protections.add(record.clone());
+        let asker = Arc::clone(daemon);
+        asked.push(tokio::spawn(async move {
+            let fate = ended::fate(&asker, &record).await;
+            (record, shared, fate)
+        }));
+    }
+    for answer in asked {
+        let (record, shared, fate) = answer.await.map_err(ApiError::internal)?;
+        match fate {
+            // One that was given away in a switchover ends as it would have.
+            Ok(Fate::Promoted { epoch }) if record.given.is_none() => {
+                ended::given_up(daemon, &shared, epoch).await?;
+                daemon.protections.over(&shared);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(vm = record.vm, %error, "its shadow cannot be asked: the guest goes on here")
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Goes on with every protection on record, and with every shadow.
+pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+    for record in daemon.records.protections()? {
+        if let Some(shared) = daemon.protections.get(&record.vm) {
+            tracing::info!(vm = record.vm, "its protection by node {} goes on", record.to);
+            tokio::spawn(go_on(Arc::clone(daemon), shared));
+        }
+    }
+    for keeping in daemon.shadows.list() {
+        doubt::ask_when_alone(daemon, &keeping);
+    }
+    Ok(())
+}
+
+/// Starts the driver of a protection on record.
+async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
+    let record = shared.record.lock().clone();
+    let Some(vm) = daemon.vms.get(&record.vm).ok().filter(|vm| vm.qemu().is_some()) else {
+        let story = Story::new(&daemon.records, &record.vm, &record.to);
+        return ended::stand_by(daemon, shared, story).await;
+    };
+    let (begin, with) = (Arc::clone(&daemon), Arc::clone(&shared));
+    match blocking(move || Primary::new(&begin, &with, vm)).await {
+        Ok(primary) => primary.run(None).await,
+        Err(error) => {
+            tracing::error!(vm = record.vm, %error, "it cannot be protected any more; it stays on record");
+            shared.pulse.lost(&error.to_string());
+        }
+    }
+}
+
+// ---- verbs -----------------------------------------------------------------------------------------------------------
+
+/// Begins to keep a shadow of a running VM.
+pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobView, ApiError> {
+    daemon.check_peer(&ask.on)?;
+    check_interval(ask.interval_ms)?;
+    daemon.protections.refuse_if_protected(name)?;
+    let vm = daemon.vms.get(name)?;
+    if vm.qemu().is_none() {
+        return Err(ApiError::refused(format!("VM '{name}' does not run")).then("start it with `gnomon vm run`"));
+    }
+    vm.refuse_unless_updatable()?;
+    let record = vm.record();
+    if let Some(disk) = record.disks.first() {
+        return Err(ApiError::refused(format!(
+            "VM '{name}' has disk '{disk}', and a shadow has none of its own yet"
+        ))
+        .then("only VMs without disks are protected by this version"));
+    }
+    if record.beside.is_some() {
+        return Err(ApiError::refused(format!("VM '{name}' is being updated")).then("see `gnomon job ls`"));
+    }
+    if daemon.records.moves()?.iter().any(|moving| moving.vm.as_deref() == Some(name)) {
+        return Err(ApiError::refused(format!("VM '{name}' is being moved")).then("let the move end, or cancel it"));
+    }
+    let record = ProtectRecord {
+        id: format!("{}-{}-p{}", daemon.config.node, daemon.jobs.start(), daemon.jobs.count() + 1),
+        vm: name.to_string(),
+        to: ask.on,
+        interval_ms: ask.interval_ms,
+        epoch: record.epoch,
+        volumes: record.disks,
+        given: None,
+    };
+    daemon.records.put_protection(&record)?;
+    let shared = daemon.protections.add(record);
+    let begun = Primary::new(daemon, &shared, vm);
+    let primary = begun.inspect_err(|_| {
+        daemon.protections.over(&shared);
+        if let Err(error) = daemon.records.remove_protection(name) {
+            tracing::error!(vm = name, %error, "a protection that did not begin is still on record");
+        }
+    })?;
+    let job = daemon.jobs.begin("protect", name);
+    let view = job.view();
+    tokio::spawn(primary.run(Some(job)));
+    Ok(view)
+}
+
+fn check_interval(interval_ms: Option<u64>) -> Result<(), ApiError> {
+    match interval_ms {
+        Some(ms) if !INTERVALS_MS.contains(&ms) => Err(ApiError::usage(format!(
+            "an interval of {ms} ms: write one from {} to {}, or leave it to be chosen",
+            INTERVALS_MS.start(),
+            INTERVALS_MS.end()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn pace(interval_ms: Option<u64>) -> Pace {
+    match interval_ms {
+        Some(ms) => Pace::Every(Duration::from_millis(ms)),
+        None => Pace::Adaptive(Default::default()),
+    }
+}
+
+/// The shadow of a VM is not wanted any more: on the primary's node, or on the shadow's when the primary is gone for
+/// good. Returns when nothing is left of it.
+pub async fn unprotect(daemon: &Arc<Daemon>, name: &str) -> Result<(), ApiError> {
+    if let Some(keeping) = daemon.shadows.get(name) {
+        return discard(daemon, keeping).await;
+    }
+    let shared = daemon.protections.get(name).ok_or_else(|| not_protected(daemon, name))?;
+    if shared.record.lock().given.is_some() {
+        return Err(ApiError::refused(format!("VM '{name}' was given to the node of its shadow"))
+            .then("it has to answer first what became of it: see `gnomon vm show`"));
+    }
+    shared.order.send_replace(Order::End);
+    let _ = shared.order.subscribe().wait_for(|order| matches!(order, Order::GivenUp)).await;
+    Ok(())
+}
+
+fn not_protected(daemon: &Arc<Daemon>, name: &str) -> ApiError {
+    match daemon.vms.get(name) {
+        Ok(_) => ApiError::refused(format!("VM '{name}' is not protected")),
+        Err(error) => error,
+    }
+}
+
+/// Throws a shadow away whose primary is silent. One that answers decides by itself.
+async fn discard(daemon: &Arc<Daemon>, keeping: Arc<shadow::Keeping>) -> Result<(), ApiError> {
+    let record = keeping.record().clone();
+    let question = Ask::Wanted { id: record.id, vm: record.vm.clone() };
+    if let Ok(true) = ended::one_question::<bool>(daemon, &record.from, question).await {
+        return Err(ApiError::refused(format!("node {} protects VM '{}' by this shadow", record.from, record.vm))
+            .then(format!("ask there: `gnomon vm unprotect {}`", record.vm)));
+    }
+    let daemon = Arc::clone(daemon);
+    blocking(move || daemon.shadows.forget(&daemon, &keeping)).await
+}
+
+/// Begins to hand a protected guest over to the node of its shadow.
+pub fn switchover(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
+    let shared = daemon.protections.get(name).ok_or_else(|| not_protected(daemon, name))?;
+    let view = shared.view();
+    if view.state != ProtectionState::Protected {
+        let state = serde_json::to_value(view.state).ok();
+        let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("not protected").to_string();
+        let why = view.why.map(|why| format!(": {why}")).unwrap_or_default();
+        return Err(ApiError::refused(format!("the shadow of VM '{name}' is {state}{why}"))
+            .then("wait until `gnomon vm show` says that it is protected"));
+    }
+    if matches!(*shared.order.borrow(), Order::Switch(_)) {
+        return Err(
+            ApiError::refused(format!("VM '{name}' is being handed over already")).then("see `gnomon job ls`")
+        );
+    }
+    let job = daemon.jobs.begin("switchover", name);
+    let told = job.view();
+    shared.order.send_replace(Order::Switch(job));
+    Ok(told)
+}
+
+// ---- views -----------------------------------------------------------------------------------------------------------
+
+/// A VM of this node, or the shadow of one of another.
+pub fn show(daemon: &Arc<Daemon>, name: &str) -> Result<VmView, ApiError> {
+    match daemon.shadows.get(name) {
+        Some(keeping) => Ok(keeping.vm_view(daemon)),
+        None => {
+            let view = with_protection(daemon, daemon.vms.view(&*daemon.vms.get(name)?));
+            Ok(VmView { agent: daemon.vitals.agent(name), ..view })
+        }
+    }
+}
+
+/// All VMs and shadows of this node, by name.
+pub fn list(daemon: &Arc<Daemon>) -> Vec<VmView> {
+    let own = daemon.vms.list().into_iter().map(|view| with_protection(daemon, view));
+    let shadows = daemon.shadows.list();
+    let mut all: Vec<VmView> = own.chain(shadows.iter().map(|keeping| keeping.vm_view(daemon))).collect();
+    all.sort_by(|one, other| one.name.cmp(&other.name));
+    all
+}
+
+fn with_protection(daemon: &Arc<Daemon>, view: VmView) -> VmView {
+    let protection = daemon.protections.get(&view.name).map(|shared| shared.view());
+    VmView { protection, ..view }
+}
+
+// ---- helpers ---------------------------------------------------------------------------------------------------------
+
+/// Asks the other side of a protection.
+async fn ask<A: serde::de::DeserializeOwned>(rpc: &moving::rpc::Rpc, question: Ask) -> Result<A, ApiError> {
+    rpc.ask(&moving::rpc::Ask::Shadow { question }).await
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    deed: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(deed).await.map_err(ApiError::internal)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_is_neither_a_blink_nor_an_hour() {
+        let table = [(None, true), (Some(9), false), (Some(10), true), (Some(60_000), true), (Some(60_001), false)];
+        for (ms, good) in table {
+            assert_eq!(check_interval(ms).is_ok(), good, "{ms:?}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A run of checkpoints: one after another on a thread of its own, until something is asked or the session is of no use.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gnomon_machine::primary::{ReplicateError, Replicator};
+use gnomon_qemu::{Qemu, RunState};
+
+use super::{pulse::millis, shared::Shared};
+use crate::{
+    api::{ApiError, chain, types::Progress},
+    daemon::jobs::Job,
+};
+
+/// How long to wait after a checkpoint that did not come about.
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
+/// How long a guest whose checkpoint was cut off by a crash of the daemon may take to run again.
+const RESUME: Duration = Duration::from_secs(30);
+
+/// How a run of checkpoints ended.
+pub(super) enum Left {
+    /// Something was asked.
+    Asked,
+    /// The session is of no use any more.
+    Broken(ApiError),
+}
+
+/// A run of checkpoints, on a thread of its own.
+pub(super) struct Run {
+    pub engine: Replicator,
+    pub qemu: Arc<Qemu>,
+    pub shared: Arc<Shared>,
+}
+
+impl Run {
+    /// Takes checkpoints until `wait`, which lasts as long as it is told to, says that something was asked. The job of
+    /// the first copy comes back when it has not been made.
+    pub fn checkpoints(mut self, mut job: Option<Job>, mut wait: impl FnMut(Duration) -> bool) -> Done {
+        let mut due = Duration::ZERO;
+        let left = loop {
+            if wait(due) {
+                break Left::Asked;
+            }
+            due = match self.checkpoint(&mut job) {
+                Ok(()) => self.engine.due_in(),
+                Err(error) if !self.engine.is_connected() => break Left::Broken(error.into()),
+                Err(error) if self.qemu.exit_watch().exited().is_some() => break Left::Broken(error.into()),
+                Err(error) => self.pass_over(&error),
+            };
+        };
+        (self.engine, left, job)
+    }
+
+    /// Takes one checkpoint; the first one is waited for, and ends the job.
+    fn checkpoint(&mut self, job: &mut Option<Job>) -> Result<(), ReplicateError> {
+        let begun = Instant::now();
+        self.shared.pulse.begins(self.engine.upcoming());
+        let told = self.engine.checkpoint()?;
+        self.shared.pulse.sent(told, self.engine.due_in() + told.took);
+        if job.is_some() {
+            self.engine.await_sealed(told.checkpoint)?;
+        }
+        if let Some(job) = job.take() {
+            let (to, bytes) = (self.shared.record.lock().to.clone(), told.bytes.0);
+            let message = format!("protected by node {to} since checkpoint {}", told.checkpoint);
+            tell(&job, "protected", bytes, bytes, &message);
+            job.finish(Ok(serde_json::json!({
+                "to": to,
+                "checkpoint": told.checkpoint,
+                "bytes": bytes,
+                "seconds": begun.elapsed().as_secs_f64(),
+                "pause_ms": millis(told.pause),
+            })));
+        }
+        Ok(())
+    }
+
+    /// A checkpoint did not come about, and the next one may: how long until then.
+    fn pass_over(&self, error: &ReplicateError) -> Duration {
+        self.shared.pulse.failed(&chain(error));
+        tracing::warn!(vm = self.shared.record.lock().vm, error = chain(error), "a checkpoint did not come about");
+        if let Err(error) = wake_up(&self.qemu) {
+            tracing::error!(pid = self.qemu.record().pid, %error, "the guest may stand: try `cont` on its monitor");
+        }
+        AGAIN
+    }
+}
+
+/// The engine, how the run ended, and the job of a first copy that was not made.
+pub(super) type Done = (Replicator, Left, Option<Job>);
+
+/// Makes a guest run again that stands because of a checkpoint.
+pub(super) fn wake_up(qemu: &Qemu) -> Result<(), ApiError> {
+    let state = qemu.qmp().query_status()?.state;
+    if matches!(state, RunState::FinishMigrate | RunState::Postmigrate) {
+        tracing::warn!(pid = qemu.record().pid, "a checkpoint was cut off: its guest runs on");
+        qemu.qmp().cont_after_migration(RESUME)?;
+    }
+    Ok(())
+}
+
+/// Tells how far a job is.
+pub(super) fn tell(job: &Job, phase: &str, done_bytes: u64, total_bytes: u64, message: &str) {
+    let (phase, message) = (phase.to_string(), message.to_string());
+    job.report(Progress { phase, done_bytes, total_bytes, message, ..Progress::default() });
+}

@@ -1,0 +1,143 @@
+//! One session, as the node of a shadow sits in it: questions are answered, and frames go to the engine on a thread of
+//! their own.
+
+use std::{sync::Arc, thread};
+
+use gnomon_link::SessionSender;
+use gnomon_machine::wire::{Wire, WireClosed};
+use gnomon_proto::frame::Message;
+use gnomon_terms::Epoch;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    blocking, doubt, ended,
+    rpc::{Ask, Fate, Kept},
+    shadow::{Keeping, Wanted},
+    takeover,
+};
+use crate::{api::ApiError, daemon::Daemon};
+
+/// The shadow's side of one session.
+#[derive(Default)]
+pub struct Seat {
+    keeping: Option<(Arc<Keeping>, Epoch)>,
+    /// Told when no frame of the session is being handled any more.
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+impl Seat {
+    /// Answers a question of the node called `from`. `ram` is what it sends, until a shadow is kept in this session.
+    pub async fn answer(
+        &mut self,
+        daemon: &Arc<Daemon>,
+        from: &str,
+        sender: SessionSender,
+        ram: &mut Option<mpsc::Receiver<Message>>,
+        question: Ask,
+    ) -> Result<Value, ApiError> {
+        let answer = match question {
+            Ask::Fate { id } => serde_json::to_value(fate(daemon, &id)?),
+            Ask::Keep { id, epoch, spec, resolved } => {
+                let wanted = Wanted { id, from: from.to_string(), epoch: Epoch(epoch), spec: *spec, resolved };
+                serde_json::to_value(self.keep(daemon, wanted, sender, ram).await?)
+            }
+            Ask::StartOver => {
+                let (keeping, epoch) = self.kept()?;
+                serde_json::to_value(blocking(move || keeping.start_over(epoch)).await?)
+            }
+            Ask::Ready { checkpoint } => {
+                let (daemon, keeping) = (Arc::clone(daemon), self.kept()?.0);
+                serde_json::to_value(blocking(move || keeping.load(&daemon, checkpoint)).await?)
+            }
+            Ask::TakeOver { id, epoch } => {
+                let daemon = Arc::clone(daemon);
+                serde_json::to_value(blocking(move || takeover::planned(&daemon, &id, epoch)).await?)
+            }
+            Ask::Forget { id } => serde_json::to_value(self.forget(daemon, id).await?),
+            Ask::Yield { id, vm, epoch } => {
+                serde_json::to_value(ended::yield_to_shadow(daemon, &id, &vm, epoch).await?)
+            }
+            Ask::Wanted { id, vm } => serde_json::to_value(doubt::is_wanted(daemon, &id, &vm)),
+        };
+        answer.map_err(ApiError::internal)
+    }
+
+    fn kept(&self) -> Result<(Arc<Keeping>, Epoch), ApiError> {
+        self.keeping.clone().ok_or_else(|| ApiError::refused("no shadow is kept in this session"))
+    }
+
+    async fn keep(
+        &mut self,
+        daemon: &Arc<Daemon>,
+        wanted: Wanted,
+        sender: SessionSender,
+        ram: &mut Option<mpsc::Receiver<Message>>,
+    ) -> Result<Kept, ApiError> {
+        let frames = ram.take().ok_or_else(|| {
+            ApiError::refused("a guest was announced already in this session").then("begin a new session")
+        })?;
+        let (keeper, epoch) = (Arc::clone(daemon), wanted.epoch);
+        let (keeping, kept) = blocking(move || keeper.shadows.keep(&keeper, wanted)).await?;
+        let (tell, ended) = oneshot::channel();
+        let (listener, session) = (Arc::clone(&keeping), keeping.session());
+        thread::spawn(move || {
+            listen(&listener, session, frames, &ShadowWire(sender));
+            listener.end(session);
+            // Nobody waits any more when the daemon ends.
+            let _ = tell.send(());
+        });
+        (self.keeping, self.ended) = (Some((keeping, epoch)), Some(ended));
+        Ok(kept)
+    }
+
+    async fn forget(&mut self, daemon: &Arc<Daemon>, id: String) -> Result<(), ApiError> {
+        let Some(keeping) = daemon.shadows.by_id(&id) else { return Ok(()) };
+        let daemon = Arc::clone(daemon);
+        blocking(move || daemon.shadows.forget(&daemon, &keeping)).await
+    }
+
+    /// The session is over; what was sealed stays.
+    pub async fn let_go(&mut self, daemon: &Arc<Daemon>) {
+        if let Some(ended) = self.ended.take() {
+            // A thread that is gone is an ended one.
+            let _ = ended.await;
+        }
+        if let Some((keeping, _)) = self.keeping.take() {
+            doubt::ask_when_alone(daemon, &keeping);
+        }
+    }
+}
+
+/// Hands frames to the engine until the session is over. After one that cannot be taken the rest of the session is
+/// passed over: the primary has been told, and begins another one.
+fn listen(keeping: &Keeping, session: u64, mut frames: mpsc::Receiver<Message>, wire: &ShadowWire) {
+    let mut is_broken = false;
+    while let Some(message) = frames.blocking_recv() {
+        if is_broken {
+            continue;
+        }
+        if let Err(error) = keeping.take(session, message, wire) {
+            tracing::warn!(vm = keeping.record().vm, %error, "a checkpoint was not taken");
+            is_broken = true;
+        }
+    }
+}
+
+/// What became of a protection here.
+fn fate(daemon: &Arc<Daemon>, id: &str) -> Result<Fate, ApiError> {
+    if let Some(epoch) = daemon.records.promoted(id)? {
+        return Ok(Fate::Promoted { epoch });
+    }
+    let is_loaded = daemon.shadows.by_id(id).is_some_and(|keeping| keeping.is_loaded());
+    Ok(if is_loaded { Fate::Ready } else { Fate::Shadow })
+}
+
+/// What the engine answers.
+struct ShadowWire(SessionSender);
+
+impl Wire for ShadowWire {
+    fn send(&self, message: Message) -> Result<(), WireClosed> {
+        self.0.blocking_send(message).map_err(|_| WireClosed)
+    }
+}

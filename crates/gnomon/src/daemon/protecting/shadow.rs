@@ -1,0 +1,347 @@
+//! The shadow's side: a second memory of a guest of another node, and the QEMU that waits on it.
+//!
+//! ```text
+//!   (nothing) ──Keep──► kept, empty ──frames, Seal──► kept, has n ──Ready──► loaded ──TakeOver──► a VM of this node
+//!       ▲                   ▲                             │                    │
+//!       └──Forget───────────┴──── daemon restarted ───────┴─────── Keep ───────┘
+//! ```
+//! A checkpoint is in memory only: after a restart of the daemon there is a record, and nothing to go on from, until the
+//! primary has sent everything anew. The QEMU that waits is ended then; it runs nothing.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gnomon_machine::shadow::{Limits, Shadow};
+use gnomon_proto::frame::Message;
+use gnomon_qemu::{GuestRam, Qemu, Resolved, Standby, VmSpec};
+use gnomon_terms::{Bytes, Epoch};
+use parking_lot::Mutex;
+
+use super::{STREAM, pulse::millis, rpc::Kept};
+use crate::{
+    api::{
+        ApiError,
+        types::{ShadowView, VmView},
+    },
+    daemon::{Daemon, records::ShadowRecord},
+};
+
+/// How long a QEMU may take to load a guest, and to run it: some milliseconds is what it takes.
+pub(super) const STEP: Duration = Duration::from_secs(10);
+
+/// The shadows that this node keeps, by VM.
+#[derive(Default)]
+pub struct Shadows {
+    all: Mutex<BTreeMap<String, Arc<Keeping>>>,
+}
+
+/// A shadow that this node keeps.
+pub struct Keeping {
+    record: ShadowRecord,
+    engine: Mutex<Option<Engine>>,
+    /// For whoever looks: the engine is busy while a checkpoint is applied.
+    seen: Mutex<Seen>,
+}
+
+/// What there is between the first `Keep` and the end of the daemon.
+pub(super) struct Engine {
+    pub(super) shadow: Shadow<Standby>,
+    pub(super) qemu: Arc<Qemu>,
+    ram: GuestRam,
+    spec: VmSpec,
+    resolved: Resolved,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// Counts sessions; what comes of an old one is not heard.
+    session: u64,
+    connected: bool,
+    committed: Option<(Epoch, u64, Instant)>,
+    loaded: bool,
+}
+
+/// What a primary says of its guest.
+pub struct Wanted {
+    /// Names the protection.
+    pub id: String,
+    /// The node that asks.
+    pub from: String,
+    /// The epoch in which the guest runs there.
+    pub epoch: Epoch,
+    /// The guest.
+    pub spec: VmSpec,
+    /// Settled on the primary's host.
+    pub resolved: Resolved,
+}
+
+impl Shadows {
+    /// Shadows on record: empty. QEMUs that waited for them are ended.
+    pub fn open(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+        for record in daemon.records.shadows()? {
+            if daemon.records.promoted(&record.id)?.is_some() {
+                super::takeover::finish_promotion(daemon, &record)?;
+                continue;
+            }
+            daemon.vms.end_leftover(&record.vm)?;
+            daemon.shadows.put(daemon, record);
+        }
+        Ok(())
+    }
+
+    fn put(&self, daemon: &Arc<Daemon>, record: ShadowRecord) -> Arc<Keeping> {
+        daemon.vms.reserve(&record.vm, &record.from);
+        let keeping = Arc::new(Keeping { record, engine: Mutex::default(), seen: Mutex::default() });
+        self.all.lock().insert(keeping.record.vm.clone(), Arc::clone(&keeping));
+        keeping
+    }
+
+    /// The shadow of this VM.
+    pub fn get(&self, vm: &str) -> Option<Arc<Keeping>> {
+        self.all.lock().get(vm).cloned()
+    }
+
+    /// The shadow of this protection.
+    pub fn by_id(&self, id: &str) -> Option<Arc<Keeping>> {
+        self.all.lock().values().find(|keeping| keeping.record.id == id).cloned()
+    }
+
+    /// All of them, by VM.
+    pub fn list(&self) -> Vec<Arc<Keeping>> {
+        self.all.lock().values().cloned().collect()
+    }
+
+    /// Keeps the shadow of a guest, or finds the one that is kept: its QEMU waits when this returns. Blocks for some
+    /// 60 ms.
+    pub fn keep(&self, daemon: &Arc<Daemon>, wanted: Wanted) -> Result<(Arc<Keeping>, Kept), ApiError> {
+        let known = self.get(&wanted.spec.name);
+        if let Some(keeping) = known.as_ref().filter(|keeping| keeping.record.id == wanted.id) {
+            return Ok((Arc::clone(keeping), keeping.begin(daemon, &wanted)?));
+        }
+        match known {
+            Some(other) if other.record.from != wanted.from => return Err(taken(&other.record)),
+            // The same node has begun anew, and this one was never told.
+            Some(other) => self.forget(daemon, &other)?,
+            None => {}
+        }
+        let keeping = self.make(daemon, &wanted)?;
+        match keeping.begin(daemon, &wanted) {
+            Ok(kept) => Ok((keeping, kept)),
+            Err(error) => {
+                self.forget(daemon, &keeping)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn make(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Arc<Keeping>, ApiError> {
+        let name = &wanted.spec.name;
+        if let Ok(vm) = daemon.vms.get(name) {
+            let node = &daemon.config.node;
+            let refused = ApiError::refused(format!("node {node} has a VM '{name}' of its own"));
+            return Err(match vm.qemu() {
+                Some(_) => refused.then("rename or stop one of them"),
+                None => refused.then(format!("it has ended: `gnomon vm stop {name}` on node {node} forgets it")),
+            });
+        }
+        daemon.vms.refuse_unless_it_fits(&wanted.resolved)?;
+        let record = ShadowRecord {
+            id: wanted.id.clone(),
+            vm: name.clone(),
+            from: wanted.from.clone(),
+            token: daemon.records.next_token()?,
+            volumes: wanted.spec.disks.iter().map(|disk| disk.name.clone()).collect(),
+        };
+        daemon.records.put_shadow(&record)?;
+        Ok(self.put(daemon, record))
+    }
+
+    /// The shadow is not wanted any more: nothing of it stays.
+    pub fn forget(&self, daemon: &Arc<Daemon>, keeping: &Arc<Keeping>) -> Result<(), ApiError> {
+        if let Some(engine) = keeping.engine.lock().take() {
+            engine.qemu.kill()?;
+        }
+        self.remove(daemon, &keeping.record)?;
+        daemon.vms.forget_waiting(&keeping.record.vm, &keeping.record.volumes, keeping.record.token);
+        tracing::info!(vm = keeping.record.vm, "the shadow of the VM at node {} is gone", keeping.record.from);
+        Ok(())
+    }
+
+    /// Takes a shadow off the records: it is a VM of this node now, or nothing.
+    pub(super) fn remove(&self, daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
+        daemon.records.remove_shadow(&record.vm)?;
+        self.all.lock().remove(&record.vm);
+        daemon.vms.unreserve(&record.vm);
+        Ok(())
+    }
+}
+
+impl Keeping {
+    /// As it is on record.
+    pub fn record(&self) -> &ShadowRecord {
+        &self.record
+    }
+
+    /// Whether a primary's guest was loaded here and waits to run.
+    pub fn is_loaded(&self) -> bool {
+        self.seen.lock().loaded
+    }
+
+    /// Whether there is a session with the primary.
+    pub fn is_connected(&self) -> bool {
+        self.seen.lock().connected
+    }
+
+    /// A primary begins a session.
+    fn begin(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Kept, ApiError> {
+        let mut slot = self.engine.lock();
+        if self.is_loaded() {
+            // It was to be taken over, and was not: what it has loaded cannot be taken back.
+            if let Some(engine) = slot.take() {
+                engine.qemu.kill()?;
+            }
+            *self.seen.lock() = Seen::default();
+        }
+        let mut engine = match slot.take() {
+            Some(engine) => engine,
+            None => self.start(daemon, wanted)?,
+        };
+        let begun = self.awaken(daemon, &mut engine).and_then(|()| Ok(engine.shadow.begin(wanted.epoch)?));
+        let has = engine.shadow.has().map(|(epoch, checkpoint)| (epoch.0, checkpoint));
+        *slot = Some(engine);
+        begun?;
+        let mut seen = self.seen.lock();
+        (seen.session, seen.connected) = (seen.session + 1, true);
+        Ok(Kept { has, stage: limits().stage.0 })
+    }
+
+    /// Makes memory, and a QEMU that waits on it.
+    fn start(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Engine, ApiError> {
+        let ram = GuestRam::create(&self.record.vm, Bytes(wanted.resolved.memory))?;
+        let (spec, resolved) = (wanted.spec.clone(), wanted.resolved.clone());
+        let qemu = daemon.vms.launch_waiting(spec.clone(), resolved.clone(), self.record.token, ram.shared())?;
+        let standby = Standby::new(&qemu)?;
+        let writer = Arc::new(ram.map_writable()?);
+        let shadow = Shadow::new(STREAM, writer, limits(), Some(standby));
+        Ok(Engine { shadow, qemu: Arc::new(qemu), ram, spec, resolved })
+    }
+
+    /// Starts another QEMU on the same memory if the one that waited has ended.
+    pub(super) fn awaken(&self, daemon: &Arc<Daemon>, engine: &mut Engine) -> Result<(), ApiError> {
+        if engine.qemu.exit_watch().exited().is_none() {
+            return Ok(());
+        }
+        tracing::warn!(vm = self.record.vm, said = engine.qemu.last_words(), "the QEMU that waited has ended");
+        let (spec, resolved) = (engine.spec.clone(), engine.resolved.clone());
+        let qemu = daemon.vms.launch_waiting(spec, resolved, self.record.token, engine.ram.shared())?;
+        engine.shadow.await_in(Standby::new(&qemu)?);
+        engine.qemu = Arc::new(qemu);
+        Ok(())
+    }
+
+    /// The number of the session that was begun last.
+    pub(super) fn session(&self) -> u64 {
+        self.seen.lock().session
+    }
+
+    /// Takes in a frame of a session. An error ends the session.
+    pub(super) fn take(
+        &self,
+        session: u64,
+        message: Message,
+        wire: &dyn gnomon_machine::wire::Wire,
+    ) -> Result<(), ApiError> {
+        let mut slot = self.engine.lock();
+        let engine = slot.as_mut().filter(|_| self.session() == session).ok_or_else(over)?;
+        engine.shadow.take(message, wire)?;
+        let committed = engine.shadow.committed().map(|has| (has.epoch, has.checkpoint, has.at));
+        self.seen.lock().committed = committed;
+        Ok(())
+    }
+
+    /// A session is over. What it had not sealed is dropped.
+    pub(super) fn end(&self, session: u64) {
+        let mut slot = self.engine.lock();
+        let mut seen = self.seen.lock();
+        if seen.session != session {
+            return;
+        }
+        seen.connected = false;
+        if let Some(engine) = slot.as_mut() {
+            engine.shadow.end();
+        }
+    }
+
+    /// Gives up the checkpoint it has, and begins the session anew.
+    pub(super) fn start_over(&self, epoch: Epoch) -> Result<(), ApiError> {
+        let mut slot = self.engine.lock();
+        let engine = slot.as_mut().ok_or_else(over)?;
+        engine.shadow.start_over();
+        self.seen.lock().committed = None;
+        Ok(engine.shadow.begin(epoch)?)
+    }
+
+    /// Loads the devices of the checkpoint it has, which is to be this one.
+    pub(super) fn load(&self, daemon: &Arc<Daemon>, checkpoint: u64) -> Result<(), ApiError> {
+        let mut slot = self.engine.lock();
+        let engine = slot.as_mut().ok_or_else(nothing)?;
+        match engine.shadow.has() {
+            Some((_, has)) if has == checkpoint => {}
+            has => {
+                let has = has.map_or("nothing".to_string(), |(_, has)| format!("checkpoint {has}"));
+                return Err(ApiError::refused(format!("the shadow has {has}, and checkpoint {checkpoint} is meant")));
+            }
+        }
+        self.awaken(daemon, engine)?;
+        engine.shadow.load(STEP)?;
+        self.seen.lock().loaded = true;
+        Ok(())
+    }
+
+    /// The engine, for a takeover; nobody else has it meanwhile.
+    pub(super) fn engine(&self) -> parking_lot::MutexGuard<'_, Option<Engine>> {
+        self.engine.lock()
+    }
+
+    /// As the API shows it.
+    pub fn view(&self) -> ShadowView {
+        let seen = *self.seen.lock();
+        ShadowView {
+            of: self.record.from.clone(),
+            connected: seen.connected,
+            checkpoint: seen.committed.map(|(_, checkpoint, _)| checkpoint),
+            epoch: seen.committed.map(|(epoch, ..)| epoch.0),
+            age_ms: seen.committed.map(|(.., at)| millis(at.elapsed())),
+        }
+    }
+
+    /// As a VM of this node that does not run.
+    pub fn vm_view(&self, daemon: &Daemon) -> VmView {
+        let waiting =
+            self.engine.try_lock().and_then(|slot| slot.as_ref().map(|engine| engine.qemu.record().clone()));
+        let view = daemon.vms.waiting_view(&self.record.vm, &self.record.volumes, waiting);
+        VmView { status: "shadow".to_string(), shadow: Some(self.view()), ..view }
+    }
+}
+
+fn limits() -> Limits {
+    Limits::default()
+}
+
+fn over() -> ApiError {
+    ApiError::refused("a frame of a session that is over")
+}
+
+pub(super) fn nothing() -> ApiError {
+    ApiError::refused("the shadow has no whole checkpoint: there is nothing to go on from").then(
+        "when the primary is gone for good, remove the shadow with `gnomon vm unprotect` and start from its disks",
+    )
+}
+
+fn taken(other: &ShadowRecord) -> ApiError {
+    ApiError::refused(format!("a shadow of another VM '{}', of node {}, is kept here", other.vm, other.from))
+        .then("rename one of the two VMs")
+}

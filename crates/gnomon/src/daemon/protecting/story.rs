@@ -1,0 +1,107 @@
+//! What is written down of a protection, for `gnomon vm events`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use super::pulse::{millis, seconds};
+use crate::{
+    api::{
+        ApiError,
+        types::{EventView, PhaseView},
+    },
+    daemon::records::Records,
+};
+
+/// Writes events of one VM down. Clones tell the same story.
+#[derive(Clone)]
+pub struct Story {
+    records: Arc<Records>,
+    vm: String,
+    to: String,
+    /// Whether the loss of the shadow has been told.
+    told_lost: Arc<AtomicBool>,
+}
+
+/// A phase of a switch, with its name.
+pub type Phase = (&'static str, Duration);
+
+impl Story {
+    /// The story of `vm` and its shadow at node `to`.
+    pub fn new(records: &Arc<Records>, vm: &str, to: &str) -> Story {
+        Story { records: Arc::clone(records), vm: vm.to_string(), to: to.to_string(), told_lost: Arc::default() }
+    }
+
+    /// The shadow has a checkpoint, the first one or the first after trouble.
+    pub fn protected(&self, checkpoint: u64) {
+        self.told_lost.store(false, Ordering::Relaxed);
+        tracing::info!(vm = self.vm, checkpoint, "protected by node {}", self.to);
+        self.note("protect", "done", &[]);
+    }
+
+    /// There is no session with the shadow. Told once for each loss.
+    pub fn lost(&self, why: &ApiError) {
+        if !self.told_lost.swap(true, Ordering::Relaxed) {
+            tracing::warn!(vm = self.vm, error = %why, "its shadow at node {} is lost", self.to);
+            self.note("shadow-lost", "failed", std::slice::from_ref(&why.message));
+        }
+    }
+
+    /// The guest's QEMU has ended.
+    pub fn guest_ended(&self) {
+        let what =
+            format!("the guest does not run here: `gnomon vm failover {}` on node {} goes on", self.vm, self.to);
+        tracing::warn!(vm = self.vm, "{what}");
+        self.note("guest-ended", "failed", &[what]);
+    }
+
+    /// It is not protected any more.
+    pub fn unprotected(&self) {
+        self.note("unprotect", "done", &[]);
+    }
+
+    /// The shadow has taken over without this node.
+    pub fn lost_to_shadow(&self, epoch: u64) {
+        let what =
+            format!("the shadow took over at epoch {epoch}; what was done here since its last checkpoint is lost");
+        self.note("failover", "lost", &[what]);
+    }
+
+    /// A takeover, planned or not, and how long the guest stood for it.
+    pub fn took_over(&self, what: &str, gap: Duration, phases: &[Phase]) {
+        self.write(what, "done", Some(gap), phases, &[]);
+    }
+
+    /// A takeover that did not come about.
+    pub fn not_taken_over(&self, what: &str, error: &ApiError) {
+        self.note(what, "failed", std::slice::from_ref(&error.message));
+    }
+
+    fn note(&self, what: &str, status: &str, reasons: &[String]) {
+        self.write(what, status, None, &[], reasons);
+    }
+
+    /// An event that cannot be written is told in the log: nothing waits for it.
+    fn write(&self, what: &str, status: &str, gap: Option<Duration>, phases: &[Phase], reasons: &[String]) {
+        let event = EventView {
+            at: seconds(SystemTime::now()),
+            vm: self.vm.clone(),
+            what: what.to_string(),
+            status: status.to_string(),
+            to: format!("node {}", self.to),
+            gap_ms: gap.map(millis),
+            phases: phases
+                .iter()
+                .map(|(name, took)| PhaseView { name: name.to_string(), ms: millis(*took) })
+                .collect(),
+            reasons: reasons.to_vec(),
+        };
+        if let Err(error) = self.records.put_event(&event) {
+            tracing::error!(vm = self.vm, %error, "an event could not be written down");
+        }
+    }
+}

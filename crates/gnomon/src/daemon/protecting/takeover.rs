@@ -1,0 +1,256 @@
+//! The shadow becomes the VM: planned, when its primary has given the guest away, or after a failure, when the operator
+//! has made sure that the primary cannot run it any more.
+//!
+//! ```text
+//!   devices loaded ──► promoted, on record ──► volumes are its own ──► the guest runs ──► a VM of this node
+//!        │ failed: nothing has changed  ▲ the commit point: from here on the primary has lost it, whatever comes
+//! ```
+//! A daemon that dies after the commit point and before the guest ran has lost its memory. Its volumes are this node's
+//! then, and the operator starts it from them; the primary must not run it all the same.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gnomon_machine::shadow::TookOver;
+use gnomon_qemu::Qemu;
+use serde_json::{Value, json};
+
+use super::{
+    blocking, ended,
+    pulse::millis,
+    rpc::{Ask, TakenOver, Yielded},
+    shadow::{Keeping, STEP, nothing},
+    story::Story,
+};
+use crate::{
+    api::{
+        ApiError,
+        types::{FailoverVm, JobView, Progress},
+    },
+    daemon::{
+        Daemon,
+        jobs::Job,
+        records::{ShadowRecord, VmRecord},
+    },
+};
+
+/// What a takeover cost, step by step.
+struct Told {
+    checkpoint: u64,
+    /// How old the checkpoint was.
+    age: Duration,
+    /// The devices were loaded.
+    loading: Duration,
+    /// The volumes were made its own, and that it runs here went on record.
+    claiming: Duration,
+    /// It was made to run.
+    starting: Duration,
+}
+
+/// The primary has given its guest away at this epoch.
+pub fn planned(daemon: &Arc<Daemon>, id: &str, epoch: u64) -> Result<TakenOver, ApiError> {
+    let keeping = daemon.shadows.by_id(id).ok_or_else(nothing)?;
+    if !keeping.is_loaded() {
+        return Err(nothing());
+    }
+    let told = take_over(daemon, &keeping, epoch)?;
+    let phases = [("loading", told.loading), ("claiming", told.claiming), ("starting", told.starting)];
+    let gap = phases.iter().map(|(_, took)| *took).sum();
+    Story::new(&daemon.records, &keeping.record().vm, &daemon.config.node).took_over("switchover", gap, &phases);
+    Ok(TakenOver {
+        checkpoint: told.checkpoint,
+        loading_ms: millis(told.loading),
+        claiming_ms: millis(told.claiming),
+        starting_ms: millis(told.starting),
+    })
+}
+
+/// Begins a failover: refused unless the operator says that the primary is fenced, and while it answers and runs.
+pub fn failover(daemon: &Arc<Daemon>, name: &str, ask: FailoverVm) -> Result<JobView, ApiError> {
+    let keeping = daemon.shadows.get(name).ok_or_else(|| no_shadow(daemon, name))?;
+    check_fence(keeping.record(), ask.fenced.as_deref())?;
+    if keeping.view().checkpoint.is_none() {
+        return Err(nothing());
+    }
+    let job = daemon.jobs.begin("failover", name);
+    let (view, daemon) = (job.view(), Arc::clone(daemon));
+    tokio::spawn(async move {
+        let done = fail_over(&daemon, keeping, &job).await;
+        job.finish(done);
+    });
+    Ok(view)
+}
+
+fn no_shadow(daemon: &Arc<Daemon>, name: &str) -> ApiError {
+    match daemon.vms.get(name) {
+        Ok(_) => ApiError::refused(format!("VM '{name}' is this node's own: there is nothing to take over"))
+            .then("ask the node of its shadow, or hand it over from here with `gnomon vm switchover`"),
+        Err(error) => error,
+    }
+}
+
+/// Without a witness nobody here can tell a dead host from a cut cable.
+fn check_fence(record: &ShadowRecord, fenced: Option<&str>) -> Result<(), ApiError> {
+    let (vm, from) = (&record.vm, &record.from);
+    match fenced {
+        Some(node) if node == from => Ok(()),
+        Some(other) => Err(ApiError::usage(format!("the guest of VM '{vm}' runs at node {from}, not at {other}"))),
+        None => Err(ApiError::refused(format!(
+            "node {from} may still run VM '{vm}': from here a dead host and a cut cable look the same, and two running \
+             guests destroy their disks"
+        ))
+        .then(format!(
+            "make sure that node {from} cannot run or write any more (power it off, or kill its QEMU), then say so: \
+             `gnomon vm failover {vm} --i-have-fenced {from}`"
+        ))),
+    }
+}
+
+async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Result<Value, ApiError> {
+    let begun = Instant::now();
+    let record = keeping.record().clone();
+    tell(job, "fence", &format!("asking node {} whether it runs the guest", record.from));
+    let epoch = keeping.view().epoch.map_or(1, |epoch| epoch + 1);
+    refuse_if_it_runs(daemon, &record, epoch).await?;
+    let fencing = begun.elapsed();
+    tell(job, "takeover", "");
+    let (here, claimer) = (daemon.config.node.clone(), Arc::clone(daemon));
+    let outcome = blocking(move || take_over(&claimer, &keeping, epoch)).await;
+    let story = Story::new(&daemon.records, &record.vm, &here);
+    let told = match &outcome {
+        Ok(told) => told,
+        Err(error) => {
+            story.not_taken_over("failover", error);
+            return outcome.map(|_| Value::Null);
+        }
+    };
+    let phases =
+        [("fencing", fencing), ("loading", told.loading), ("claiming", told.claiming), ("starting", told.starting)];
+    story.took_over("failover", phases.iter().map(|(_, took)| *took).sum(), &phases);
+    let message =
+        format!("{} runs here from checkpoint {}, {:.0} ms old", record.vm, told.checkpoint, millis(told.age));
+    tell(job, "done", &message);
+    Ok(json!({
+        "from": record.from,
+        "checkpoint": told.checkpoint,
+        "epoch": epoch,
+        "age_ms": millis(told.age),
+        "loading_ms": millis(told.loading),
+        "claiming_ms": millis(told.claiming),
+        "starting_ms": millis(told.starting),
+        "seconds": begun.elapsed().as_secs_f64(),
+    }))
+}
+
+/// A primary that answers knows better than the operator. One that cannot be asked is as fenced as the operator says.
+async fn refuse_if_it_runs(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u64) -> Result<(), ApiError> {
+    let question = Ask::Yield { id: record.id.clone(), vm: record.vm.clone(), epoch };
+    let (vm, from) = (&record.vm, &record.from);
+    match ended::one_question(daemon, from, question).await {
+        Ok(Yielded::GaveUp) => Ok(()),
+        Ok(Yielded::Runs) => {
+            Err(ApiError::refused(format!("node {from} answers, and VM '{vm}' runs there: it is not fenced"))
+                .then(format!("hand it over with `gnomon vm switchover {vm}` there, or end its QEMU first")))
+        }
+        Ok(Yielded::Unknown) => {
+            Err(ApiError::refused(format!("node {from} answers, and does not protect VM '{vm}' any more"))
+                .then("what is here is of no use: it goes by itself"))
+        }
+        Err(error) => {
+            tracing::warn!(vm, %error, "node {from} cannot be asked; its operator says that it is fenced");
+            Ok(())
+        }
+    }
+}
+
+/// Makes the guest run here at this epoch. An error that is not `Unavailable` has changed nothing, and leaves a shadow.
+fn take_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result<Told, ApiError> {
+    let record = keeping.record();
+    let mut slot = keeping.engine();
+    let engine = slot.as_mut().ok_or_else(nothing)?;
+    if !keeping.is_loaded() {
+        keeping.awaken(daemon, engine)?;
+    } else if engine.qemu.exit_watch().exited().is_some() {
+        return Err(nothing());
+    }
+    engine.shadow.load(STEP)?;
+    let begun = Instant::now();
+    daemon.records.put_promoted(&record.id, epoch)?;
+    let claiming = begun.elapsed();
+    let taken = engine.shadow.take_over(STEP);
+    let qemu = Arc::clone(&engine.qemu);
+    *slot = None;
+    drop(slot);
+    let TookOver { checkpoint, age, loading, starting, .. } = match taken {
+        Ok(taken) => taken,
+        Err(error) => return Err(broken(daemon, record, &qemu, error.into())),
+    };
+    settle(daemon, record, epoch, qemu)?;
+    tracing::info!(vm = record.vm, checkpoint, epoch, "the shadow has taken over and runs here");
+    Ok(Told { checkpoint, age, loading, claiming, starting })
+}
+
+/// It was decided that the guest lives here, and it did not come to run.
+fn broken(daemon: &Arc<Daemon>, record: &ShadowRecord, qemu: &Qemu, error: ApiError) -> ApiError {
+    let ended = qemu.kill().map_err(ApiError::from).and_then(|_| finish_promotion(daemon, record));
+    if let Err(worse) = ended {
+        tracing::error!(vm = record.vm, error = %worse, "after a takeover that failed");
+    }
+    ApiError::unavailable(format!("the guest was taken over and does not run: {}", error.message))
+        .then(format!("its volumes are this node's: start it from them with `gnomon vm run {}`", record.vm))
+}
+
+/// The guest runs in `qemu`: it is a VM of this node, and no shadow any more.
+fn settle(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u64, qemu: Arc<Qemu>) -> Result<(), ApiError> {
+    let vm = VmRecord {
+        name: record.vm.clone(),
+        disks: record.volumes.clone(),
+        token: record.token,
+        epoch,
+        program: None,
+        before: None,
+        beside: None,
+        qemu: Some(qemu.record().clone()),
+        exit: None,
+        stderr: None,
+    };
+    daemon.vms.take_in(vm, qemu)?;
+    daemon.shadows.remove(daemon, record)
+}
+
+/// This daemon died in the midst of a takeover that was decided: the guest runs here, or ran nowhere.
+pub fn finish_promotion(daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
+    let epoch = daemon.records.promoted(&record.id)?.unwrap_or_default();
+    if let Some(qemu) = daemon.vms.find_running(&record.vm) {
+        tracing::warn!(vm = record.vm, pid = qemu.record().pid, "its takeover was decided, and it runs here");
+        return settle(daemon, record, epoch, Arc::new(qemu));
+    }
+    tracing::error!(vm = record.vm, "its takeover was decided and cut off: start it from its disks, which are here");
+    daemon.vms.end_leftover(&record.vm)?;
+    daemon.vms.forget_waiting(&record.vm, &record.volumes, record.token);
+    daemon.shadows.remove(daemon, record)
+}
+
+fn tell(job: &Job, phase: &str, message: &str) {
+    job.report(Progress { phase: phase.to_string(), message: message.to_string(), ..Progress::default() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Kind;
+
+    #[test]
+    fn only_the_primary_named_fenced_lets_a_shadow_go_on() {
+        let record =
+            ShadowRecord { id: "a-1-1".into(), vm: "web".into(), from: "a".into(), token: 1, volumes: Vec::new() };
+        let table = [(Some("a"), None), (Some("b"), Some(Kind::Usage)), (None, Some(Kind::Refused))];
+        for (fenced, expected) in table {
+            assert_eq!(check_fence(&record, fenced).err().map(|error| error.kind), expected, "{fenced:?}");
+        }
+        let why = check_fence(&record, None).expect_err("no word").to_string();
+        assert!(why.contains("cut cable") && why.contains("--i-have-fenced a"), "{why}");
+    }
+}

@@ -1,0 +1,126 @@
+//! What is known of VMs that have a shadow, on either side.
+//!
+//! `promoted/ID` is the commit point of every takeover: once it is durable, the guest of that protection lives on the
+//! shadow's node, whatever the primary believes.
+
+use serde::{Deserialize, Serialize};
+
+use super::Records;
+use crate::api::ApiError;
+
+/// A VM of this node that has a shadow elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtectRecord {
+    /// Names the protection on both nodes.
+    pub id: String,
+    /// The VM.
+    pub vm: String,
+    /// The node of its shadow.
+    pub to: String,
+    /// How often it is checkpointed, milliseconds; `None`: as its pauses and the link allow.
+    pub interval_ms: Option<u64>,
+    /// The epoch in which its guest runs here.
+    pub epoch: u64,
+    /// Its volumes; the place in the list is the stream.
+    pub volumes: Vec<String>,
+    /// The epoch at which the guest was given to the shadow's node, while it is not known whether it runs there.
+    pub given: Option<u64>,
+}
+
+/// A VM of another node that has its shadow here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowRecord {
+    /// Names the protection on both nodes.
+    pub id: String,
+    /// The VM.
+    pub vm: String,
+    /// The node where its guest runs.
+    pub from: String,
+    /// Fences the QEMU that waits here.
+    pub token: u64,
+    /// Its volumes; the place in the list is the stream.
+    pub volumes: Vec<String>,
+}
+
+impl Records {
+    /// All VMs that have a shadow elsewhere.
+    pub fn protections(&self) -> Result<Vec<ProtectRecord>, ApiError> {
+        self.all("protect/")
+    }
+
+    /// Writes a protection's record.
+    pub fn put_protection(&self, record: &ProtectRecord) -> Result<(), ApiError> {
+        self.put(&format!("protect/{}", record.vm), record)
+    }
+
+    /// Removes the record of a VM's protection.
+    pub fn remove_protection(&self, vm: &str) -> Result<(), ApiError> {
+        self.store.delete(&format!("protect/{vm}"))?;
+        Ok(())
+    }
+
+    /// All VMs that have their shadow here.
+    pub fn shadows(&self) -> Result<Vec<ShadowRecord>, ApiError> {
+        self.all("shadow/")
+    }
+
+    /// Writes a shadow's record.
+    pub fn put_shadow(&self, record: &ShadowRecord) -> Result<(), ApiError> {
+        self.put(&format!("shadow/{}", record.vm), record)
+    }
+
+    /// Removes a shadow's record.
+    pub fn remove_shadow(&self, vm: &str) -> Result<(), ApiError> {
+        self.store.delete(&format!("shadow/{vm}"))?;
+        Ok(())
+    }
+
+    /// Notes that the guest of a protection lives here from this epoch on. Kept for good: nobody can say when its
+    /// primary will return and ask, and it is a few bytes.
+    pub fn put_promoted(&self, id: &str, epoch: u64) -> Result<(), ApiError> {
+        self.put(&format!("promoted/{id}"), &epoch)
+    }
+
+    /// The epoch from which on the guest of a protection lives here, if it does.
+    pub fn promoted(&self, id: &str) -> Result<Option<u64>, ApiError> {
+        self.get(&format!("promoted/{id}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn both_sides_of_a_protection_come_back() {
+        let records = Records::new(Arc::new(gnomon_store::MemStore::default()));
+        let here = ProtectRecord {
+            id: "a-1-1".into(),
+            vm: "web".into(),
+            to: "b".into(),
+            interval_ms: Some(100),
+            epoch: 1,
+            volumes: vec!["root".into()],
+            given: None,
+        };
+        let there = ShadowRecord {
+            id: "a-1-1".into(),
+            vm: "web".into(),
+            from: "a".into(),
+            token: 4,
+            volumes: vec!["root".into()],
+        };
+        records.put_protection(&here).expect("put");
+        records.put_shadow(&there).expect("put");
+        assert_eq!(records.protections().expect("all"), [here]);
+        assert_eq!(records.shadows().expect("all"), [there]);
+        assert_eq!(records.promoted("a-1-1").expect("asked"), None);
+        records.put_promoted("a-1-1", 2).expect("put");
+        assert_eq!(records.promoted("a-1-1").expect("asked"), Some(2));
+        records.remove_protection("web").expect("removed");
+        records.remove_shadow("web").expect("removed");
+        assert!(records.protections().expect("all").is_empty() && records.shadows().expect("all").is_empty());
+    }
+}

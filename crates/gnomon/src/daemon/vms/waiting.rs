@@ -1,0 +1,207 @@
+//! QEMUs that wait for the guest of another node, whose shadow this node keeps; and VMs that were lost to their shadow.
+//!
+//! ```text
+//!   reserve ──► launch_waiting ──┬── take_in ──► a VM of this node
+//!                                └── forget_waiting, unreserve ──► gone
+//! ```
+//! A name that is reserved is nobody's VM here: whoever asks for it is told where its guest runs.
+
+use std::{path::Path, sync::Arc};
+
+use gnomon_qemu::{Launch, Qemu, QemuRecord, RamLoan, Resolved, Role, VmPaths, VmSpec};
+use gnomon_terms::Bytes;
+
+use super::{VmHandle, Vms};
+use crate::{
+    api::{ApiError, types::VmView},
+    daemon::records::VmRecord,
+};
+
+/// Memory that is left to the host beside a shadow.
+const SPARE_MEMORY: u64 = 64 << 20;
+
+impl Vms {
+    /// VM `name` runs at `node`, and only its shadow is here.
+    pub fn reserve(&self, name: &str, node: &str) {
+        self.reserved.write().insert(name.to_string(), node.to_string());
+    }
+
+    /// The name is free again.
+    pub fn unreserve(&self, name: &str) {
+        self.reserved.write().remove(name);
+    }
+
+    /// Refuses what would be done to a VM of which only the shadow is here.
+    pub(super) fn refuse_if_reserved(&self, name: &str) -> Result<(), ApiError> {
+        match self.reserved.read().get(name) {
+            None => Ok(()),
+            Some(node) => Err(ApiError::refused(format!("VM '{name}' runs at node {node}: only its shadow is here"))
+                .then(format!("ask node {node}; when it is dead: `gnomon vm failover {name}`"))),
+        }
+    }
+
+    /// Refuses a guest for which there is no memory here, or whose machine this host's QEMU does not know.
+    pub fn refuse_unless_it_fits(&self, resolved: &Resolved) -> Result<(), ApiError> {
+        let free = free_memory();
+        if free.is_some_and(|free| resolved.memory + SPARE_MEMORY > free) {
+            return Err(ApiError::refused(format!(
+                "the guest has {} of memory, and {} are free here",
+                Bytes(resolved.memory),
+                Bytes(free.unwrap_or_default())
+            ))
+            .then("choose a node with more memory"));
+        }
+        let host = self.host()?;
+        match host.machines.iter().any(|machine| machine.name == resolved.machine) {
+            true => Ok(()),
+            false => Err(ApiError::refused(format!(
+                "QEMU {} here does not know the guest's machine type {}",
+                host.qemu.version, resolved.machine
+            ))
+            .then("install a QEMU here that does, and restart the daemon")),
+        }
+    }
+
+    /// Starts a QEMU that waits for a guest on memory that is there, with its disks lent under `token`. It is no VM of
+    /// this node. Blocks for some 60 ms.
+    pub fn launch_waiting(
+        &self,
+        spec: VmSpec,
+        resolved: Resolved,
+        token: u64,
+        ram: RamLoan<'_>,
+    ) -> Result<Qemu, ApiError> {
+        let dir = self.dir.join(&spec.name);
+        std::fs::create_dir_all(&dir)?;
+        let spec = self.localized(spec, token);
+        for disk in &spec.disks {
+            self.keeper.lend(&disk.name, token, &spec.name)?;
+        }
+        let host = self.host()?;
+        let launch = Launch {
+            qemu: &host.qemu.path,
+            host_args: &[],
+            spec: &spec,
+            resolved: &resolved,
+            dir: &dir,
+            role: Role::IncomingPaused,
+            ram: Some(ram),
+        };
+        Ok(Qemu::launch(&launch)?)
+    }
+
+    /// What a QEMU that waited leaves behind.
+    pub fn forget_waiting(&self, name: &str, disks: &[String], token: u64) {
+        for disk in disks {
+            self.keeper.take_back(disk, token);
+        }
+        // Sockets and logs of a process that is gone.
+        let _ = std::fs::remove_dir_all(self.dir.join(name));
+    }
+
+    /// The guest that `qemu` waited for runs in it: it is a VM of this node, on record before this returns.
+    pub fn take_in(self: &Arc<Vms>, record: VmRecord, qemu: Arc<Qemu>) -> Result<Arc<VmHandle>, ApiError> {
+        self.records.put_vm(&record)?;
+        for disk in qemu.record().spec.iter().flat_map(|spec| &spec.disks) {
+            // After a restart of the daemon it is not lent any more.
+            self.lend(disk, &record)?;
+        }
+        Ok(self.show(record, Some(qemu)))
+    }
+
+    /// A QEMU of this name that nobody looks after and whose guest runs.
+    pub fn find_running(&self, name: &str) -> Option<Qemu> {
+        let qemu = Qemu::adopt_dir(&self.dir.join(name)).ok()?;
+        qemu.qmp().query_status().is_ok_and(|status| status.running).then_some(qemu)
+    }
+
+    /// Another node runs the guest of this VM by now: its QEMU here is killed, its disks are taken from it, and its
+    /// record says so until the VM is forgotten. Blocks until the process is gone.
+    pub fn lose(&self, name: &str, why: &str) -> Result<(), ApiError> {
+        let Some(vm) = self.all.read().get(name).cloned() else { return self.lose_unfound(name, why) };
+        self.take_disks_back(&vm.record());
+        if let Some(qemu) = vm.record().qemu {
+            qemu.kill()?;
+        }
+        *vm.qemu.lock() = None;
+        vm.change(&self.records, |record| {
+            record.qemu = None;
+            record.exit = Some(why.to_string());
+        })
+    }
+
+    /// The same while the daemon starts, before its VMs are looked for.
+    fn lose_unfound(&self, name: &str, why: &str) -> Result<(), ApiError> {
+        let record = self.records.vms()?.into_iter().find(|record| record.name == name);
+        let mut record = record.ok_or_else(|| ApiError::not_found("vm", name))?;
+        self.take_disks_back(&record);
+        for qemu in [record.qemu.take(), record.beside.take().map(|beside| beside.qemu)].into_iter().flatten() {
+            qemu.kill()?;
+        }
+        record.exit = Some(why.to_string());
+        self.records.put_vm(&record)
+    }
+
+    /// Takes the disks of a VM from its QEMU: when this returns, none of its requests touches them any more.
+    pub fn fence(&self, vm: &VmHandle) {
+        self.take_disks_back(&vm.record());
+    }
+
+    /// Gives them back to it.
+    pub fn unfence(&self, vm: &VmHandle) -> Result<(), ApiError> {
+        let (record, qemu) = (vm.record(), vm.qemu());
+        let disks = qemu.iter().flat_map(|qemu| qemu.record().spec.iter()).flat_map(|spec| &spec.disks);
+        disks.into_iter().try_for_each(|disk| self.lend(disk, &record))
+    }
+
+    /// A VM of which only a QEMU is here that waits.
+    pub fn waiting_view(&self, name: &str, disks: &[String], qemu: Option<QemuRecord>) -> VmView {
+        let resolved = qemu.as_ref().and_then(|qemu| qemu.resolved.as_ref());
+        let spec = qemu.as_ref().and_then(|qemu| qemu.spec.as_ref());
+        let paths = VmPaths::new(qemu.as_ref().and_then(|qemu| qemu.qmp.parent()).unwrap_or(Path::new("")));
+        VmView {
+            name: name.to_string(),
+            pid: qemu.as_ref().map(|qemu| qemu.pid.unsigned_abs()),
+            memory: resolved.map_or(0, |resolved| resolved.memory),
+            accel: resolved.map(super::accel_word).unwrap_or_default(),
+            disks: disks.to_vec(),
+            ports: spec.map(|spec| spec.ports.iter().map(super::port_view).collect()).unwrap_or_default(),
+            version: qemu.as_ref().map(|qemu| qemu.version.to_string()).unwrap_or_default(),
+            console: spec.map(|_| paths.console().display().to_string()),
+            qmp: qemu.as_ref().map(|qemu| qemu.qmp.display().to_string()).unwrap_or_default(),
+            ..VmView::default()
+        }
+    }
+}
+
+/// Memory that the kernel says could be used without swapping, bytes.
+///
+/// Source: proc_meminfo(5), `MemAvailable`.
+fn free_memory() -> Option<u64> {
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_read_as_the_kernel_writes_it() {
+        let table = [
+            ("MemTotal:  100 kB\nMemAvailable:    24 kB\n", Some(24 << 10)),
+            ("MemAvailable: 24\n", None),
+            ("MemAvailable: x kB\n", None),
+            ("", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(available(text), expected, "{text:?}");
+        }
+        assert!(free_memory().is_some_and(|free| free > 0), "this kernel tells");
+    }
+}

@@ -1,0 +1,237 @@
+//! A guest and its shadow on another node: protected, handed over, gone on with after its host died.
+//!
+//! The guest counts in its memory and says each count. Wherever it runs, it goes on with the next one, or, after its host
+//! died, from a count that is no older than the last checkpoint that its shadow had.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::{
+    guest,
+    house::{House, Pair, await_some, tool},
+};
+
+/// Two nodes, and on the first one a VM that counts.
+struct Sheltered {
+    pair: Pair,
+}
+
+impl Sheltered {
+    fn boot() -> Sheltered {
+        let pair = Pair::new();
+        let kernel = pair.path("ticker");
+        fs::write(&kernel, guest::ticker()).expect("written");
+        let kernel = kernel.display().to_string();
+        let run = ["vm", "run", "tiny", "--memory", "16M", "--kernel", &kernel, "--accel", "tcg"];
+        assert_eq!(pair.a.ask(&run)["status"], "running");
+        let sheltered = Sheltered { pair };
+        sheltered.await_count(&sheltered.pair.a, 1);
+        sheltered
+    }
+
+    fn protect(&self) -> Value {
+        self.pair.a.ask(&["vm", "protect", "tiny", "--on", "b", "--interval", "50ms"])
+    }
+
+    fn kill_primary(&mut self) {
+        let pid = show(&self.pair.a)["pid"].as_u64().expect("a process").to_string();
+        self.pair.a.crash();
+        tool("kill", &["-KILL", &pid]);
+    }
+
+    /// Waits until the guest has come to a count on a node.
+    fn await_count(&self, house: &House, count: u16) -> u16 {
+        let newest = || counts(house).last().copied().filter(|newest| *newest >= count);
+        await_some(&format!("count {count}"), || format!("{:?}", counts(house).last()), newest)
+    }
+
+    /// A count that the guest had come to on `a`, once `b` has a checkpoint that was begun later.
+    fn await_sealed_count(&self) -> u16 {
+        let newest = counts(&self.pair.a).last().copied().expect("it counts");
+        let sealed = checkpoint(&self.pair.b).expect("one at least");
+        // Two are on their way at most, so the third one from here was begun after the count was seen.
+        let later = || checkpoint(&self.pair.b).filter(|now| *now >= sealed + 3);
+        await_some("later checkpoints", || show(&self.pair.b).to_string(), later);
+        newest
+    }
+
+    /// The guest goes on on `b`, from a count that is one of these.
+    fn goes_on_from(&self, least: u16, most: u16) {
+        let first = await_some("a count", String::new, || counts(&self.pair.b).first().copied());
+        assert!((least..=most).contains(&first), "it went on with {first}, not within {least} and {most}");
+        self.await_count(&self.pair.b, first + 5);
+        let said = counts(&self.pair.b);
+        assert!(said.is_sorted_by(|one, next| next - one == 1), "{said:?}");
+    }
+}
+
+fn show(house: &House) -> Value {
+    house.look("/v1/vms/tiny")
+}
+
+fn checkpoint(house: &House) -> Option<u64> {
+    show(house)["shadow"]["checkpoint"].as_u64()
+}
+
+fn counts(house: &House) -> Vec<u16> {
+    guest::ticks(&fs::read(house.path("run/vm/tiny/console.log")).unwrap_or_default())
+}
+
+fn state(house: &House) -> String {
+    show(house)["protection"]["state"].as_str().unwrap_or_default().to_string()
+}
+
+fn await_state(house: &House, wanted: &str) {
+    await_some(wanted, || show(house).to_string(), || (state(house) == wanted).then_some(()));
+}
+
+fn events(house: &House) -> Vec<(String, String)> {
+    let events = house.ask(&["vm", "events", "tiny"]);
+    let word = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_string();
+    events.as_array().expect("a list").iter().map(|event| (word(event, "what"), word(event, "status"))).collect()
+}
+
+fn refused(house: &House, args: &[&str], why: &str) {
+    let ran = house.run(args);
+    assert!(ran.code == 3 && ran.err.contains(why), "{args:?} ended with {}: {}", ran.code, ran.err);
+}
+
+#[test]
+fn a_guest_goes_on_at_its_shadow_after_its_host_died() {
+    let mut sheltered = Sheltered::boot();
+    let job = sheltered.protect();
+    assert_eq!((&job["state"], &job["result"]["to"]), (&Value::from("done"), &Value::from("b")), "{job}");
+    await_state(&sheltered.pair.a, "protected");
+    let here = show(&sheltered.pair.a)["protection"].clone();
+    assert!(here["lag_ms"].as_f64().is_some_and(|lag| lag > 0.0) && here["tracker"] != "", "{here}");
+    let there = show(&sheltered.pair.b);
+    assert_eq!((&there["status"], &there["shadow"]["of"]), (&Value::from("shadow"), &Value::from("a")), "{there}");
+
+    let (a, b) = (&sheltered.pair.a, &sheltered.pair.b);
+    refused(b, &["vm", "stop", "tiny"], "only its shadow is here");
+    refused(b, &["vm", "run", "tiny", "--memory", "16M", "--kernel", "x"], "only its shadow is here");
+    refused(a, &["vm", "stop", "tiny"], "protected by node b");
+    refused(b, &["vm", "failover", "tiny"], "a cut cable");
+    refused(b, &["vm", "failover", "tiny", "--i-have-fenced", "a"], "not fenced");
+
+    let count = sheltered.await_sealed_count();
+    sheltered.kill_primary();
+    let last = counts(&sheltered.pair.a).last().copied().expect("it counted");
+    let told = sheltered.pair.b.ask(&["vm", "failover", "tiny", "--i-have-fenced", "a"]);
+    assert_eq!(told["result"]["from"], "a", "{told}");
+    sheltered.goes_on_from(count, last + 1);
+    assert_eq!(show(&sheltered.pair.b)["status"], "running");
+    assert_eq!(events(&sheltered.pair.b), [("failover".to_string(), "done".to_string())]);
+
+    sheltered.pair.a.start();
+    let lost = show(&sheltered.pair.a);
+    let said = lost["exit"].as_str().unwrap_or_default();
+    assert!(said.contains("node b took over at epoch 2"), "{lost}");
+    assert_eq!(sheltered.pair.a.qemus(), Vec::<u64>::new());
+    assert_eq!(sheltered.pair.a.ask(&["vm", "stop", "tiny"])["name"], "tiny");
+}
+
+#[test]
+fn a_guest_is_handed_over_and_back_without_a_missed_count() {
+    let sheltered = Sheltered::boot();
+    let (a, b) = (&sheltered.pair.a, &sheltered.pair.b);
+    refused(a, &["vm", "switchover", "tiny"], "is not protected");
+    let mut from = a;
+    for to in [b, a, b] {
+        let name = if std::ptr::eq(to, b) { "b" } else { "a" };
+        let before = fs::read(to.path("run/vm/tiny/console.log")).unwrap_or_default().len();
+        from.ask(&["vm", "protect", "tiny", "--on", name, "--interval", "50ms"]);
+        await_state(from, "protected");
+        let told = from.ask(&["vm", "switchover", "tiny"]);
+        assert!(told["result"]["gap_ms"].as_f64().is_some_and(|gap| gap > 0.0), "{told}");
+        println!("{told}");
+        assert_eq!((from.qemus().len(), to.qemus().len()), (0, 1));
+        assert_eq!(from.run(&["vm", "show", "tiny"]).code, 1, "it is gone here");
+        let said = || guest::ticks(&fs::read(to.path("run/vm/tiny/console.log")).unwrap_or_default()[before..]);
+        await_some("five more counts", String::new, || (said().len() >= 5).then_some(()));
+        let last = *counts(from).last().expect("it counted");
+        assert_eq!(said().first(), Some(&(last + 1)), "no count is missed, and none is said twice");
+        from = to;
+    }
+    let told: Vec<_> = events(a).into_iter().filter(|(what, _)| what == "switchover").collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told.iter().all(|(_, status)| status == "done"), "{told:?}");
+}
+
+#[test]
+fn a_shadow_that_is_lost_comes_back() {
+    let mut sheltered = Sheltered::boot();
+    sheltered.protect();
+    await_state(&sheltered.pair.a, "protected");
+    sheltered.pair.b.crash();
+    await_state(&sheltered.pair.a, "lost");
+    let lost = show(&sheltered.pair.a)["protection"].clone();
+    assert!(lost["why"].is_string() && lost["since"].is_number(), "{lost}");
+    let count = counts(&sheltered.pair.a).last().copied().expect("it counts");
+    sheltered.await_count(&sheltered.pair.a, count + 3);
+    sheltered.pair.b.start();
+    await_state(&sheltered.pair.a, "protected");
+    assert_eq!(sheltered.pair.b.qemus().len(), 1, "the QEMU that waited before is gone");
+    let told = events(&sheltered.pair.a);
+    let told: Vec<&str> = told.iter().map(|(what, _)| what.as_str()).collect();
+    assert_eq!(told, ["protect", "shadow-lost", "protect"]);
+
+    let count = sheltered.await_sealed_count();
+    sheltered.kill_primary();
+    let last = counts(&sheltered.pair.a).last().copied().expect("it counted");
+    sheltered.pair.b.ask(&["vm", "failover", "tiny", "--i-have-fenced", "a"]);
+    sheltered.goes_on_from(count, last + 1);
+}
+
+#[test]
+fn a_primary_whose_daemon_was_killed_goes_on_protecting() {
+    let mut sheltered = Sheltered::boot();
+    sheltered.protect();
+    for _ in 0..3 {
+        await_state(&sheltered.pair.a, "protected");
+        sheltered.pair.a.crash();
+        let count = counts(&sheltered.pair.a).last().copied().expect("it counts");
+        sheltered.pair.a.start();
+        // Wherever in a checkpoint its daemon was killed, the guest runs on.
+        sheltered.await_count(&sheltered.pair.a, count + 3);
+    }
+    await_state(&sheltered.pair.a, "protected");
+    let said = counts(&sheltered.pair.a);
+    assert!(said.is_sorted_by(|one, next| next - one == 1), "{said:?}");
+}
+
+#[test]
+fn a_guest_that_is_not_protected_any_more_leaves_nothing_behind() {
+    let mut sheltered = Sheltered::boot();
+    sheltered.protect();
+    await_state(&sheltered.pair.a, "protected");
+    sheltered.pair.a.ask(&["vm", "unprotect", "tiny"]);
+    assert_eq!(show(&sheltered.pair.a)["protection"], Value::Null);
+    assert_eq!(sheltered.pair.b.qemus(), Vec::<u64>::new());
+    assert_eq!(sheltered.pair.b.look("/v1/vms"), Value::from(Vec::<Value>::new()));
+    assert!(!sheltered.pair.b.path("run/vm/tiny").exists(), "its folder");
+    refused(&sheltered.pair.a, &["vm", "unprotect", "tiny"], "is not protected");
+
+    // A shadow's node that was away learns it when it returns.
+    sheltered.protect();
+    sheltered.pair.b.crash();
+    sheltered.pair.a.ask(&["vm", "unprotect", "tiny"]);
+    sheltered.pair.b.start();
+    let gone = || (sheltered.pair.b.look("/v1/vms") == Value::from(Vec::<Value>::new())).then_some(());
+    await_some("the shadow to go", || sheltered.pair.b.look("/v1/vms").to_string(), gone);
+    assert_eq!(sheltered.pair.b.qemus(), Vec::<u64>::new());
+}
+
+#[test]
+fn what_cannot_be_protected_is_refused_at_once() {
+    let sheltered = Sheltered::boot();
+    let a = &sheltered.pair.a;
+    refused(a, &["vm", "protect", "tiny", "--on", "a"], "this very node");
+    assert_eq!(a.run(&["vm", "protect", "tiny", "--on", "nowhere"]).code, 1);
+    assert_eq!(a.run(&["vm", "protect", "tiny", "--on", "b", "--interval", "1ms"]).code, 2);
+    sheltered.protect();
+    refused(a, &["vm", "protect", "tiny", "--on", "b"], "protected by node b");
+    refused(a, &["vm", "update", "tiny", "--qemu", "/nowhere"], "protected by node b");
+    refused(a, &["vm", "failover", "tiny", "--i-have-fenced", "b"], "this node's own");
+}
