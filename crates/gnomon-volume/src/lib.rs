@@ -9,8 +9,8 @@
 //! - [`shadow`] is the receiving side, at the destination;
 //! - [`verify`] compares the two copies while all of this goes on.
 //!
-//! Between them: [`outbox`] (what the peer lacks), [`blockmap`] (one bit for each block, surviving a killed daemon)
-//! and [`stripes`] (content and bits change together).
+//! Between them: [`outbox`] (what the peer lacks), [`unflushed`] (what it may still lose), [`blockmap`] (one bit for
+//! each block, surviving a killed daemon) and [`stripes`] (content and bits change together).
 //!
 //! Invariant: nothing in here knows a forecast. A move says what, where, by when; never why.
 
@@ -25,6 +25,7 @@ pub mod serve;
 pub mod shadow;
 pub mod stripes;
 pub mod tap;
+pub mod unflushed;
 pub mod verify;
 pub mod volume;
 pub mod wire;

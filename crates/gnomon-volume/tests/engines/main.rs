@@ -5,6 +5,7 @@
 
 mod hostile;
 mod pair;
+mod rebooted;
 mod seeded;
 mod standing;
 mod verifying;
