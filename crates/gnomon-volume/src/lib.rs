@@ -10,8 +10,8 @@
 //! - [`standby`] keeps the second copy of a protected guest's disk, checkpoint by checkpoint;
 //! - [`verify`] compares the two copies while all of this goes on.
 //!
-//! Between them: [`outbox`] (what the peer lacks), [`blockmap`] (one bit for each block, surviving a killed daemon)
-//! and [`stripes`] (content and bits change together).
+//! Between them: [`outbox`] (what the peer lacks), [`unflushed`] (what it may still lose), [`blockmap`] (one bit for
+//! each block, surviving a killed daemon) and [`stripes`] (content and bits change together).
 //!
 //! Invariant: nothing in here knows a forecast. A move says what, where, by when; never why.
 
@@ -27,6 +27,7 @@ pub mod shadow;
 pub mod standby;
 pub mod stripes;
 pub mod tap;
+pub mod unflushed;
 pub mod verify;
 pub mod volume;
 pub mod wire;

@@ -65,6 +65,11 @@ impl Outbox {
         }
     }
 
+    /// The peer has the only content of `extent`: it lacks nothing of it, whatever the map said.
+    pub fn forgive(&self, extent: Extent) {
+        self.owed.clear(extent);
+    }
+
     /// The peer changed `extent` here. Called after the change and before it is acknowledged.
     pub fn note_change(&self, extent: Extent) {
         self.changed.set(extent);

@@ -1,10 +1,11 @@
 //! One volume on this host: its files, its gate, and the engine of its move if there is one.
 //!
 //! ```text
-//!   NAME.raw          the bytes
-//!   NAME.raw.owed     what the peer lacks           (outbox; while a move is on)
-//!   NAME.raw.valid    which blocks are here         (blockmap; at a destination)
-//!   NAME.raw.standby  what is not in the bytes yet  (journal; of a protected guest's standby)
+//!   NAME.raw            the bytes
+//!   NAME.raw.owed       what the peer lacks                 (outbox; while a move is on)
+//!   NAME.raw.unflushed  what the peer may still lose        (unflushed; at a destination)
+//!   NAME.raw.valid      which blocks are here               (blockmap; at a destination)
+//!   NAME.raw.standby    what is not in the bytes yet        (journal; of a protected guest's standby)
 //! ```
 //!
 //! This is where a role that was decided elsewhere becomes true: every change of role goes through one of the verbs
@@ -32,6 +33,7 @@ use crate::{
     standby::Turns,
     stripes::Stripes,
     tap::Tap,
+    unflushed::Unflushed,
     verify::Side,
 };
 
@@ -409,6 +411,12 @@ impl Volume {
         let valid = Arc::new(BlockMap::open(&self.valid_path(), self.blocks(), self.parts.boot, Lost::KeepDurable)?);
         // After a reboot it is not known which unflushed writes the source has: all of them are sent again.
         let outbox = self.open_outbox(Lost::SetAll)?;
+        if phase == Phase::Priming {
+            // Nothing was written here yet.
+            outbox.forgive(valid.whole());
+        }
+        // Nor is it known then what the source had made durable.
+        let unflushed = BlockMap::open(&self.unflushed_path(), self.blocks(), self.parts.boot, Lost::SetAll)?;
         let shadow = Shadow::start(ShadowParts {
             resource: self.parts.resource,
             stream: source.stream,
@@ -416,6 +424,7 @@ impl Volume {
             local: Arc::clone(&self.parts.local),
             valid: Arc::clone(&valid),
             outbox: Arc::clone(&outbox),
+            unflushed: Unflushed::new(unflushed),
             stripes: Arc::clone(&self.stripes),
             tap: Arc::clone(&self.parts.tap),
             reverse: source.reverse,
@@ -439,6 +448,7 @@ impl Volume {
             shadow.stop();
         }
         self.remove(&self.owed_path())?;
+        self.remove(&self.unflushed_path())?;
         self.remove(&self.valid_path())
     }
 
@@ -460,6 +470,10 @@ impl Volume {
 
     fn owed_path(&self) -> PathBuf {
         beside(&self.parts.path, "owed")
+    }
+
+    fn unflushed_path(&self) -> PathBuf {
+        beside(&self.parts.path, "unflushed")
     }
 
     fn valid_path(&self) -> PathBuf {
@@ -492,7 +506,8 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// Removes what belongs to the volume in `path`: its map files, then the file itself.
 pub fn remove_files(path: &Path) -> io::Result<()> {
-    for file in [beside(path, "owed"), beside(path, "valid"), beside(path, "standby"), path.to_path_buf()] {
+    let beside = ["owed", "unflushed", "valid", "standby"].map(|suffix| beside(path, suffix));
+    for file in beside.into_iter().chain([path.to_path_buf()]) {
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

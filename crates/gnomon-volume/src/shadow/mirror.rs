@@ -23,8 +23,7 @@ use crate::{
         layered::{FETCH_BLOCKS, FlushTicket},
     },
     mover::read_content,
-    outbox::Outbox,
-    stripes::{Stripes, split},
+    stripes::split,
 };
 
 /// Extents offered and not yet sent. Past it the queue is dropped and rebuilt from the outbox: it then is in address
@@ -75,7 +74,8 @@ impl Mirror {
         if !queue.attached {
             return;
         }
-        if queue.items.len() >= QUEUE_LIMIT {
+        // Once it has overflowed it only becomes shorter, so that a flush behind it is not put off for ever.
+        if queue.overflowed || queue.items.len() >= QUEUE_LIMIT {
             queue.overflowed = true;
             return;
         }
@@ -89,7 +89,10 @@ impl Mirror {
         let ticket = queue.next_ticket;
         queue.next_ticket += 1;
         queue.flushing.insert(ticket);
-        queue.items.push_back(Item::Flush(ticket));
+        // Writes that found no room are lined up when the queue is empty, and this flush after them.
+        if !queue.overflowed {
+            queue.items.push_back(Item::Flush(ticket));
+        }
         self.changed.notify_all();
         FlushTicket(ticket)
     }
@@ -114,10 +117,8 @@ impl Mirror {
     pub fn restart(&self, owed: Vec<Extent>) {
         let mut queue = self.queue.lock();
         queue.in_flight.clear();
-        (queue.overflowed, queue.broken) = (false, false);
-        queue.items = owed.into_iter().map(Item::Write).collect();
-        let waiting: Vec<u64> = queue.flushing.iter().copied().collect();
-        queue.items.extend(waiting.into_iter().map(Item::Flush));
+        queue.broken = false;
+        queue.refill(owed);
     }
 
     /// A session has begun.
@@ -159,13 +160,12 @@ impl Mirror {
                 return None;
             }
             if queue.overflowed && queue.items.is_empty() {
-                queue.overflowed = false;
-                queue.items = parts.outbox.owed_runs(parts.valid.whole()).into_iter().map(Item::Write).collect();
+                queue.refill(parts.outbox.owed_runs(parts.valid.whole()));
             }
             if !queue.is_ready() {
                 return Some(Vec::new());
             }
-            queue.items.pop_front()
+            queue.pop()
         };
         match item {
             None => Some(Vec::new()),
@@ -183,13 +183,9 @@ impl Mirror {
     /// Messages for what is still owed of `extent`: what was sent meanwhile with a neighbour is not sent again.
     fn write_messages(&self, parts: &ShadowParts, epoch: Epoch, extent: Extent) -> Vec<Message> {
         let mut messages = Vec::new();
-        for run in parts.outbox.owed_runs(extent).into_iter().flat_map(split) {
+        let owed = parts.outbox.owed_runs(extent).into_iter().flat_map(split);
+        for (seq, run) in owed.flat_map(|piece| self.take_what_is_here(parts, piece)) {
             debug_assert!(run.len.0 <= FETCH_BLOCKS, "a stripe fits a frame");
-            let seq = {
-                let _guard = parts.stripes.lock(run);
-                parts.outbox.take(run);
-                self.queue.lock().number(Flight::Write(run))
-            };
             let at = run.start.byte();
             let len = run.bytes().0.min(parts.local.size().0 - at) as u32;
             let change = match read_content(&*parts.local, run) {
@@ -207,22 +203,44 @@ impl Mirror {
         messages
     }
 
+    /// Numbers what is valid here of an owed piece of a stripe. The rest was never written here: a map that says so is
+    /// one of a reboot, or of a daemon that was killed before the write. The source has the only copy of it.
+    fn take_what_is_here(&self, parts: &ShadowParts, piece: Extent) -> Vec<(u64, Extent)> {
+        let _guard = parts.stripes.lock(piece);
+        parts.valid.runs(piece, false).into_iter().for_each(|absent| parts.outbox.forgive(absent));
+        let here = parts.valid.runs(piece, true).into_iter().map(|run| {
+            parts.outbox.take(run);
+            (self.queue.lock().number(Flight::Write(run)), run)
+        });
+        here.collect()
+    }
+
     /// The source has everything up to `seq`; a flush among it counts when the answer says `durable`.
-    pub fn acknowledge(&self, seq: u64, durable: bool, ok: bool, outbox: &Outbox, stripes: &Stripes) {
-        let done = {
+    pub fn acknowledge(&self, seq: u64, durable: bool, ok: bool, parts: &ShadowParts) {
+        let (done, durable) = {
             let mut queue = self.queue.lock();
+            // A flush that was not asked for in this session says nothing of what was acknowledged in it.
+            let is_flush = matches!(queue.in_flight.get(&seq), Some(Flight::Flush(_)));
             let later = queue.in_flight.split_off(&seq.saturating_add(1));
-            std::mem::replace(&mut queue.in_flight, later)
+            (std::mem::replace(&mut queue.in_flight, later), durable && is_flush)
         };
         if ok {
             for piece in done.values().filter_map(Flight::extent).flat_map(split) {
                 // Under the stripe's lock nothing of it is taken anew, so what is in flight now is all there is.
-                let _guard = stripes.lock(piece);
+                let _guard = parts.stripes.lock(piece);
                 let again: Vec<Extent> = self.queue.lock().in_flight.values().filter_map(Flight::extent).collect();
                 for run in without(piece, &again) {
-                    outbox.acknowledge(run);
+                    parts.unflushed.acknowledged(run);
+                    parts.outbox.acknowledge(run);
                 }
             }
+        }
+        match (ok, durable) {
+            // Acknowledgements come in order: what was acknowledged up to now had been stored before the flush.
+            (true, true) => parts.unflushed.flushed(),
+            (true, false) => {}
+            // A flush that failed may have dropped from memory what was acknowledged: the next one would not say so.
+            (false, _) => parts.unflushed.owe_again(&parts.outbox),
         }
         let mut queue = self.queue.lock();
         queue.broken |= !ok;
@@ -240,6 +258,28 @@ impl Mirror {
 impl Queue {
     fn is_ready(&self) -> bool {
         self.attached && self.in_flight.len() < IN_FLIGHT_LIMIT && (!self.items.is_empty() || self.overflowed)
+    }
+
+    /// Lines up everything owed, and then the flushes that have not been sent: they cover all of it.
+    fn refill(&mut self, owed: Vec<Extent>) {
+        let is_sent = |ticket: &u64| {
+            self.in_flight.values().any(|flight| matches!(flight, Flight::Flush(sent) if sent == ticket))
+        };
+        let waiting = self.flushing.iter().copied().filter(|ticket| !is_sent(ticket)).map(Item::Flush);
+        self.items = owed.into_iter().map(Item::Write).chain(waiting).collect();
+        self.overflowed = false;
+    }
+
+    /// The next thing to send, of a write no more than a stripe: after a reboot all of a volume may be one run.
+    fn pop(&mut self) -> Option<Item> {
+        let item = self.items.pop_front()?;
+        let Item::Write(extent) = item else { return Some(item) };
+        let piece = split(extent).next()?;
+        let rest = Extent { start: piece.end(), len: BlockCount(extent.len.0 - piece.len.0) };
+        if !rest.is_empty() {
+            self.items.push_front(Item::Write(rest));
+        }
+        Some(Item::Write(piece))
     }
 
     fn number(&mut self, flight: Flight) -> u64 {
@@ -280,6 +320,45 @@ fn subtract(part: Extent, other: Extent) -> Vec<Extent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// All that is queued, in order: `Ok` for a write, `Err` for a flush.
+    fn drain(queue: &mut Queue) -> Vec<Result<Extent, u64>> {
+        let items = std::iter::from_fn(|| queue.pop());
+        items
+            .map(|item| match item {
+                Item::Write(extent) => Ok(extent),
+                Item::Flush(ticket) => Err(ticket),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_flush_is_sent_after_writes_that_found_no_room() {
+        let mirror = Mirror::default();
+        mirror.attach();
+        (0..=QUEUE_LIMIT as u64).for_each(|block| mirror.offer(Extent::new(block, 1)));
+        let FlushTicket(ticket) = mirror.ask_flush();
+        let mut queue = mirror.queue.lock();
+        let sent = drain(&mut queue);
+        assert!(sent.len() == QUEUE_LIMIT && sent.iter().all(Result::is_ok), "the last write found no room");
+        let last = Extent::new(QUEUE_LIMIT as u64, 1);
+        queue.refill(vec![last]);
+        assert_eq!(drain(&mut queue), [Ok(last), Err(ticket)]);
+        queue.number(Flight::Flush(ticket));
+        queue.refill(vec![last]);
+        assert_eq!(drain(&mut queue), [Ok(last)], "a flush is sent once");
+    }
+
+    #[test]
+    fn a_long_run_is_sent_stripe_by_stripe() {
+        let mut queue = Queue::default();
+        let run = Extent::new(100, 3 * FETCH_BLOCKS);
+        queue.refill(vec![run]);
+        let pieces: Vec<Extent> = drain(&mut queue).into_iter().map(|piece| piece.expect("a write")).collect();
+        assert!(pieces.iter().all(|piece| piece.len.0 <= FETCH_BLOCKS), "{pieces:?}");
+        assert_eq!(pieces.iter().map(|piece| piece.len.0).sum::<u64>(), run.len.0);
+        assert!(pieces.is_sorted_by_key(|piece| piece.start));
+    }
 
     #[test]
     fn what_is_in_flight_again_is_not_acknowledged() {

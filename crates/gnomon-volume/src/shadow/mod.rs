@@ -23,7 +23,7 @@ use std::{
 };
 
 use gnomon_proto::frame::{Content, MAX_ACCESSES, Message, Settlement, Stream, Touch};
-use gnomon_terms::{Access, Bytes, Epoch, Event, Extent, Op, ResourceId, Settled};
+use gnomon_terms::{Access, BlockCount, Bytes, Epoch, Event, Extent, Op, ResourceId, Settled};
 use parking_lot::{Mutex, RwLock};
 
 use self::{fetches::Fetches, mirror::Mirror};
@@ -37,6 +37,7 @@ use crate::{
     outbox::Outbox,
     stripes::Stripes,
     tap::Tap,
+    unflushed::Unflushed,
     verify::{Asker, Compared, Replies, Side, VerifyError},
     wire::{Wire, WireClosed},
 };
@@ -55,6 +56,8 @@ pub struct ShadowParts {
     pub valid: Arc<BlockMap>,
     /// What the source lacks since the guest runs here.
     pub outbox: Arc<Outbox>,
+    /// What the source has acknowledged and may still lose. Bits of a process before this one are believed.
+    pub unflushed: Unflushed,
     /// Locks shared with the guest's writes.
     pub stripes: Arc<Stripes>,
     /// Where stalled reads are told.
@@ -122,6 +125,17 @@ impl Shadow {
     /// The epoch has been handed over: from now on the guest runs here.
     pub fn take_over(&self, epoch: Epoch) {
         *self.state.write() = (epoch, Phase::Draining);
+    }
+
+    /// The source's host has rebooted since it was last heard: mirrored writes that it had in memory only are owed
+    /// again. Called while no session is attached.
+    pub fn distrust_peer(&self) {
+        self.parts.unflushed.owe_again(&self.parts.outbox);
+    }
+
+    /// What the source lacks of the writes here, or has in memory only.
+    pub fn at_risk(&self) -> BlockCount {
+        BlockCount(self.parts.outbox.owed().0 + self.parts.unflushed.count().0)
     }
 
     /// The move is over: whoever still waits is told so.
@@ -240,7 +254,7 @@ impl Shadow {
         if !ok {
             *self.fault.lock() = Some(format!("{} could not store a mirrored write", self.parts.peer));
         }
-        self.mirror.acknowledge(seq, durable, ok, &self.parts.outbox, &self.parts.stripes);
+        self.mirror.acknowledge(seq, durable, ok, &self.parts);
     }
 
     // ---- sending --------------------------------------------------------------------------------------------

@@ -52,9 +52,26 @@ impl Volume {
         self.fence(epoch, to)
     }
 
-    /// What was written here and the source lacks.
-    pub fn owed(&self) -> BlockCount {
-        self.outbox().map_or(BlockCount(0), |outbox| outbox.owed())
+    /// What was written here and is not durable at the source: it lacks it, or has it in memory only. Becomes zero some
+    /// time after [`Volume::flush_at_source`] when nobody writes any more.
+    pub fn at_risk(&self) -> BlockCount {
+        self.shadow().map_or(BlockCount(0), |shadow| shadow.at_risk())
+    }
+
+    /// Asks the source to make durable what was written here up to now. Never blocks. Does nothing for a volume that is
+    /// no destination.
+    pub fn flush_at_source(&self) {
+        if let Some(shadow) = self.shadow() {
+            shadow.ask_flush();
+        }
+    }
+
+    /// The source's host may have rebooted since it was last heard: what it had in memory only is owed again. Called
+    /// before the session with it is attached. Does nothing for a volume that is no destination.
+    pub fn distrust_source(&self) {
+        if let Some(shadow) = self.shadow() {
+            shadow.distrust_peer();
+        }
     }
 
     /// The copy here is of no more use: its engine ends. The file stays; whoever owns the volume removes it.

@@ -7,6 +7,7 @@
 
 mod hostile;
 mod pair;
+mod rebooted;
 mod seeded;
 mod standby;
 mod standing;

@@ -20,12 +20,13 @@ use gnomon_terms::{
 };
 use gnomon_volume::{
     blockmap::BlockMap,
-    disk::{Disk, FileDisk, LayeredDisk, Role, TrackedDisk, VolumeDisk},
+    disk::{Disk, FileDisk, LayeredDisk, Role, TrackedDisk, VolumeDisk, layered::Peer},
     mover::{Mover, MoverParts, Phase},
     outbox::Outbox,
     shadow::{Shadow, ShadowParts},
     stripes::Stripes,
     tap::Tap,
+    unflushed::Unflushed,
     verify::{Compared, VerifyError},
     wire::{Wire, WireClosed},
 };
@@ -103,6 +104,8 @@ pub struct Pair {
     cut: Arc<AtomicBool>,
     pumps: Vec<JoinHandle<()>>,
     epoch: Epoch,
+    /// What the source's file has after a power cut, since the switch.
+    source_durable: Vec<u8>,
     /// What each block must read as: written and acknowledged.
     model: Vec<Vec<u8>>,
     next_move: u64,
@@ -136,6 +139,7 @@ impl Pair {
             local: Arc::clone(&destination_local),
             valid: Arc::clone(&valid),
             outbox: Arc::clone(&destination_outbox),
+            unflushed: Unflushed::new(map()),
             stripes: Arc::clone(&destination_stripes),
             tap: tap(),
             reverse: true,
@@ -163,6 +167,7 @@ impl Pair {
             cut: Arc::new(AtomicBool::new(true)),
             pumps: Vec::new(),
             epoch: Epoch(1),
+            source_durable: Vec::new(),
             model: vec![vec![0; BLOCK_SIZE as usize]; BLOCKS as usize],
             next_move: 0,
             outstanding: 0,
@@ -273,6 +278,7 @@ impl Pair {
         self.valid.retract(&lacking).expect("retract");
         let layered = self.layered(Arc::clone(&self.shadow));
         self.destination.become_role(epoch, Role::Draining(layered)).expect("activate");
+        self.source_durable = self.source_content();
         self.epoch = epoch;
     }
 
@@ -295,6 +301,7 @@ impl Pair {
             local: Arc::clone(&self.destination_local),
             valid: Arc::clone(&self.valid),
             outbox: Arc::clone(&self.destination_outbox),
+            unflushed: Unflushed::new(BlockMap::volatile(BlockCount(BLOCKS)).expect("map")),
             stripes: Arc::clone(&self.destination_stripes),
             tap: tap(),
             reverse: true,
@@ -396,6 +403,58 @@ impl Pair {
         let (file, mut byte) = (file.expect("file"), [0]);
         file.read_exact_at(&mut byte, block * BLOCK_SIZE + 99).expect("read");
         file.write_all_at(&[byte[0] ^ 1], block * BLOCK_SIZE + 99).expect("written");
+    }
+
+    /// A power cut at the source, between two sessions: of what no flush has covered it keeps the blocks that `keeps`
+    /// says. The destination hears of it at the next session.
+    pub fn source_loses_power(&mut self, mut keeps: impl FnMut(u64) -> bool) {
+        let durable = std::mem::take(&mut self.source_durable);
+        for (block, content) in durable.chunks(BLOCK_SIZE as usize).enumerate() {
+            let at = block as u64 * BLOCK_SIZE;
+            let mut now = vec![0; BLOCK_SIZE as usize];
+            self.source_local.read_at(&mut now, at).expect("read");
+            if now != content && !keeps(block as u64) {
+                self.source_local.write_at(content, at).expect("written");
+            }
+        }
+        self.source_durable = self.source_content();
+        self.shadow.distrust_peer();
+    }
+
+    /// A flush of the guest: from now on the source loses nothing of what was written before.
+    pub fn flush_at_destination(&mut self) {
+        self.destination.flush().expect("flush");
+        self.source_durable = self.source_content();
+    }
+
+    fn source_content(&self) -> Vec<u8> {
+        let mut content = vec![0; (BLOCKS * BLOCK_SIZE) as usize];
+        self.source_local.read_at(&mut content, 0).expect("read");
+        content
+    }
+
+    /// What a rollback does before it is decided.
+    pub fn make_durable_at_source(&self) {
+        self.shadow.ask_flush();
+        while self.at_risk() > BlockCount(0) {
+            thread::yield_now();
+        }
+    }
+
+    /// What the source lacks, or may lose.
+    pub fn at_risk(&self) -> BlockCount {
+        self.shadow.at_risk()
+    }
+
+    /// What a map of owed blocks says after a reboot of its host.
+    pub fn destination_forgets_what_it_owed(&self) {
+        self.destination_outbox.owe(Extent::new(0, BLOCKS));
+    }
+
+    pub fn await_nothing_owed_back(&self) {
+        while self.owed_back() > BlockCount(0) {
+            thread::yield_now();
+        }
     }
 
     pub fn owed(&self) -> BlockCount {

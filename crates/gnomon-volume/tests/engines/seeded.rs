@@ -1,7 +1,7 @@
-//! A random life of a move from a seed: writes, reads, discards, copies, flushes and cut links in any order.
+//! A random life of a move from a seed: writes, reads, discards, copies, flushes, cut links and reboots
+//! in any order.
 
 use gnomon_terms::{BlockCount, Extent};
-use gnomon_volume::disk::Disk;
 
 use crate::pair::{BLOCKS, Pair};
 
@@ -59,15 +59,20 @@ fn live(seed: u64) {
             7 => pair.discard_at_destination(dice.roll(BLOCKS)),
             8 if dice.roll(6) == 0 => {
                 pair.cut();
+                match dice.roll(3) {
+                    0 => pair.destination_forgets_what_it_owed(),
+                    1 => pair.source_loses_power(|_| dice.roll(2) == 0),
+                    _ => {}
+                }
                 pair.connect();
             }
-            8 => pair.destination.flush().expect("flush"),
+            8 => pair.flush_at_destination(),
             _ => pair.read_at_destination(dice.roll(BLOCKS)),
         }
     }
     pair.settle();
-    pair.destination.flush().expect("flush");
-    assert_eq!(pair.owed_back(), BlockCount(0), "seed {seed}: a flush returned while writes were owed");
+    pair.flush_at_destination();
+    assert_eq!(pair.at_risk(), BlockCount(0), "seed {seed}: a flush returned before all was durable at the source");
     pair.assert_destination_reads_what_was_written();
     assert_eq!(pair.missing(), BlockCount(0));
     for block in 0..BLOCKS {

@@ -35,7 +35,7 @@ fn a_primary_believes_no_map_of_a_move_that_is_over() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("root.raw");
     drop(open(&path, Standing::Primary));
-    let maps = ["root.raw.owed", "root.raw.valid"].map(|name| dir.path().join(name));
+    let maps = ["root.raw.owed", "root.raw.unflushed", "root.raw.valid"].map(|name| dir.path().join(name));
     for map in &maps {
         let boot = BootId::of_this_host().expect("a boot");
         drop(BlockMap::open(map, SIZE.blocks(), boot, Lost::SetAll).expect("a map of nothing"));

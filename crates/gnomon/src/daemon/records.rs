@@ -72,6 +72,9 @@ pub struct SourceRecord {
     pub stream: u32,
     /// Whether writes are mirrored back.
     pub reverse: bool,
+    /// The kernel that ran there when it was last heard: with another one, what it had in memory only is lost.
+    #[serde(default)]
+    pub boot: Option<[u8; 16]>,
 }
 
 /// What a node has promised or decided about a volume's next epoch. See gnomon-proto's handover.
@@ -106,9 +109,6 @@ pub struct MoveRecord {
     /// Whether it is to come back, though it has switched.
     #[serde(default)]
     pub back: bool,
-    /// The kernel that ran here when it began: after a reboot, writes that were mirrored and not flushed are not here.
-    #[serde(default)]
-    pub boot: Option<[u8; 16]>,
 }
 
 /// A VM of this node.
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn records_come_back() {
         let records = Records::new(Arc::new(gnomon_store::MemStore::default()));
-        let source = SourceRecord { node: "a".into(), stream: 0, reverse: true };
+        let source = SourceRecord { node: "a".into(), stream: 0, reverse: true, boot: Some([7; 16]) };
         let volume = VolumeRecord {
             name: "root".into(),
             path: "/v/root.raw".into(),

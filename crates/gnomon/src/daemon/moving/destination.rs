@@ -147,7 +147,7 @@ impl Destination<'_> {
 
     /// Makes room for a volume, or finds the one of an interrupted move, and says which blocks are here.
     async fn open(&mut self, ask: Ask) -> Result<Opened, ApiError> {
-        let Ask::Open { move_id, volume, size, needed, epoch, stream, reverse } = ask else {
+        let Ask::Open { move_id, volume, size, needed, epoch, stream, reverse, boot } = ask else {
             return Err(ApiError::internal("not a question to open a volume"));
         };
         let stream = Stream(stream);
@@ -155,10 +155,11 @@ impl Destination<'_> {
         let handle = match self.daemon.keeper.get(&volume) {
             Ok(handle) => self.found(handle, &move_id, size)?,
             Err(_) => {
-                let source = SourceRecord { node: self.source.clone(), stream: stream.0, reverse };
+                let source = SourceRecord { node: self.source.clone(), stream: stream.0, reverse, boot };
                 self.make(&volume, move_id, size, needed, epoch, source)?
             }
         };
+        self.note_boot(&handle, boot)?;
         // The source has the move on record, so it has not been rolled back while this node was away.
         handle.volume.confirm()?;
         let receiver = Receiver::resume(&handle, stream);
@@ -179,6 +180,25 @@ impl Destination<'_> {
         let opened = Opened { fresh, role: handle.role().to_string(), epoch: record.epoch };
         self.volumes.insert(stream, Held { handle, receiver, reads_before });
         Ok(opened)
+    }
+
+    /// A source that has rebooted lost what it had in memory only: that is owed first, and then its boot is on record.
+    fn note_boot(&self, handle: &VolumeHandle, boot: Option<[u8; 16]>) -> Result<(), ApiError> {
+        let mut standing = handle.record().standing;
+        let (StandingRecord::Shadow(source) | StandingRecord::Draining(source)) = &mut standing else {
+            return Ok(());
+        };
+        if is_same_boot(source.boot, boot) {
+            return Ok(());
+        }
+        let node = &source.node;
+        tracing::warn!(
+            volume = handle.record().name,
+            "node {node} may have rebooted: unflushed writes go there again"
+        );
+        handle.volume.distrust_source();
+        source.boot = boot;
+        self.daemon.keeper.update(handle, |record| record.standing = standing)
     }
 
     /// A volume of this name is here: only that of the same move is meant.
@@ -341,5 +361,25 @@ impl Destination<'_> {
         self.volumes
             .get(&stream)
             .ok_or_else(|| ApiError::refused(format!("stream {stream} was not opened in this session")))
+    }
+}
+
+/// Whether a source that speaks from `boot` still has in memory what it had when it spoke from `known`.
+fn is_same_boot(known: Option<[u8; 16]>, boot: Option<[u8; 16]>) -> bool {
+    known.is_some() && known == boot
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_boot_that_is_known_and_the_same_keeps_memory() {
+        let (one, other) = (Some([1; 16]), Some([2; 16]));
+        let table =
+            [(one, one, true), (one, other, false), (None, one, false), (one, None, false), (None, None, false)];
+        for (known, boot, same) in table {
+            assert_eq!(is_same_boot(known, boot), same, "{known:?} {boot:?}");
+        }
     }
 }

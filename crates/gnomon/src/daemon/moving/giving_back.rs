@@ -4,7 +4,7 @@
 //!   source asks      this side
 //!   HandBack         giver begins: ► Prepare            … ◄ Prepared
 //!   SendGuest        QEMU sends; Standing until the guest stands
-//!   Yield            hold writes · what is owed reaches the source · "given" on record · ► Commit   … ◄ Committed
+//!   Yield            hold writes · all of them become durable at the source · "given" on record · ► Commit … ◄ Committed
 //!   SendRest         the guest runs at the source
 //!   EndGuest, LetGo  QEMU ends, the copy goes
 //! ```
@@ -39,7 +39,7 @@ use crate::{
 /// How long writes that wait for a block of the source may hold up the fence: many round trips, and short for a
 /// client whose requests wait meanwhile.
 const HELD_WITHIN: Duration = Duration::from_secs(2);
-/// How long nobody may write while what is owed is sent: the source asks for it when little is.
+/// How long nobody may write while what is owed is sent and made durable: the source asks for it when little is.
 const SENT_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked at whether all has been sent.
 const LOOK: Duration = Duration::from_millis(1);
@@ -74,6 +74,8 @@ impl GivingBack {
             giver.begin()?;
         }
         let is_given = giver.state() == GiverState::Given;
+        // Most of it becomes durable while the guest still writes, so that little is left when it may not.
+        handle.volume.flush_at_source();
         handover::say(hub, stream, &mut giver).await?;
         self.volumes.insert(stream, Giving { handle: Arc::clone(handle), giver });
         Ok(is_given)
@@ -91,7 +93,7 @@ impl GivingBack {
 
     // ---- deciding -------------------------------------------------------------------------------------------
 
-    /// Writes no more, lets the source have what is owed, and decides. On an error before the decision this node is
+    /// Writes no more, has everything made durable at the source, and decides. On an error before the decision this node is
     /// the writer as before.
     pub async fn yield_all(&mut self, daemon: &Arc<Daemon>, hub: &Hub) -> Result<(), ApiError> {
         if let Some(giving) = self.volumes.values().find(|giving| !giving.is_prepared()) {
@@ -126,12 +128,14 @@ impl GivingBack {
                 .then("roll it back again in a moment"));
             }
         }
+        // Durable there before it is given: once it is, nobody would send again what the source loses in a reboot.
+        self.undecided().for_each(|giving| giving.handle.volume.flush_at_source());
         let begun = Instant::now();
-        while let Some(giving) = self.undecided().find(|giving| giving.handle.volume.owed() > BlockCount(0)) {
+        while let Some(giving) = self.undecided().find(|giving| giving.handle.volume.at_risk() > BlockCount(0)) {
             if begun.elapsed() > SENT_WITHIN {
                 return Err(ApiError::refused(format!(
-                    "{} written to volume '{}' could not be brought to its source in time",
-                    giving.handle.volume.owed().bytes(),
+                    "{} written to volume '{}' could not be made durable at its source in time",
+                    giving.handle.volume.at_risk().bytes(),
                     giving.handle.record().name
                 ))
                 .then("see the log of both nodes, and roll it back again"));

@@ -215,7 +215,6 @@ fn start(
         reverse: ask.reverse,
         switched: false,
         back: false,
-        boot: Some(daemon.keeper.boot().0),
     };
     // The move first: a volume that belongs to a move nobody knows would never be free again.
     daemon.records.put_move(&record)?;

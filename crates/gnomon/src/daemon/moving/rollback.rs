@@ -106,12 +106,6 @@ fn planned(daemon: &Arc<Daemon>, record: MoveRecord, job: &JobView) -> Result<Jo
         return Err(ApiError::refused("the move has not switched: the guest is still here")
             .then("cancel it: `gnomon vm move NAME --cancel`, or `gnomon volume cancel NAME`"));
     }
-    if record.boot.is_some_and(|boot| boot != daemon.keeper.boot().0) {
-        return Err(ApiError::refused(
-            "this host has rebooted since the move began: mirrored writes may be lost here",
-        )
-        .then("let the move end, and move it back"));
-    }
     wish(daemon, record, job, Wish::Back)
 }
 

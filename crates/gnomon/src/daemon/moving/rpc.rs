@@ -41,6 +41,10 @@ pub enum Ask {
         stream: u32,
         /// Whether the guest's writes are to be mirrored back.
         reverse: bool,
+        /// The kernel that runs at the source: after a reboot it has lost what was not flushed there. A source that does
+        /// not tell counts as rebooted in every session.
+        #[serde(default)]
+        boot: Option<[u8; 16]>,
     },
     /// How far is it?
     State {
@@ -283,5 +287,13 @@ mod tests {
             assert_eq!(serde_json::from_str::<Ask>(&text).expect("question"), question, "{text}");
         }
         assert!(serde_json::from_str::<Ask>(r#"{"ask":"dance"}"#).is_err());
+    }
+
+    #[test]
+    fn a_source_that_does_not_tell_its_boot_is_understood() {
+        let asked =
+            r#"{"ask":"open","move_id":"m","volume":"v","size":1,"needed":0,"epoch":1,"stream":0,"reverse":true}"#;
+        let ask = serde_json::from_str::<Ask>(asked).expect("a question");
+        assert!(matches!(ask, Ask::Open { boot: None, .. }), "{ask:?}");
     }
 }

@@ -274,6 +274,7 @@ impl SourceMove {
             epoch: record.epoch,
             stream: stream.0,
             reverse: self.record.reverse,
+            boot: Some(self.daemon.keeper.boot().0),
         };
         let opened: Opened = hub.rpc.ask(&ask).await?;
         let mut valid = compare::received(inbox, volume.blocks(), stream)?;
@@ -490,11 +491,11 @@ impl SourceMove {
             ticks.tick().await;
             let look = self.look(hub, legs, &mut meter).await?;
             self.drained = Some(begun.elapsed());
-            let mut left = 0;
-            let mut degraded = false;
+            let (mut missing, mut owed, mut degraded) = (0, 0, false);
             for leg in legs {
                 let state: State = hub.rpc.ask(&Ask::State { stream: leg.stream.0 }).await?;
-                left += state.missing + if self.record.reverse { state.owed } else { 0 };
+                missing += state.missing;
+                owed += if self.record.reverse { state.owed } else { 0 };
                 degraded |= state.degraded;
                 if let Some(fault) = state.fault {
                     tracing::warn!(fault, "node {} reports", self.record.to);
@@ -504,10 +505,15 @@ impl SourceMove {
                 }
             }
             let message = if degraded { "writes are not mirrored back at present" } else { "" };
-            let lacking = BlockCount(left).bytes().0;
+            let lacking = BlockCount(missing + owed).bytes().0;
             self.job.report(shrinking("drain", lacking, self.total(), meter.rate(), message.to_string()));
-            if left == 0 && look.lacking == BlockCount(0) {
-                return Ok(Drained::Whole);
+            if (missing, look.lacking) == (0, BlockCount(0)) {
+                match (owed, degraded) {
+                    (0, _) => return Ok(Drained::Whole),
+                    // What could not be stored here is sent again in a new session, and in none before.
+                    (_, true) => return Err(lost(&self.record.to, "mirrored writes were not stored here")),
+                    _ => {}
+                }
             }
         }
     }
