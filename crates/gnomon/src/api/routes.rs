@@ -19,7 +19,8 @@ use super::{
     ApiError,
     types::{
         AdoptVm, CreateVolume, EventView, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView, PeerView,
-        Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
+        RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm, VerifyRequest, VmView, VolumeView,
+        WatchQuery,
     },
 };
 use crate::{
@@ -176,9 +177,13 @@ async fn volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answ
 }
 
 /// Removes a volume and its data; tells what it was.
-#[utoipa::path(delete, path = "/v1/volumes/{name}", responses((status = 200, body = VolumeView)))]
-async fn remove_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<VolumeView> {
-    blocking(daemon, move |daemon| daemon.keeper.remove(&name)).await
+#[utoipa::path(delete, path = "/v1/volumes/{name}", params(RemoveQuery), responses((status = 200, body = VolumeView)))]
+async fn remove_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Answer<VolumeView> {
+    moving::remove(&daemon, &name, query.force).await.map(Json)
 }
 
 /// Moves a volume to another node while it is in use.

@@ -499,6 +499,14 @@ pub struct WatchQuery {
     pub watch: bool,
 }
 
+/// How a volume is removed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+pub struct RemoveQuery {
+    /// `true`: also a spare copy whose source cannot be asked whether its move is over.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// How long to record accesses.
 #[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
 pub struct TraceQuery {

@@ -134,6 +134,9 @@ pub enum Command {
         /// Its data is lost for good: say so
         #[arg(long)]
         yes: bool,
+        /// Also a spare copy whose move was given up while this node was away, when its source cannot be asked
+        #[arg(long)]
+        force: bool,
     },
     /// Serve one raw file by NBD or vhost-user-blk on a unix socket, without a daemon, until SIGINT or SIGTERM
     #[command(after_help = "Examples:\n  gnomon volume serve-file --file disk.img --socket /tmp/d.sock\n  \
@@ -250,7 +253,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             let body = VerifyRequest { with, against: against.map(absolute).transpose()? };
             begin(&format!("/v1/volumes/{name}/verify"), &body, detach, context).await?
         }
-        Command::Rm { name, yes } => remove(&name, yes, context).await?,
+        Command::Rm { name, yes, force } => remove(&name, yes, force, context).await?,
         Command::ServeFile { file, socket, front, read_only, name } => {
             serve_file::run(&file, &socket, front, read_only, &name).await?;
         }
@@ -273,13 +276,13 @@ pub async fn roll_back(path: &str, how: RollbackArgs, context: &Context) -> Ende
     begin(&format!("{path}/rollback"), &Rollback { fenced: how.i_have_fenced }, how.detach, context).await
 }
 
-async fn remove(name: &str, yes: bool, context: &Context) -> Ended {
+async fn remove(name: &str, yes: bool, force: bool, context: &Context) -> Ended {
     if !yes {
         return Err(crate::api::ApiError::refused(format!("removing '{name}' loses its data for good"))
             .then("say --yes if that is what you want")
             .into());
     }
-    let volume: VolumeView = context.client.delete(&format!("/v1/volumes/{name}")).await?;
+    let volume: VolumeView = context.client.delete(&format!("/v1/volumes/{name}?force={force}")).await?;
     context.output.result(&volume, |volume| format!("{} removed", volume.name));
     Ok(())
 }

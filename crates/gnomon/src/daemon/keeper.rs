@@ -347,15 +347,20 @@ impl Keeper {
             return self.forget_unusable(name);
         }
         let handle = self.get(name)?;
-        let clients = self.clients(name);
-        if clients > 0 {
-            return Err(ApiError::refused(format!("volume '{name}' is in use by {clients} clients"))
-                .then("stop its VM, or disconnect them, first"));
-        }
+        self.refuse_if_in_use(name)?;
         refuse_if_moving(&handle.record())?;
         let view = self.view(&handle);
         self.discard(&handle)?;
         Ok(view)
+    }
+
+    /// Refuses what must not happen to a volume that has clients.
+    pub fn refuse_if_in_use(&self, name: &str) -> Result<(), ApiError> {
+        match self.clients(name) {
+            0 => Ok(()),
+            clients => Err(ApiError::refused(format!("volume '{name}' is in use by {clients} clients"))
+                .then("stop its VM, or disconnect them, first")),
+        }
     }
 
     fn forget_unusable(&self, name: &str) -> Result<VolumeView, ApiError> {

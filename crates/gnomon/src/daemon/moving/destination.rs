@@ -19,6 +19,7 @@ use super::{
     hub::{Hub, Inbox},
     maps,
     rpc::{self, Ask, Opened, State},
+    stray,
 };
 use crate::{
     api::{ApiError, Kind},
@@ -278,9 +279,7 @@ impl Destination<'_> {
                 held.handle.role()
             )));
         }
-        held.handle.watcher.run(|_, plane| plane.set_carrier(Carrier::Nobody)).await?;
-        held.handle.volume.abandon()?;
-        self.daemon.keeper.discard(&held.handle)
+        stray::discard(self.daemon, &held.handle).await
     }
 
     /// The session is over; what is here stays.

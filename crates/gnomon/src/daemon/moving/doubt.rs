@@ -42,34 +42,41 @@ pub fn resume(daemon: &Arc<Daemon>) {
 /// Asks what became of a volume's move, until a session of it has begun or it is known to have been rolled back. Does
 /// nothing for volumes whose source does not have to be asked.
 pub fn ask_when_alone(daemon: &Arc<Daemon>, handle: &Arc<VolumeHandle>) {
-    if source_to_ask(daemon, &handle.record()).is_none() {
+    let name = handle.record().name;
+    // Each session that ends comes by here: one of them asks.
+    if source_to_ask(daemon, &handle.record()).is_none() || !daemon.moves.asked.lock().insert(name.clone()) {
         return;
     }
     let (daemon, handle) = (Arc::clone(daemon), Arc::clone(handle));
     tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(ASK_AGAIN).await;
-            let record = handle.record();
-            let Some((node, move_id)) = source_to_ask(&daemon, &record) else { return };
-            if daemon.moves.is_served(&move_id) {
+        ask_until_known(&daemon, &handle).await;
+        daemon.moves.asked.lock().remove(&name);
+    });
+}
+
+async fn ask_until_known(daemon: &Arc<Daemon>, handle: &Arc<VolumeHandle>) {
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let record = handle.record();
+        let Some((node, move_id)) = source_to_ask(daemon, &record) else { return };
+        if daemon.moves.is_served(&move_id) {
+            return;
+        }
+        match ask(daemon, &node, &move_id).await {
+            Ok(Fate::Undone) => {
+                if let Err(error) = give_up(daemon, handle, &node) {
+                    tracing::error!(volume = record.name, %error, "it could not be given up");
+                }
                 return;
             }
-            match ask(&daemon, &node, &move_id).await {
-                Ok(Fate::Undone) => {
-                    if let Err(error) = give_up(&daemon, &handle, &node) {
-                        tracing::error!(volume = record.name, %error, "it could not be given up");
-                    }
-                    return;
-                }
-                Ok(Fate::On) => {}
-                Ok(Fate::Unknown) => tracing::error!(
-                    volume = record.name,
-                    "node {node} knows nothing of its move: nothing is written here before it does"
-                ),
-                Err(error) => tracing::debug!(volume = record.name, %error, "node {node} cannot be asked"),
-            }
+            Ok(Fate::On) => {}
+            Ok(Fate::Unknown) => tracing::error!(
+                volume = record.name,
+                "node {node} knows nothing of its move: nothing is written here before it does"
+            ),
+            Err(error) => tracing::debug!(volume = record.name, %error, "node {node} cannot be asked"),
         }
-    });
+    }
 }
 
 /// The source of a volume's move and the move, if this node is its destination and the volume has been handed over.
@@ -86,7 +93,7 @@ fn source_to_ask(daemon: &Arc<Daemon>, record: &VolumeRecord) -> Option<(String,
     }
 }
 
-async fn ask(daemon: &Arc<Daemon>, node: &str, move_id: &str) -> Result<Fate, ApiError> {
+pub(super) async fn ask(daemon: &Arc<Daemon>, node: &str, move_id: &str) -> Result<Fate, ApiError> {
     let (hub, _inbox) = Hub::start(daemon.dial(node).await?);
     let fate = hub.rpc.ask(&Ask::Fate { move_id: move_id.to_string() }).await;
     hub.end("the question is answered").await;

@@ -3,7 +3,8 @@
 //! Read in the order it happens: [`source`] drives a move from here; [`destination`] serves one that comes;
 //! [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says when to switch, [`handover`] passes
 //! the epoch, [`transfer`], [`relay`] and [`arrival`] carry the guest; [`story`] tells afterwards what it felt.
-//! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away.
+//! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away,
+//! [`stray`] for a spare copy whose move is over.
 
 mod arrival;
 mod compare;
@@ -23,11 +24,15 @@ pub mod rollback;
 mod rpc;
 mod source;
 pub mod story;
+mod stray;
 mod transfer;
 mod verify;
 mod window;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use gnomon_link::Session;
 use gnomon_terms::BytesPerSecond;
@@ -46,6 +51,7 @@ use crate::api::{
 };
 
 pub use destination::serve as serve_session;
+pub use stray::remove;
 pub use verify::start as verify;
 
 /// The moves this node takes part in.
@@ -55,6 +61,8 @@ pub struct Moves {
     active: Arc<Mutex<HashMap<String, Arc<Shared>>>>,
     /// The session that serves each move as its destination, by id.
     served: Arc<Mutex<HashMap<String, Served>>>,
+    /// The volumes whose source is being asked whether their move is still on, by name.
+    asked: Arc<Mutex<HashSet<String>>>,
 }
 
 #[derive(Clone, Default)]
