@@ -105,6 +105,9 @@ pub struct MoveRecord {
     /// The kernel that ran here when it began: after a reboot, writes that were mirrored and not flushed are not here.
     #[serde(default)]
     pub boot: Option<[u8; 16]>,
+    /// Whether the guest was caught between the two nodes: its memory is nowhere, and its user is told to the end.
+    #[serde(default)]
+    pub guest_lost: bool,
 }
 
 /// A VM of this node.

@@ -216,6 +216,7 @@ fn start(
         switched: false,
         back: false,
         boot: Some(daemon.keeper.boot().0),
+        guest_lost: false,
     };
     // The move first: a volume that belongs to a move nobody knows would never be free again.
     daemon.records.put_move(&record)?;
