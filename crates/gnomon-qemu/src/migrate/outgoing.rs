@@ -58,13 +58,14 @@ pub struct Switched {
 }
 
 /// A guest on its way out. Dropping it before the switch cancels the move (which blocks for QEMU's answer), so that no
-/// error path of the caller can leave a guest standing.
+/// error path of the caller can leave a guest standing, until [`Outgoing::forbid_return`].
 #[derive(Debug)]
 pub struct Outgoing {
     qmp: Qmp,
     events: EventStream,
     stage: Arc<Mutex<Stage>>,
     was_running: bool,
+    may_return: bool,
 }
 
 /// Cancels an [`Outgoing`] from another thread.
@@ -94,7 +95,8 @@ impl Outgoing {
             let _ = qmp.closefd(STREAM);
             return Err(error.into());
         }
-        Ok(Outgoing { qmp: qmp.clone(), events, stage: Arc::new(Mutex::new(Stage::Copying)), was_running })
+        let stage = Arc::new(Mutex::new(Stage::Copying));
+        Ok(Outgoing { qmp: qmp.clone(), events, stage, was_running, may_return: true })
     }
 
     /// Waits until the guest stands, ready for the switch: true; or until `timeout` has passed: false, and the
@@ -125,6 +127,11 @@ impl Outgoing {
     /// Changes QEMU's own limits while it copies.
     pub fn set_limits(&self, bandwidth: Option<BytesPerSecond>, downtime: Duration) -> Result<(), MigrateError> {
         Ok(self.qmp.migrate_set_parameters(bandwidth.unwrap_or(UNPACED), downtime)?)
+    }
+
+    /// The guest must not run here again, for its disks are elsewhere: dropping this leaves it as it stands.
+    pub fn forbid_return(&mut self) {
+        self.may_return = false;
     }
 
     /// A handle that can cancel from another thread while this one waits.
@@ -245,8 +252,10 @@ impl Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        // Over or too late is fine: then there is nothing to cancel, or it is not ours to do.
-        let _ = self.canceller().cancel();
+        if self.may_return {
+            // Over or too late is fine: then there is nothing to cancel, or it is not ours to do.
+            let _ = self.canceller().cancel();
+        }
     }
 }
 

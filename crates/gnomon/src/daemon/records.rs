@@ -109,6 +109,9 @@ pub struct MoveRecord {
     /// Whether it is to come back, though it has switched.
     #[serde(default)]
     pub back: bool,
+    /// Whether the guest was caught between the two nodes: its memory is nowhere, and its user is told to the end.
+    #[serde(default)]
+    pub guest_lost: bool,
 }
 
 /// A VM of this node.

@@ -256,11 +256,13 @@ impl Vms {
     }
 
     fn forget(&self, name: &str) -> Result<(), ApiError> {
+        let mut all = self.all.write();
         self.records.remove_vm(name)?;
-        if let Ok(vm) = self.get(name) {
+        let vm = all.remove(name);
+        drop(all);
+        if let Some(vm) = vm {
             self.take_disks_back(&vm.record());
         }
-        self.all.write().remove(name);
         Ok(())
     }
 
@@ -295,8 +297,9 @@ impl Vms {
             vm.ended(&exited.to_string(), words);
             let record = vm.record();
             vms.take_disks_back(&record);
-            // A VM that was stopped or moved has been forgotten: nothing is to be written for it.
-            let known = vms.all.read().get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
+            // A VM that was stopped or moved has been forgotten, or is about to be: nothing may be written for it after.
+            let all = vms.all.read();
+            let known = all.get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
             if known && let Err(error) = vms.records.put_vm(&record) {
                 tracing::error!(vm = name, %error, "its end could not be recorded");
             }

@@ -18,6 +18,7 @@ mod traces;
 mod updates;
 mod usage;
 mod verify;
+mod vm_kills;
 mod vm_moves;
 mod vms;
 mod volumes;

@@ -3,11 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use gnomon_proto::frame::Message;
-use gnomon_qemu::{Incoming, IncomingFrom, Resolved, VmSpec};
+use gnomon_qemu::{Incoming, IncomingFrom, Qemu, Resolved, RunState, VmSpec};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{hub::Hub, relay};
-use crate::{api::ApiError, daemon::Daemon};
+use crate::{
+    api::ApiError,
+    daemon::{Daemon, vms::Vms},
+};
 
 /// How long a guest that has been sent may take to be loaded and run.
 const RUN_WITHIN: Duration = Duration::from_secs(30);
@@ -15,7 +18,13 @@ const RUN_WITHIN: Duration = Duration::from_secs(30);
 /// A guest that is expected.
 pub struct Arrival {
     name: String,
-    running: Option<oneshot::Receiver<Result<(), ApiError>>>,
+    expected: Expected,
+}
+
+/// What is known of its coming.
+enum Expected {
+    Waiting(oneshot::Receiver<Result<(), ApiError>>),
+    Known(Result<(), ApiError>),
 }
 
 /// Starts the QEMU that the guest will run in, on the disks of this node.
@@ -29,7 +38,11 @@ pub async fn expect(
     let name = spec.name.clone();
     let vms = Arc::clone(&daemon.vms);
     let (tell, running) = oneshot::channel();
-    let vm = tokio::task::spawn_blocking(move || vms.receive(spec, resolved)).await.map_err(ApiError::internal)??;
+    let launch = move || {
+        end_waiting(&vms, &spec.name)?;
+        vms.receive(spec, resolved)
+    };
+    let vm = tokio::task::spawn_blocking(launch).await.map_err(ApiError::internal)??;
     let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
     let end = relay::incoming(ram, hub.sender())?;
     let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;
@@ -38,19 +51,55 @@ pub async fn expect(
         // Whoever expected it may have given up.
         let _ = tell.send(outcome);
     });
-    Ok(Arrival { name, running: Some(running) })
+    Ok(Arrival { name, expected: Expected::Waiting(running) })
+}
+
+/// Ends a QEMU that waits for this guest since a session that is over: when the daemon died in it, nobody else did, and
+/// nothing will ever come. For a caller in whose session no guest was announced. Blocks.
+pub fn end_waiting(vms: &Vms, name: &str) -> Result<(), ApiError> {
+    let qemu = vms.get(name).ok().and_then(|vm| vm.qemu());
+    let waits = |qemu: Arc<Qemu>| qemu.qmp().query_status().is_ok_and(|status| status.state == RunState::Inmigrate);
+    if qemu.is_some_and(waits) {
+        tracing::info!(vm = name, "a QEMU that waits for a guest since an earlier session is ended");
+        vms.remove(name)?;
+    }
+    vms.end_leftover(name)
 }
 
 impl Arrival {
     /// Waits until the guest runs here.
     pub async fn running(&mut self) -> Result<(), ApiError> {
-        let running = self.running.take().ok_or_else(|| ApiError::refused("this guest was waited for already"))?;
-        running.await.map_err(|_| ApiError::unavailable("QEMU has ended while the guest was loaded"))?
+        self.settle().await
     }
 
-    /// Whether nobody has waited for it to run yet.
-    pub fn is_pending(&self) -> bool {
-        self.running.is_some()
+    /// Waits until it is known that the guest cannot come, and tells why: its QEMU has ended, or does not take it. Waits
+    /// for ever when the guest runs. May be dropped and called again.
+    pub async fn failed(&mut self) -> ApiError {
+        match self.settle().await {
+            Err(error) => error,
+            Ok(()) => std::future::pending().await,
+        }
+    }
+
+    /// Whether the guest does not run here yet.
+    pub fn is_pending(&mut self) -> bool {
+        if let Expected::Waiting(running) = &mut self.expected
+            && let Ok(outcome) = running.try_recv()
+        {
+            self.expected = Expected::Known(outcome);
+        }
+        !matches!(self.expected, Expected::Known(Ok(())))
+    }
+
+    async fn settle(&mut self) -> Result<(), ApiError> {
+        let outcome = match &mut self.expected {
+            Expected::Known(outcome) => return outcome.clone(),
+            Expected::Waiting(running) => running.await,
+        };
+        let ended = |_| ApiError::unavailable("QEMU has ended while the guest was loaded");
+        let outcome = outcome.map_err(ended).flatten();
+        self.expected = Expected::Known(outcome.clone());
+        outcome
     }
 
     /// The guest will not come: its QEMU ends.

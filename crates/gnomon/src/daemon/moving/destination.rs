@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use gnomon_link::Session;
 use gnomon_proto::frame::{Message, Stream};
-use gnomon_qemu::{Resolved, VmSpec};
+use gnomon_qemu::{Resolved, RunState, VmSpec};
 use gnomon_volume::plane::Carrier;
 use tokio::sync::mpsc;
 
@@ -52,6 +52,11 @@ pub async fn serve(daemon: Arc<Daemon>, session: Session) {
         let message = tokio::select! {
             message = control.recv() => message,
             _ = ended.closed() => None,
+            error = guest_failed(&mut side.vm) => {
+                // The source sends memory that nobody takes: it is told, and may begin again.
+                ended.close(&format!("the guest cannot come: {error}"));
+                None
+            }
         };
         let Some(message) = message else { break };
         if let Message::Request { id, body } = message {
@@ -84,6 +89,14 @@ fn takes_turn(ask: &Ask) -> Option<&str> {
     }
 }
 
+/// Why the guest that is expected cannot come; waits while it may.
+async fn guest_failed(vm: &mut Option<Arrival>) -> ApiError {
+    match vm {
+        Some(vm) => vm.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// This side of one session.
 struct Destination<'a> {
     daemon: &'a Arc<Daemon>,
@@ -110,7 +123,7 @@ impl Destination<'_> {
             Ask::State { stream } => serde_json::to_value(self.state(Stream(stream))?),
             Ask::Incoming { spec, resolved } => serde_json::to_value(self.expect_guest(*spec, resolved).await?),
             Ask::Running => serde_json::to_value(self.await_guest().await?),
-            Ask::HasGuest { vm } => serde_json::to_value(self.has_guest(&vm)),
+            Ask::HasGuest { vm } => serde_json::to_value(self.has_guest(vm).await?),
             Ask::Withdraw => serde_json::to_value(self.withdraw().await?),
             Ask::Release { stream } => serde_json::to_value(self.release(Stream(stream))?),
             Ask::Compare { volume, size, stream } => {
@@ -275,15 +288,25 @@ impl Destination<'_> {
         self.vm.as_mut().ok_or_else(none)?.running().await
     }
 
-    /// Whether a guest of this name runs, or stands ready to, on this node.
-    fn has_guest(&self, vm: &str) -> bool {
-        let qemu = self.daemon.vms.get(vm).ok().and_then(|vm| vm.qemu());
-        qemu.and_then(|qemu| qemu.qmp().query_status().ok()).is_some_and(|status| status.running)
+    /// Whether a guest of this name lives on this node. One that still waits for memory of a session before this one
+    /// never will, and ends.
+    async fn has_guest(&self, vm: String) -> Result<bool, ApiError> {
+        let (vms, is_pending) = (Arc::clone(&self.daemon.vms), self.vm.is_some());
+        let look = move || {
+            if !is_pending {
+                arrival::end_waiting(&vms, &vm)?;
+            }
+            let qemu = vms.get(&vm).ok().and_then(|vm| vm.qemu());
+            let status = qemu.and_then(|qemu| qemu.qmp().query_status().ok());
+            // Somebody may have stopped it since.
+            Ok(status.is_some_and(|status| matches!(status.state, RunState::Running | RunState::Paused)))
+        };
+        tokio::task::spawn_blocking(look).await.map_err(ApiError::internal)?
     }
 
     /// The guest will not come: its QEMU ends. One that runs already is left alone.
     async fn withdraw(&mut self) -> Result<bool, ApiError> {
-        let Some(vm) = self.vm.take() else { return Ok(false) };
+        let Some(vm) = self.vm.take_if(|vm| vm.is_pending()) else { return Ok(false) };
         vm.withdraw(self.daemon).await?;
         Ok(true)
     }
@@ -332,8 +355,7 @@ impl Destination<'_> {
         }
         // A guest whose memory stopped coming never runs; QEMU ends by itself when its stream is cut, but the record
         // of it must not stay.
-        let pending = self.vm.as_ref().is_some_and(Arrival::is_pending);
-        if pending && let Err(error) = self.withdraw().await {
+        if let Err(error) = self.withdraw().await {
             tracing::warn!(%error, "the QEMU of a guest that did not come could not be ended");
         }
     }

@@ -12,6 +12,7 @@ use super::{
     rpc::Ask,
     source::{Leg, SourceMove},
     story::Told,
+    transfer::GUEST_LOST,
 };
 use crate::{
     api::{ApiError, Kind, types::EventView},
@@ -59,6 +60,19 @@ pub(super) async fn abandon(hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// A move is given up: no QEMU and no copy of it stays at the destination. What cannot be told there can be removed
+/// there by hand.
+pub(super) async fn leave_nothing(hub: &Hub, legs: &[Leg]) {
+    // The QEMU first: it has the copies open.
+    let told = match hub.rpc.ask::<bool>(&Ask::Withdraw).await {
+        Ok(_) => abandon(hub, legs).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "spare copies may be left at the destination: `gnomon volume rm` there frees them");
+    }
+}
+
 impl SourceMove {
     /// The destination has let go: the copy here is of no more use.
     pub(super) fn finish(&self) -> Result<serde_json::Value, ApiError> {
@@ -74,9 +88,13 @@ impl SourceMove {
         let moved = totals.carried();
         let story = self.tell_story();
         let seconds = self.begun.elapsed().as_secs_f64();
+        let what = match (&self.record.vm, self.record.guest_lost) {
+            (Some(vm), true) => format!("the disk of {vm} ({GUEST_LOST})"),
+            (Some(vm), false) => vm.clone(),
+            (None, _) => self.record.volumes.join(", "),
+        };
         let message = format!(
-            "{} is at {}: {} of disk moved in {seconds:.1} s; `gnomon volume rm` frees the copy here",
-            self.record.vm.clone().unwrap_or_else(|| self.record.volumes.join(", ")),
+            "{what} is at {}: {} of disk moved in {seconds:.1} s; `gnomon volume rm` frees the copy here",
             self.record.to,
             Bytes(moved)
         );
@@ -87,6 +105,7 @@ impl SourceMove {
         });
         Ok(json!({
             "to": self.record.to,
+            "guest_lost": self.record.guest_lost,
             "seconds": seconds,
             "source_gap_ms": totals.gap.map(|gap| gap.as_secs_f64() * 1e3),
             "bytes_total": self.total(),

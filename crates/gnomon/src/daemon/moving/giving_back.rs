@@ -22,7 +22,6 @@ use gnomon_proto::{
     frame::{Step, Stream},
     handover::{Giver, GiverState},
 };
-use gnomon_qemu::{MigrationStatus, Qmp};
 use gnomon_terms::{BlockCount, Epoch};
 use gnomon_volume::plane::Carrier;
 
@@ -43,8 +42,6 @@ const HELD_WITHIN: Duration = Duration::from_secs(2);
 const SENT_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked at whether all has been sent.
 const LOOK: Duration = Duration::from_millis(1);
-/// How long QEMU may take to let a guest run again whose migration nobody drives any more.
-const REVIVED_WITHIN: Duration = Duration::from_secs(10);
 
 /// This side of a rollback, in one session.
 #[derive(Default)]
@@ -233,12 +230,9 @@ impl GivingBack {
         }
     }
 
-    /// Begins to send a guest. One that stands since a daemon died in the midst of sending it runs first.
+    /// Begins to send a guest.
     pub async fn send_guest(&mut self, daemon: &Arc<Daemon>, hub: &Hub, vm: &str) -> Result<(), ApiError> {
         let handle = daemon.vms.get(vm)?;
-        if let Some(qemu) = handle.qemu() {
-            tokio::task::spawn_blocking(move || revive(qemu.qmp())).await.map_err(ApiError::internal)??;
-        }
         self.guest = Some((vm.to_string(), Transfer::send(hub, handle).await?));
         Ok(())
     }
@@ -303,29 +297,6 @@ fn source_of(handle: &VolumeHandle) -> Result<String, ApiError> {
     match handle.record().standing {
         StandingRecord::Draining(source) => Ok(source.node),
         _ => Err(ApiError::internal("a volume that does not drain was handed back")),
-    }
-}
-
-/// Ends a migration that nobody drives any more, and lets the guest run.
-fn revive(qmp: &Qmp) -> Result<(), ApiError> {
-    let begun = Instant::now();
-    let is_under_way = |status: &MigrationStatus| {
-        use MigrationStatus::{Active, Cancelling, Device, PreSwitchover, Setup};
-        matches!(status, Setup | Active | PreSwitchover | Device | Cancelling)
-    };
-    if is_under_way(&qmp.query_migrate()?.status) {
-        qmp.migrate_cancel()?;
-    }
-    // QEMU has an event for it, which may have been told before anybody listened.
-    while is_under_way(&qmp.query_migrate()?.status) {
-        if begun.elapsed() > REVIVED_WITHIN {
-            return Err(ApiError::unavailable("QEMU does not end a migration that was cancelled"));
-        }
-        std::thread::sleep(LOOK);
-    }
-    match qmp.query_status()?.running {
-        true => Ok(()),
-        false => Ok(qmp.cont_after_migration(REVIVED_WITHIN)?),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use gnomon_proto::{
     bitmap::Bitmap,
     frame::{Message, Step, Stream},
-    handover::{Giver, GiverState, Lacking, Taker, TakerRecord, TakerState},
+    handover::{Given, Giver, GiverState, Lacking, Taker, TakerRecord, TakerState},
 };
 use gnomon_terms::Epoch;
 use gnomon_volume::{disk::Disk, mover::Mover};
@@ -22,7 +22,7 @@ use crate::{
     api::ApiError,
     daemon::{
         Daemon,
-        keeper::VolumeHandle,
+        keeper::{Keeper, VolumeHandle},
         records::{HandoverRecord, StandingRecord},
     },
 };
@@ -128,8 +128,8 @@ pub async fn confirm(
     stream: Stream,
 ) -> Result<(), ApiError> {
     let Some(HandoverRecord::Given(given)) = handle.record().handover else { return Ok(()) };
+    let (given, bitmap) = as_decided(&daemon.keeper, handle, given)?;
     let mut giver = Giver::resume(given);
-    let bitmap = owed(handle)?;
     while giver.state() != GiverState::Done {
         maps::send_bitmap(&hub.sender(), stream, giver.epoch(), maps::LACKING, &bitmap).await?;
         giver.connected();
@@ -137,6 +137,30 @@ pub async fn confirm(
         hear(hub, inbox, stream, &mut giver).await?;
     }
     daemon.keeper.update(handle, |record| record.handover = None)
+}
+
+/// What was decided, with the bitmap that it speaks of.
+///
+/// After a reboot, or the loss of the map file, the map says something else than at the decision. The destination
+/// would ask for the right one for ever, and nobody has it. But this node is fenced and has every block; so it is
+/// decided again that *everything* is lacking there, which is right whatever was: a destination that has taken over by
+/// the first decision answers so and takes no notice of the second.
+fn as_decided(keeper: &Keeper, handle: &VolumeHandle, given: Given) -> Result<(Given, Bitmap), ApiError> {
+    let bitmap = owed(handle)?;
+    if lacking_of(&bitmap) == given.lacking {
+        return Ok((given, bitmap));
+    }
+    let outbox = handle.volume.outbox().ok_or_else(|| ApiError::internal("a volume on the move has no outbox"))?;
+    outbox.map().set(outbox.map().whole());
+    let bitmap = owed(handle)?;
+    let again = Given { lacking: lacking_of(&bitmap), ..given };
+    tracing::warn!(
+        volume = handle.record().name,
+        decided = given.lacking.count,
+        "the map of what the destination lacks is not that of the handover any more: all of it is sent again"
+    );
+    keeper.update(handle, |record| record.handover = Some(HandoverRecord::Given(again)))?;
+    Ok((again, bitmap))
 }
 
 /// What the destination lacks: everything that is owed.
@@ -273,4 +297,42 @@ fn note_zeroes(handle: &VolumeHandle, extent: gnomon_terms::Extent, bits: &[u8])
         valid.set(run);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use gnomon_store::MemStore;
+
+    use super::*;
+    use crate::daemon::records::Records;
+
+    #[tokio::test]
+    async fn a_map_that_is_not_the_decided_one_becomes_everything_and_is_taken() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let records = Arc::new(Records::new(Arc::new(MemStore::default())));
+        let keeper = Keeper::open(dir.path(), &dir.path().join("nbd"), Arc::clone(&records)).expect("a keeper");
+        let handle = keeper.create("data", 64 * 4096).expect("a volume");
+        handle.volume.begin_shadow().expect("a shadow");
+        let owe = |first, len| handle.volume.outbox().expect("an outbox").owe(gnomon_terms::Extent::new(first, len));
+        let whole = gnomon_terms::Extent::new(0, 64);
+        handle.volume.outbox().expect("an outbox").acknowledge(whole);
+        owe(3, 5);
+        let given = Given { epoch: 2, lacking: lacking_of(&owed(&handle).expect("a map")) };
+        let same = as_decided(&keeper, &handle, given).expect("the same");
+        assert_eq!((same.0, same.1.count()), (given, 5), "nothing has happened to it");
+        owe(40, 1);
+        let (again, bitmap) = as_decided(&keeper, &handle, given).expect("decided again");
+        assert_eq!((bitmap.count(), again.epoch, again.lacking), (64, 2, lacking_of(&bitmap)));
+        let kept = records.volumes().expect("records")[0].handover;
+        assert_eq!(kept, Some(HandoverRecord::Given(again)), "it is on record before it is said");
+        // What the destination makes of it: a promise is kept with the new map, and what was taken stays taken.
+        for (record, expect) in
+            [(TakerRecord::Prepared(2), TakerState::Taking), (TakerRecord::Taken(2), TakerState::Taken)]
+        {
+            let mut taker = Taker::resume(record);
+            let Lacking { count, check } = again.lacking;
+            taker.hear(Epoch(2), Step::Commit { lacking: count, check }, Some(lacking_of(&bitmap)));
+            assert_eq!(taker.state(), expect);
+        }
+    }
 }

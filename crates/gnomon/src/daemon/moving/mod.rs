@@ -215,6 +215,7 @@ fn start(
         reverse: ask.reverse,
         switched: false,
         back: false,
+        guest_lost: false,
     };
     // The move first: a volume that belongs to a move nobody knows would never be free again.
     daemon.records.put_move(&record)?;

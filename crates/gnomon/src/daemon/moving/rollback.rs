@@ -224,6 +224,16 @@ pub fn take_back(
     Ok(handle.volume.take_back(epoch)?)
 }
 
+/// Waits until a guest that is being sent here stands at the other node.
+async fn stands_there(hub: &Hub, guest: &mut Arrival) -> Result<(), ApiError> {
+    loop {
+        tokio::select! {
+            standing = hub.rpc.ask::<bool>(&Ask::Standing) => if standing? { return Ok(()) },
+            error = guest.failed() => return Err(error),
+        }
+    }
+}
+
 /// The loop of a volume carries nothing any more: it only watches.
 pub async fn quiet(handle: &VolumeHandle) -> Result<(), ApiError> {
     let end = handle.watcher.run(|cycle, plane| {
@@ -377,10 +387,10 @@ impl SourceMove {
         // A session has one stream of memory, and takes it once.
         let ram = std::mem::replace(&mut inbox.ram, mpsc::channel(1).1);
         let come = async {
-            let guest = arrival::expect(&self.daemon, hub, spec, resolved, ram).await?;
+            let mut guest = arrival::expect(&self.daemon, hub, spec, resolved, ram).await?;
             hub.rpc.ask::<()>(&Ask::SendGuest { vm: vm.clone() }).await?;
             self.tell_back(Bytes(0), "the guest's memory is on its way back");
-            while !hub.rpc.ask::<bool>(&Ask::Standing).await? {}
+            stands_there(hub, &mut guest).await?;
             Ok(guest)
         };
         match come.await {

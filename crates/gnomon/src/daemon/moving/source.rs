@@ -25,7 +25,7 @@ use tokio::sync::Mutex;
 use super::{
     Shared, Wish, compare,
     decide::{self, Convergence},
-    ending::{Totals, abandon},
+    ending::{Totals, abandon, leave_nothing},
     handover::{self, Gift},
     hub::{Hub, Inbox},
     metadata::Metadata,
@@ -121,6 +121,9 @@ impl SourceMove {
 
     /// Drives the move to its end and tells the job.
     pub async fn run(mut self) {
+        if let (false, Some(vm)) = (self.record.switched, &self.record.vm) {
+            transfer::run_on(&self.daemon, vm).await;
+        }
         let outcome = match self.ended_before() {
             Some(end) => Ok(end),
             None => self.sessions().await,
@@ -220,22 +223,14 @@ impl SourceMove {
                 if rollback::is_back(&handle) {
                     continue;
                 }
-                match self.open(hub, inbox, handle, Stream(index as u32)).await {
-                    Ok(leg) => legs.push(leg),
-                    Err(error) => {
-                        if !self.record.switched && self.wait_before_another(&error).is_none() {
-                            abandon(hub, legs).await?;
-                        }
-                        return Err(error);
-                    }
-                }
+                legs.push(self.open(hub, inbox, handle, Stream(index as u32)).await?);
             }
             if !self.record.switched {
                 if let Some(end) = self.prime_and_switch(hub, inbox, legs).await? {
                     return Ok(end);
                 }
             } else if !self.record.back {
-                self.settle_guest(hub).await?;
+                transfer::settle(&self.daemon, hub, &mut self.record).await?;
             }
             if self.drain(hub, legs).await? == Drained::WishedBack {
                 self.hand_back(hub, inbox, legs).await?;
@@ -246,11 +241,18 @@ impl SourceMove {
             }
             Ok(End::Released)
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             outcome = work => outcome,
             () = shared.to_promote() => Ok(End::Promoted),
             reason = ended.closed() => Err(lost(&peer, &reason.to_string())),
+        };
+        if let Err(error) = &outcome
+            && !self.record.switched
+            && self.wait_before_another(error).is_none()
+        {
+            leave_nothing(hub, legs).await;
         }
+        outcome
     }
 
     /// Opens a volume at the destination, compares, and starts carrying.
@@ -354,11 +356,11 @@ impl SourceMove {
                 return Ok(Some(End::Cancelled));
             }
             let look = self.look(hub, legs, &mut meter).await?;
+            transfer::refuse_if_ended(&self.daemon, &self.record)?;
             if let Err(error) = self.check_failures(hub, legs).await {
                 if let Some(transfer) = transfer.take() {
                     transfer.cancel(hub).await?;
                 }
-                abandon(hub, legs).await?;
                 return Err(error);
             }
             let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
@@ -384,7 +386,7 @@ impl SourceMove {
                 }
                 (None, None) if ready => {
                     let givers = self.prepare(hub, inbox, legs).await?;
-                    self.hand_over(hub, inbox, legs, givers).await?;
+                    self.hand_over(hub, inbox, legs, givers, None).await?;
                     return Ok(None);
                 }
                 _ => {}
@@ -399,10 +401,10 @@ impl SourceMove {
         inbox: &mut Inbox,
         legs: &[Leg],
         givers: Vec<Giver>,
-        transfer: Transfer,
+        mut transfer: Transfer,
     ) -> Result<(), ApiError> {
         let stood = Instant::now();
-        if let Err(error) = self.hand_over(hub, inbox, legs, givers).await {
+        if let Err(error) = self.hand_over(hub, inbox, legs, givers, Some(&mut transfer)).await {
             if !self.record.switched {
                 transfer.cancel(hub).await?;
             }
@@ -426,13 +428,15 @@ impl SourceMove {
         Ok(givers)
     }
 
-    /// Hands every volume over. The volumes' records decide; the move's only says so sooner at the next start.
+    /// Hands every volume over, and `sent`, the guest that uses them. The volumes' records decide; the move's only says so
+    /// sooner at the next start.
     async fn hand_over(
         &mut self,
         hub: &Hub,
         inbox: &mut Inbox,
         legs: &[Leg],
         givers: Vec<Giver>,
+        sent: Option<&mut Transfer>,
     ) -> Result<(), ApiError> {
         let begun = Instant::now();
         let mut gifts: Vec<Gift<'_>> = legs
@@ -442,6 +446,9 @@ impl SourceMove {
             .collect();
         handover::give(&self.daemon, &mut gifts, &self.record.to)?;
         self.record.switched = true;
+        if let Some(transfer) = sent {
+            transfer.forbid_return();
+        }
         let given = begun.elapsed();
         for leg in legs {
             handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
@@ -465,14 +472,6 @@ impl SourceMove {
                 cycle.switched(LoopInstant::ORIGIN);
             })
             .await
-    }
-
-    /// After a restart the volumes are at the destination: where is the guest?
-    async fn settle_guest(&mut self, hub: &Hub) -> Result<(), ApiError> {
-        match self.record.vm.clone() {
-            Some(vm) => transfer::settle(&self.daemon, hub, &vm).await,
-            None => Ok(()),
-        }
     }
 
     // ---- drain ----------------------------------------------------------------------------------------------
@@ -504,7 +503,11 @@ impl SourceMove {
                     self.reconcile(leg).await?;
                 }
             }
-            let message = if degraded { "writes are not mirrored back at present" } else { "" };
+            let message = match (self.record.guest_lost, degraded) {
+                (true, _) => transfer::GUEST_LOST,
+                (false, true) => "writes are not mirrored back at present",
+                (false, false) => "",
+            };
             let lacking = BlockCount(missing + owed).bytes().0;
             self.job.report(shrinking("drain", lacking, self.total(), meter.rate(), message.to_string()));
             if (missing, look.lacking) == (0, BlockCount(0)) {

@@ -10,12 +10,16 @@ use std::{
 };
 
 use gnomon_proto::frame::Stream;
-use gnomon_qemu::{Outgoing, OutgoingOptions};
+use gnomon_qemu::{MigrationStatus, Outgoing, OutgoingOptions, Qmp, RunState};
 
 use super::{hub::Hub, relay, rpc::Ask};
 use crate::{
     api::ApiError,
-    daemon::{Daemon, vms::VmHandle},
+    daemon::{
+        Daemon,
+        records::{MoveRecord, VmRecord},
+        vms::VmHandle,
+    },
 };
 
 /// How long one look at QEMU waits for the guest to stand: the pace of the move meanwhile.
@@ -24,6 +28,10 @@ const LOOK: Duration = Duration::from_millis(100);
 const SWITCH_WITHIN: Duration = Duration::from_secs(30);
 /// How long the guest may take to run here again.
 const RESUME_WITHIN: Duration = Duration::from_secs(30);
+/// How long QEMU may take to let a guest run again whose migration nobody drives any more.
+const REVIVED_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked at whether it has.
+const REVIVAL_LOOK: Duration = Duration::from_millis(1);
 /// How long the guest may stand for the rest of its memory, by how long it has been sent already. A guest that dirties
 /// memory as fast as the link carries it never comes under the first, and is made to stand longer rather than never
 /// to arrive.
@@ -48,7 +56,7 @@ pub struct Transfer {
 impl Transfer {
     /// Has a QEMU started at the destination, and begins to send.
     pub async fn start(hub: &Hub, vm: Arc<VmHandle>) -> Result<Transfer, ApiError> {
-        let qemu = vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run"))?;
+        let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
         let record = qemu.record().clone();
         let (Some(spec), Some(resolved)) = (record.spec, record.resolved) else {
             return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
@@ -58,9 +66,11 @@ impl Transfer {
         Transfer::send(hub, vm).await
     }
 
-    /// Begins to send to a QEMU that waits at the other side.
+    /// Begins to send to a QEMU that waits at the other side. A guest that stands since it was last sent runs first.
     pub async fn send(hub: &Hub, vm: Arc<VmHandle>) -> Result<Transfer, ApiError> {
-        let qemu = vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run"))?;
+        let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
+        let sent_before = Arc::clone(&qemu);
+        blocking(move || revive(sent_before.qmp())).await?;
         let end = relay::outgoing(RAM, hub.sender(), Arc::clone(hub.window()))?;
         let downtime = downtime_after(Duration::ZERO);
         let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
@@ -89,6 +99,13 @@ impl Transfer {
             self.standing = self.with(|outgoing| Ok(outgoing.await_standing(LOOK)?)).await?;
         }
         Ok(self.standing)
+    }
+
+    /// The guest's disks are given away: it must not run here again, whatever becomes of this transfer.
+    pub fn forbid_return(&mut self) {
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.forbid_return();
+        }
     }
 
     /// Sends the rest and waits until the guest runs at the destination.
@@ -147,20 +164,77 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(deed).await.map_err(ApiError::internal)?
 }
 
-/// After a session was lost in the midst of the switch: is the guest there? Then its QEMU here ends.
-pub async fn settle(daemon: &Arc<Daemon>, hub: &Hub, vm: &str) -> Result<(), ApiError> {
-    let Ok(here) = daemon.vms.get(vm) else { return Ok(()) };
-    let there: bool = hub.rpc.ask(&Ask::HasGuest { vm: vm.to_string() }).await?;
-    if here.qemu().is_none() && !there {
-        return Err(ApiError::unavailable(format!("VM '{vm}' runs on neither node"))
-            .then("start it at the destination with `gnomon vm run`: its volume is there"));
+/// What is told of a guest that was caught between the two nodes.
+pub const GUEST_LOST: &str =
+    "the guest was caught between the nodes and lost its memory: start it at the destination with `gnomon vm run`";
+
+/// A guest that ended by itself, or was stopped, is not there to be moved.
+pub fn refuse_if_ended(daemon: &Daemon, record: &MoveRecord) -> Result<(), ApiError> {
+    match record.vm.as_ref().map(|name| (name, daemon.vms.get(name))) {
+        Some((_, Ok(vm))) if vm.qemu().is_none() => Err(ended(&vm)),
+        Some((name, Err(_))) => Err(not_moved(&format!("VM '{name}' was stopped while it was about to move"))),
+        _ => Ok(()),
     }
-    if there {
-        let (vms, vm) = (Arc::clone(&daemon.vms), vm.to_string());
-        return blocking(move || vms.remove(&vm)).await;
+}
+
+fn ended(vm: &VmHandle) -> ApiError {
+    let VmRecord { name, exit, .. } = vm.record();
+    match exit {
+        Some(how) => not_moved(&format!("VM '{name}' ended while it was about to move: {how}")),
+        None => ApiError::unavailable(format!("the monitor of VM '{name}' does not answer")),
     }
-    Err(ApiError::unavailable(format!("VM '{vm}' was paused in the midst of the switch and is still here"))
-        .then("if the other node is dead: `gnomon volume rollback`, then `gnomon vm stop` and `run` it here"))
+}
+
+fn not_moved(why: &str) -> ApiError {
+    ApiError::refused(why)
+        .then("its volumes are here as before: start it again, or move them with `gnomon volume move`")
+}
+
+/// A daemon that died while it sent a guest may have left it standing: as long as nothing is given away, it runs here.
+pub async fn run_on(daemon: &Daemon, vm: &str) {
+    let Some(qemu) = daemon.vms.get(vm).ok().and_then(|vm| vm.qemu()) else { return };
+    if let Err(error) = blocking(move || revive(qemu.qmp())).await {
+        tracing::error!(vm, %error, "it may stand since it was last sent: it runs on when the next session sends it");
+    }
+}
+
+/// Ends a migration that nobody drives any more, and lets the guest run if it stands for that.
+fn revive(qmp: &Qmp) -> Result<(), ApiError> {
+    let begun = Instant::now();
+    let is_under_way = |status: &MigrationStatus| {
+        use MigrationStatus::{Active, Cancelling, Device, PreSwitchover, Setup};
+        matches!(status, Setup | Active | PreSwitchover | Device | Cancelling)
+    };
+    if is_under_way(&qmp.query_migrate()?.status) {
+        tracing::warn!("a migration that nobody drives any more is cancelled");
+        qmp.migrate_cancel()?;
+    }
+    // QEMU has an event for it, which may have been told before anybody listened.
+    while is_under_way(&qmp.query_migrate()?.status) {
+        if begun.elapsed() > REVIVED_WITHIN {
+            return Err(ApiError::unavailable("QEMU does not end a migration that was cancelled"));
+        }
+        std::thread::sleep(REVIVAL_LOOK);
+    }
+    match qmp.query_status()?.state {
+        RunState::FinishMigrate | RunState::Postmigrate => Ok(qmp.cont_after_migration(REVIVED_WITHIN)?),
+        // It runs, or somebody else has stopped it.
+        _ => Ok(()),
+    }
+}
+
+/// After a session was lost in the midst of the switch: is the guest there? If not, its memory is lost, which goes on
+/// record. Its QEMU here ends in any case: its disks are there.
+pub async fn settle(daemon: &Daemon, hub: &Hub, record: &mut MoveRecord) -> Result<(), ApiError> {
+    let Some(vm) = record.vm.clone().filter(|vm| daemon.vms.get(vm).is_ok()) else { return Ok(()) };
+    let there: bool = hub.rpc.ask(&Ask::HasGuest { vm: vm.clone() }).await?;
+    if !there {
+        tracing::error!(vm, "{GUEST_LOST}");
+        record.guest_lost = true;
+        daemon.records.put_move(record)?;
+    }
+    let vms = Arc::clone(&daemon.vms);
+    blocking(move || vms.remove(&vm)).await
 }
 
 #[cfg(test)]
