@@ -214,7 +214,7 @@ impl Mover {
 
     fn side(&self) -> Side {
         let MoverParts { local, stripes, outbox, .. } = &self.parts;
-        let (local, stripes, outbox) = (Arc::clone(local), Arc::clone(stripes), Some(Arc::clone(outbox)));
+        let (local, stripes, outbox) = (local.clone(), Arc::clone(stripes), Some(Arc::clone(outbox)));
         Side { local, stripes, valid: None, outbox }
     }
 
@@ -281,7 +281,7 @@ impl Mover {
             let _guard = self.parts.stripes.lock(piece);
             self.parts.outbox.take(piece);
         }
-        let content = match read_content(&self.parts.local, sent) {
+        let content = match read_content(&*self.parts.local, sent) {
             Ok(content) => content,
             Err(error) => {
                 self.failures.fetch_add(1, Ordering::Relaxed);
@@ -405,7 +405,7 @@ impl Mover {
         let answer = if !is_of_today || !fits(&Content::Zero, extent, self.parts.local.size()) {
             Answer::Refused
         } else {
-            match read_content(&self.parts.local, extent) {
+            match read_content(&*self.parts.local, extent) {
                 Ok(content) => Answer::Blocks(content),
                 Err(error) => {
                     tracing::error!(%error, "the source cannot read what the guest waits for");
@@ -502,7 +502,7 @@ fn hull(runs: &[Extent]) -> Option<Extent> {
 }
 
 /// The content of `extent` on the local disk, cut at its end; zeroes are found out, so that they need no carrying.
-pub fn read_content(local: &FileDisk, extent: Extent) -> Result<Content, DiskError> {
+pub fn read_content(local: &dyn Disk, extent: Extent) -> Result<Content, DiskError> {
     let at = extent.start.byte();
     let len = extent.bytes().0.min(local.size().0 - at);
     let segments = local.segments(at, len)?;

@@ -4,6 +4,7 @@
 //!   NAME.raw          the bytes
 //!   NAME.raw.owed     what the peer lacks           (outbox; while a move is on)
 //!   NAME.raw.valid    which blocks are here         (blockmap; at a destination)
+//!   NAME.raw.standby  what is not in the bytes yet  (journal; of a protected guest's standby)
 //! ```
 //!
 //! This is where a role that was decided elsewhere becomes true: every change of role goes through one of the verbs
@@ -28,6 +29,7 @@ use crate::{
     mover::Phase,
     outbox::Outbox,
     shadow::{Shadow, ShadowParts},
+    standby::Turns,
     stripes::Stripes,
     tap::Tap,
     verify::Side,
@@ -142,6 +144,7 @@ pub struct Volume {
     parts: VolumeParts,
     disk: Arc<VolumeDisk>,
     stripes: Arc<Stripes>,
+    turns: Arc<Turns>,
     engine: Mutex<Engine>,
 }
 
@@ -162,7 +165,8 @@ impl Volume {
     /// Opens a volume in the standing and epoch that its record tells. Creates map files that are missing.
     pub fn open(parts: VolumeParts, epoch: Epoch, standing: Standing) -> Result<Volume, VolumeError> {
         let disk = Arc::new(VolumeDisk::new(Arc::clone(&parts.local), epoch, Role::Primary));
-        let volume = Volume { disk, stripes: Arc::default(), engine: Mutex::default(), parts };
+        let (stripes, turns) = (Arc::default(), Arc::default());
+        let volume = Volume { disk, stripes, turns, engine: Mutex::default(), parts };
         match standing {
             // Left behind by a crash between the record and the files. Believed by the next move, they would do harm.
             Standing::Primary => volume.end_engine()?,
@@ -219,9 +223,19 @@ impl Volume {
         &self.stripes
     }
 
+    /// Which write belongs to which turn of its standby, if it has one.
+    pub fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// The kernel that runs here.
+    pub fn boot(&self) -> BootId {
+        self.parts.boot
+    }
+
     /// This copy for a comparison with one that no move keeps in step: all that is here, whatever is owed.
     pub fn side(&self) -> Side {
-        let (local, stripes) = (Arc::clone(&self.parts.local), Arc::clone(&self.stripes));
+        let (local, stripes) = (self.parts.local.clone(), Arc::clone(&self.stripes));
         Side { local, stripes, valid: self.valid(), outbox: None }
     }
 
@@ -304,7 +318,7 @@ impl Volume {
 
     fn tracked(&self, outbox: Arc<Outbox>) -> Role {
         let (local, stripes) = (Arc::clone(&self.parts.local), Arc::clone(&self.stripes));
-        Role::Tracked(Arc::new(TrackedDisk { local, outbox, stripes }))
+        Role::Tracked(Arc::new(TrackedDisk { local, outbox, stripes, turns: Arc::clone(&self.turns) }))
     }
 
     fn resume_fenced(&self, epoch: Epoch, to: String) -> Result<(), VolumeError> {
@@ -469,7 +483,7 @@ impl Volume {
 }
 
 /// The map file of a volume's file.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(".");
     name.push(suffix);
@@ -478,7 +492,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// Removes what belongs to the volume in `path`: its map files, then the file itself.
 pub fn remove_files(path: &Path) -> io::Result<()> {
-    for file in [beside(path, "owed"), beside(path, "valid"), path.to_path_buf()] {
+    for file in [beside(path, "owed"), beside(path, "valid"), beside(path, "standby"), path.to_path_buf()] {
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -59,6 +59,8 @@ fn read(header: &Header, body: Vec<u8>) -> Result<Message, FrameError> {
             Message::MirrorAck { stream, seq, durable: variant & 1 != 0, ok: variant & 2 != 0 }
         }
         Kind::MirrorFlush => Message::MirrorFlush { stream, seq },
+        Kind::Turn => Message::Turn { stream, epoch, turn: seq, last: header.at, whole: flag(kind, variant)? },
+        Kind::Turned => Message::Turned { stream, turn: seq, ok: flag(kind, variant)? },
         Kind::Bitmap => Message::Bitmap { stream, epoch, which: variant, extent, bits: body },
         Kind::Ram => Message::Ram { stream, bytes: body },
         Kind::RamEnd => Message::RamEnd { stream, ok: flag(kind, variant)? },

@@ -97,6 +97,14 @@ impl Message {
                 bare(Header { flags: flags(u8::from(*durable) | u8::from(*ok) << 1, 0), ..head })
             }
             Message::MirrorFlush { stream, seq } => bare(on(kind, *stream, None, *seq, None)?),
+            Message::Turn { stream, epoch, turn, last, whole } => {
+                let head = on(kind, *stream, Some(*epoch), *turn, None)?;
+                bare(Header { at: *last, flags: flags(u8::from(*whole), 0), ..head })
+            }
+            Message::Turned { stream, turn, ok } => {
+                let head = on(kind, *stream, None, *turn, None)?;
+                bare(Header { flags: flags(u8::from(*ok), 0), ..head })
+            }
             Message::Bitmap { stream, epoch, which, extent, bits } => {
                 let head = on(kind, *stream, Some(*epoch), 0, Some(*extent))?;
                 (Header { flags: flags(*which, 0), ..head }, Cow::Borrowed(bits))

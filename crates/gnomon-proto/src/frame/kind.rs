@@ -96,6 +96,10 @@ kinds! {
     MirrorFlush = 26, max 0;
     /// A piece of a bitmap.
     Bitmap = 27, max MAX_PAYLOAD;
+    /// The end of a turn of mirrored writes.
+    Turn = 28, max 0;
+    /// What became of a turn.
+    Turned = 29, max 0;
     /// A piece of a guest's memory stream.
     Ram = 32, max MAX_PAYLOAD;
     /// The end of a memory stream.

@@ -92,7 +92,7 @@ pub struct Touch {
 pub struct Mark {
     /// Which volume.
     pub stream: Stream,
-    /// The last mirrored write that belongs to the checkpoint.
+    /// The turn of its mirrored writes that belongs to the checkpoint ([`Message::Turn`]).
     pub seq: u64,
 }
 
@@ -253,6 +253,29 @@ pub enum Message {
         /// The last write that is meant.
         seq: u64,
     },
+    /// The mirrored writes since the turn before are those of this turn: with them the second copy is as the disk was at
+    /// one moment.
+    Turn {
+        /// Which volume.
+        stream: Stream,
+        /// The writer's epoch.
+        epoch: Epoch,
+        /// The turn's number; they rise.
+        turn: u64,
+        /// The last mirrored write of the session so far; zero if there was none.
+        last: u64,
+        /// False if something of it was left out: its writes belong to the next turn, and it is never sealed.
+        whole: bool,
+    },
+    /// What became of a turn.
+    Turned {
+        /// Which volume.
+        stream: Stream,
+        /// The turn's number.
+        turn: u64,
+        /// True if the second copy is durably as the turn says. False if it will not be, and the session is given up.
+        ok: bool,
+    },
     /// A piece of a bitmap over blocks.
     Bitmap {
         /// Which volume.
@@ -389,6 +412,8 @@ impl Message {
             Message::Mirror { .. } => Kind::Mirror,
             Message::MirrorAck { .. } => Kind::MirrorAck,
             Message::MirrorFlush { .. } => Kind::MirrorFlush,
+            Message::Turn { .. } => Kind::Turn,
+            Message::Turned { .. } => Kind::Turned,
             Message::Bitmap { .. } => Kind::Bitmap,
             Message::Ram { .. } => Kind::Ram,
             Message::RamEnd { .. } => Kind::RamEnd,
@@ -414,10 +439,11 @@ impl Message {
             Message::Ping { .. } | Message::Pong { .. } | Message::Goodbye { .. } => Class::Pulse,
             Message::Request { .. } | Message::Reply { .. } | Message::Handover { .. } => Class::Control,
             Message::PushAck { .. } | Message::MirrorAck { .. } | Message::Drop { .. } => Class::Control,
+            Message::Turned { .. } => Class::Control,
             Message::Accesses { .. } | Message::Bitmap { .. } => Class::Control,
             Message::Sealed { .. } | Message::RamAck { .. } => Class::Control,
             Message::Fetch { .. } | Message::Fetched { .. } => Class::Demand,
-            Message::Mirror { .. } | Message::MirrorFlush { .. } => Class::Mirror,
+            Message::Mirror { .. } | Message::MirrorFlush { .. } | Message::Turn { .. } => Class::Mirror,
             Message::Ram { .. } | Message::RamEnd { .. } => Class::Ram,
             Message::Pages { .. } | Message::Device { .. } | Message::Seal { .. } => Class::Ram,
             Message::HashRange { .. } | Message::Hashes { .. } => Class::Background,

@@ -36,6 +36,8 @@ fn messages() -> Vec<Message> {
         Message::Mirror { stream, epoch, seq: 1, at: 9, len: 5, change: Change::Discard },
         Message::MirrorAck { stream, seq: 1, durable: true, ok: false },
         Message::MirrorFlush { stream, seq: 1 },
+        Message::Turn { stream, epoch, turn: 5, last: 9, whole: true },
+        Message::Turned { stream, turn: 5, ok: false },
         Message::Bitmap { stream, epoch, which: 1, extent, bits: vec![0, 3] },
         Message::Ram { stream, bytes: data() },
         Message::RamEnd { stream, ok: true },

@@ -81,6 +81,7 @@ pub struct FileDisk {
     no_nowait: AtomicBool,
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
+    no_reserve: AtomicBool,
 }
 
 impl FileDisk {
@@ -113,7 +114,8 @@ impl FileDisk {
 
     fn over(file: File, size: u64, sparse: bool) -> FileDisk {
         let unknown = || AtomicBool::new(false);
-        FileDisk { file, size, sparse, no_nowait: unknown(), no_punch: unknown(), no_zero_range: unknown() }
+        let (no_nowait, no_punch, no_zero_range, no_reserve) = (unknown(), unknown(), unknown(), unknown());
+        FileDisk { file, size, sparse, no_nowait, no_punch, no_zero_range, no_reserve }
     }
 
     /// Tries `fallocate` with `flags`; false when the file system cannot, which is then remembered in `cannot`.
@@ -196,6 +198,11 @@ impl Disk for FileDisk {
 
     fn discard(&self, at: u64, len: u64) -> Result<(), DiskError> {
         self.write_zeroes(at, len, true)
+    }
+
+    fn reserve(&self, at: u64, len: u64) -> Result<(), DiskError> {
+        let reserved = self.allocate(FallocateFlags::empty(), &self.no_reserve, at, len);
+        reserved.map(drop).map_err(DiskError::io("reserve", at, len))
     }
 
     fn flush(&self) -> Result<(), DiskError> {

@@ -253,7 +253,7 @@ pub fn fits(content: &Content, extent: Extent, size: Bytes) -> bool {
 
 /// Writes the part `run` of a copy of `extent`, unit by unit: units of zeroes become holes, so a thin volume stays
 /// thin.
-fn store(local: &FileDisk, extent: Extent, run: Extent, content: &Content) -> Result<(), DiskError> {
+pub(crate) fn store(local: &dyn Disk, extent: Extent, run: Extent, content: &Content) -> Result<(), DiskError> {
     let at = run.start.byte();
     // The last block of a disk whose size is no multiple of 4 KiB is partly outside.
     let len = run.bytes().0.min(local.size().0 - at);

@@ -54,6 +54,11 @@ pub trait Disk: Send + Sync {
     /// Gives `len` bytes up. They read as zeroes afterwards.
     fn discard(&self, at: u64, len: u64) -> Result<(), DiskError>;
 
+    /// Makes sure, where the storage can, that a later write of these bytes does not find it full. They read as before.
+    fn reserve(&self, _at: u64, _len: u64) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     /// Makes everything acknowledged so far durable.
     fn flush(&self) -> Result<(), DiskError>;
 

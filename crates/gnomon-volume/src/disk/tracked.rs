@@ -7,6 +7,7 @@ use gnomon_terms::{Bytes, Extent};
 use super::{Disk, DiskError, FileDisk, Segment};
 use crate::{
     outbox::Outbox,
+    standby::Turns,
     stripes::{Stripes, split_bytes},
 };
 
@@ -18,6 +19,8 @@ pub struct TrackedDisk {
     pub outbox: Arc<Outbox>,
     /// Shared with the mover that takes and acknowledges.
     pub stripes: Arc<Stripes>,
+    /// Which write belongs to which turn, if the shadow is a standby.
+    pub turns: Arc<Turns>,
 }
 
 impl TrackedDisk {
@@ -28,10 +31,12 @@ impl TrackedDisk {
         len: u64,
         mut deed: impl FnMut(u64, u64) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
+        let _within = self.turns.enter();
         for (at, len) in split_bytes(at, len) {
             let extent = Extent::touching(at, len);
             let _guard = self.stripes.lock(extent);
             self.outbox.note_write(extent);
+            self.turns.before_write(&*self.local, extent);
             deed(at, len)?;
         }
         Ok(())

@@ -350,7 +350,12 @@ mod tests {
         let blocks = SIZE / BLOCK_SIZE;
         let (stripes, peer): (_, Arc<dyn Peer>) = (Arc::new(Stripes::default()), Arc::new(Unneeded));
         let outbox = || Arc::new(Outbox::new(map(blocks, Extent::new(0, 0))).expect("an outbox"));
-        let tracked = TrackedDisk { local: Arc::clone(local), outbox: outbox(), stripes: Arc::clone(&stripes) };
+        let tracked = TrackedDisk {
+            local: Arc::clone(local),
+            outbox: outbox(),
+            stripes: Arc::clone(&stripes),
+            turns: Arc::default(),
+        };
         let layered = LayeredDisk {
             local: Arc::clone(local),
             valid: Arc::new(map(blocks, Extent::new(0, blocks / 2))),

@@ -192,7 +192,7 @@ impl Mirror {
             };
             let at = run.start.byte();
             let len = run.bytes().0.min(parts.local.size().0 - at) as u32;
-            let change = match read_content(&parts.local, run) {
+            let change = match read_content(&*parts.local, run) {
                 Ok(Content::Data(data)) => Change::Data(data),
                 Ok(Content::Zero) => Change::Zero,
                 Err(error) => {

@@ -150,7 +150,7 @@ impl Shadow {
 
     fn side(&self) -> Side {
         let ShadowParts { local, stripes, valid, outbox, .. } = &self.parts;
-        let (local, stripes) = (Arc::clone(local), Arc::clone(stripes));
+        let (local, stripes) = (local.clone(), Arc::clone(stripes));
         Side { local, stripes, valid: Some(Arc::clone(valid)), outbox: Some(Arc::clone(outbox)) }
     }
 

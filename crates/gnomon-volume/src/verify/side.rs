@@ -7,7 +7,7 @@ use gnomon_terms::{BLOCK_SIZE, BlockCount, Bytes, Extent};
 
 use crate::{
     blockmap::BlockMap,
-    disk::{Disk, DiskError, FileDisk, layered::UNIT_BLOCKS},
+    disk::{Disk, DiskError, layered::UNIT_BLOCKS},
     mover::read_content,
     outbox::Outbox,
     stripes::Stripes,
@@ -38,7 +38,7 @@ pub enum Claim {
 #[derive(Clone)]
 pub struct Side {
     /// The bytes.
-    pub local: Arc<FileDisk>,
+    pub local: Arc<dyn Disk>,
     /// Locks shared with whoever writes.
     pub stripes: Arc<Stripes>,
     /// Which blocks are here; `None`: all.
@@ -127,7 +127,7 @@ impl Side {
             return Ok(UNCLAIMED);
         }
         let len = grain.bytes().0.min(self.size().0 - grain.start.byte());
-        Ok(match read_content(&self.local, grain)? {
+        Ok(match read_content(&*self.local, grain)? {
             Content::Data(data) => *blake3::hash(&data).as_bytes(),
             Content::Zero => hash_of_zeroes(len as usize),
         })

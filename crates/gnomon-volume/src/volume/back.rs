@@ -149,7 +149,7 @@ impl Peer for MirroredCopy {
     }
 
     fn fetch(&self, extent: Extent) -> Result<Arc<Content>, DiskError> {
-        read_content(&self.local, extent).map(Arc::new)
+        read_content(&*self.local, extent).map(Arc::new)
     }
 
     fn stalled(&self, _extent: Extent) {}

@@ -123,6 +123,7 @@ impl Pair {
             local: Arc::clone(&source_local),
             outbox: Arc::clone(&source_outbox),
             stripes: Arc::clone(&source_stripes),
+            turns: Arc::default(),
         };
         let source = Arc::new(VolumeDisk::new(Arc::clone(&source_local), Epoch(1), Role::Tracked(Arc::new(tracked))));
         let valid = Arc::new(map());
