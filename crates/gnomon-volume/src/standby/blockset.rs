@@ -60,9 +60,10 @@ impl BlockSet {
         self.stripes.remove(&stripe).unwrap_or_default()
     }
 
-    /// The first stripe with a block in the set.
-    pub fn first(&self) -> Option<u64> {
-        self.stripes.keys().next().copied()
+    /// The first stripe after `stripe` with a block in the set, or else the first of all.
+    pub fn after(&self, stripe: u64) -> Option<u64> {
+        let later = self.stripes.range(stripe.saturating_add(1)..).next();
+        later.or(self.stripes.first_key_value()).map(|(stripe, _)| *stripe)
     }
 
     /// The stripes with a block in the set, in order.
@@ -155,9 +156,9 @@ mod tests {
         set.insert(Extent::new(3, 1));
         let runs: Vec<Extent> = set.stripes().flat_map(|(stripe, bits)| bits.runs(stripe)).collect();
         assert_eq!(runs, [Extent::new(3, 1), Extent::new(250, 6), Extent::new(256, 4)]);
-        assert_eq!((set.count(), set.first()), (11, Some(0)));
+        assert_eq!((set.count(), set.after(0), set.after(1)), (11, Some(1), Some(0)));
         assert_eq!(set.take(0).runs(0), [Extent::new(3, 1), Extent::new(250, 6)]);
-        assert_eq!((set.count(), set.first()), (4, Some(1)));
+        assert_eq!((set.count(), set.after(1)), (4, Some(1)));
     }
 
     proptest! {

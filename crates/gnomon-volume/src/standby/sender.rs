@@ -47,6 +47,10 @@ pub const COPIES: Bytes = Bytes(64 << 20);
 /// How long the sender waits for a write before it looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long writes gather when all that was written has been sent: a block that is written over and over is sent a
+/// thousand times a second, not as often as the link can.
+const REST: Duration = Duration::from_millis(1);
+
 /// What a sender is made of.
 pub struct SenderParts {
     /// The volume, as the session numbers it.
@@ -266,12 +270,15 @@ impl StandbySender {
         turns.begin(sealed.unwrap_or(0), copies.0);
         turns.owe(&outbox.owed_runs(outbox.map().whole()));
         self.turn_to(SenderPhase::InStep);
-        let mut last = 0;
+        let (mut last, mut rested) = (0, Clock::now());
         while !self.is_ended() {
-            match turns.next(LOOK) {
+            match turns.next(LOOK, rested) {
                 None => {}
-                Some(Step::Stripe(stripe)) => self.send_stripe(stripe, &mut last)?,
+                Some(Step::Stripe { stripe, .. }) => self.send_stripe(stripe, &mut last)?,
                 Some(Step::End { turn, whole }) => self.send_end(turn, whole, last)?,
+            }
+            if turns.with(|book| book.next().is_none()) == Some(true) {
+                rested = Clock::now() + REST;
             }
         }
         Ok(())
@@ -384,5 +391,7 @@ impl StandbySender {
         state.phase = SenderPhase::Ended;
         state.fault = state.fault.take().or(fault.map(Arc::new));
         self.changed.notify_all();
+        drop(state);
+        self.parts.turns.wake();
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    time::{Duration, Instant as Clock},
 };
 
 use gnomon_terms::{BLOCK_SIZE, Extent};
@@ -24,6 +24,7 @@ pub struct Turns {
     boundary: RwLock<()>,
     ledger: Mutex<Option<Ledger>>,
     written: Condvar,
+    marked: Condvar,
 }
 
 impl Default for Turns {
@@ -33,6 +34,7 @@ impl Default for Turns {
             boundary: RwLock::new(()),
             ledger: Mutex::new(None),
             written: Condvar::new(),
+            marked: Condvar::new(),
         }
     }
 }
@@ -87,26 +89,40 @@ impl Turns {
     pub(super) fn end(&self) {
         self.active.store(false, Ordering::SeqCst);
         *self.ledger.lock() = None;
-        self.written.notify_all();
+        self.wake();
     }
 
     /// Closes a turn: waits for writes under way, and for nothing else.
     pub(super) fn close(&self, turn: u64) -> Option<Result<(), BadTurn>> {
         let _shut = self.boundary.write();
         let closed = self.with(|ledger| ledger.close(turn));
-        self.written.notify_one();
+        self.wake();
         closed
     }
 
-    /// What to send next; waits for something for at most `patience`.
-    pub(super) fn next(&self, patience: Duration) -> Option<Step> {
+    /// What to send next; waits for something for at most `patience`. What no turn ends with is not sent before
+    /// `rested`: it may be written again.
+    pub(super) fn next(&self, patience: Duration, rested: Clock) -> Option<Step> {
+        let until = Clock::now() + patience;
         let mut ledger = self.ledger.lock();
-        let step = ledger.as_ref()?.next();
-        if step.is_some() {
-            return step;
+        loop {
+            match ledger.as_ref()?.next() {
+                None if self.written.wait_until(&mut ledger, until).timed_out() => return None,
+                None => {}
+                Some(Step::Stripe { is_due: false, .. }) if Clock::now() < rested => {
+                    self.marked.wait_until(&mut ledger, rested);
+                }
+                step => return step,
+            }
         }
-        self.written.wait_for(&mut ledger, patience);
-        ledger.as_ref()?.next()
+    }
+
+    /// Has the sender look what there is to do.
+    pub(super) fn wake(&self) {
+        // Under the lock, so that a waiter is either before its look or already waiting.
+        let _ledger = self.ledger.lock();
+        self.written.notify_all();
+        self.marked.notify_all();
     }
 
     /// What is to be sent of a stripe, which is locked.

@@ -98,6 +98,9 @@ mod tests {
         let mut bytes = [0; 6];
         again.read_at(&mut bytes, 4000).expect("read");
         assert_eq!((again.len(), &bytes), (1 << 20, b"gnomon"));
+        let full = File::options().read(true).write(true).open("/dev/full").expect("/dev/full");
+        let error = FileMedium { file: full, len: 1 << 20 }.write_at(&[1; 512], 0).expect_err("nothing fits");
+        assert!(matches!(super::super::JournalError::io("written")(error), super::super::JournalError::NoSpace));
         assert_ne!(again.draw().expect("bits"), again.draw().expect("bits"));
     }
 }

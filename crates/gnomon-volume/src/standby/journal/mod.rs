@@ -284,3 +284,6 @@ fn read_slots(medium: &dyn Medium) -> Result<(Option<Slot>, bool), JournalError>
     // The first slot goes into place 1 and says nothing of a volume. If it is torn, the other was never written.
     Ok((newest, bytes[0] == [0; SLOT]))
 }
+
+#[cfg(test)]
+mod tests;
