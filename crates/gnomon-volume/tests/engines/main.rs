@@ -1,11 +1,14 @@
 //! The two engines of a move against each other, over a link made of channels that can be cut at any frame.
 //!
+//! And the two ends of a standby, which die at any byte (`standby`).
+//!
 //! Each test ends with the same questions: does the destination's guest read what was last acknowledged, and is the
 //! source (which mirrors) byte for byte the same volume?
 
 mod hostile;
 mod pair;
 mod seeded;
+mod standby;
 mod standing;
 mod verifying;
 

@@ -36,7 +36,7 @@ const RESOURCE: ResourceId = ResourceId(1);
 const PLACE: Place = Place(1);
 
 /// One direction of a session: a queue for each class, and a switch that cuts both directions.
-struct ChannelWire {
+pub struct ChannelWire {
     queues: Vec<SyncSender<Message>>,
     cut: Arc<AtomicBool>,
 }
@@ -57,13 +57,13 @@ impl Wire for ChannelWire {
     }
 }
 
-fn channel(cut: &Arc<AtomicBool>) -> (ChannelWire, Vec<Receiver<Message>>) {
+pub fn channel(cut: &Arc<AtomicBool>) -> (ChannelWire, Vec<Receiver<Message>>) {
     let (queues, receivers) = (0..Class::COUNT).map(|_| sync_channel(64)).unzip();
     (ChannelWire { queues, cut: Arc::clone(cut) }, receivers)
 }
 
 /// Hands what arrives in each class to an engine, until the wire is cut. What is under way then is lost.
-fn pump(
+pub fn pump(
     receivers: Vec<Receiver<Message>>,
     cut: &Arc<AtomicBool>,
     handle: impl Fn(Message) + Send + Sync + 'static,
@@ -415,7 +415,7 @@ impl Pair {
     }
 }
 
-fn pattern(block: u64, value: u64) -> Vec<u8> {
+pub fn pattern(block: u64, value: u64) -> Vec<u8> {
     let word = (block << 32 | value).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     word.to_le_bytes().repeat(BLOCK_SIZE as usize / 8)
 }

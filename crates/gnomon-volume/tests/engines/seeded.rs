@@ -9,10 +9,10 @@ use crate::pair::{BLOCKS, Pair};
 const SEEDS: u64 = 24;
 
 /// A small generator for tests: the same seed, the same life.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         // Source: Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

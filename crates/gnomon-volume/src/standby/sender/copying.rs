@@ -89,9 +89,13 @@ impl SenderState {
     }
 }
 
-/// Whether to pass over so much, after `before` in the pass before: if it is much, and if passing makes it less.
+/// Whether to pass over so much, after `before` in the pass before: once, and again if it is much and passing makes it
+/// less.
 fn another_pass(passes: u32, owed: BlockCount, before: Option<BlockCount>) -> bool {
-    passes < PASSES && owed > LITTLE && before.is_none_or(|before| owed.0 < before.0 / 4 * 3)
+    match before {
+        None => owed > BlockCount(0),
+        Some(before) => passes < PASSES && owed > LITTLE && owed.0 < before.0 / 4 * 3,
+    }
 }
 
 #[cfg(test)]
@@ -101,8 +105,9 @@ mod tests {
     #[test]
     fn passes_go_on_while_they_help() {
         let table = [
-            ("little is the first turn", 0, 4096, None, false),
+            ("nothing", 0, 0, None, false),
             ("a whole disk", 0, 1 << 20, None, true),
+            ("little is the first turn", 1, 4096, Some(1 << 20), false),
             ("what was written meanwhile", 1, 50_000, Some(1 << 20), true),
             ("hardly less", 2, 45_000, Some(50_000), false),
             ("never for ever", 8, 10_000, Some(50_000), false),
