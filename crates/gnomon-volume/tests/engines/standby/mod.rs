@@ -1,6 +1,7 @@
 //! A standby is the primary's disk of a mark, whatever happens: the two ends against each other, with a shadow's host
 //! that dies at any byte.
 
+mod files;
 mod machine;
 mod rig;
 mod seeded;
