@@ -205,12 +205,15 @@ impl Ledger {
     /// Nothing can be kept any more for the turns on their way: they are void, and what they lack goes to the open one.
     pub fn give_up(&mut self) {
         let (mut unsent, mut sent) = (BlockSet::default(), BlockSet::default());
-        for turn in self.turns.iter_mut().filter(|turn| turn.number > 0 && !turn.ended) {
+        let on_their_way = self.turns.iter_mut().filter(|turn| turn.number > 0 && !turn.ended);
+        // One whose end is all that is left has everything; but not one after a void one.
+        for turn in on_their_way.skip_while(|turn| turn.unsent.is_empty()) {
             turn.void = true;
             unsent.union(std::mem::take(&mut turn.unsent));
             sent.union(std::mem::take(&mut turn.sent));
             turn.copies.clear();
         }
+        // Copies are of blocks that are unsent.
         self.copied = 0;
         self.open().unsent.union(unsent);
         self.open().sent.union(sent);

@@ -1,13 +1,16 @@
 //! The shadow's side of a standby: a volume that is always the primary's disk of one moment, and its journal.
 //!
 //! ```text
-//!             begin           Turn            seal               seal
+//!          first frame        Turn            seal               seal
 //!   Nothing ────────► Filling ─────► based ──────────► Sealed n ──────────► Sealed n+1 …
 //!                       │ Push, Mirror │ Mirror: journal    │ Mirror: journal
 //!                       ▼ into volume  ▼                    ▼ apply: into volume
 //!                     end: what came     end: what is not sealed is dropped       take_over: n is here to write
 //!                     stays
 //! ```
+//! A copy that is begun anew is Nothing until the primary's first frame: only that says that the primary has heard of it
+//! and owes everything. (An answer that was lost must not leave a copy behind that both take for the old one.)
+//!
 //! What is not sealed is not in a volume that is Sealed, and what is sealed is durable in its journal before anybody hears
 //! of it. There are two steps to a turn, because a guest has several volumes and a memory: [`StandbyReceiver::seal`] can
 //! be gone back from until [`StandbyReceiver::apply`] says that all of them have it.
@@ -140,7 +143,11 @@ impl StandbyReceiver {
             Stand::Filling(boot) => (None, is_same && boot == self.boot),
             _ => (None, false),
         };
-        let stand = sealed.map_or(Stand::Filling(self.boot), Stand::Sealed);
+        let stand = match sealed {
+            Some(turn) => Stand::Sealed(turn),
+            None if kept => Stand::Filling(self.boot),
+            None => Stand::Nothing,
+        };
         inner.journal.restart(lineage, epoch, stand)?;
         inner.stage = Stage::over(sealed, 0);
         inner.based = false;
@@ -212,7 +219,9 @@ impl StandbyReceiver {
         if let Some(before) = inner.stage.sealed() {
             self.put(&mut inner, before)?;
         }
-        let found = inner.journal.seal(turn)?;
+        // It counts here once it is durable.
+        let found = self.log(&mut inner, Say::Seal { turn }, &[])?;
+        inner.journal.seal()?;
         inner.stage.take(found).map_err(|error| inner.refused(error, turn))
     }
 
@@ -298,6 +307,7 @@ impl StandbyReceiver {
         match message {
             Message::Push { epoch, seq, extent, content, .. } => {
                 inner.in_session(epoch)?;
+                inner.hear_first(self.boot)?;
                 if !inner.is_open() {
                     return Err(StandbyError::NotForUs { kind });
                 }
@@ -306,6 +316,7 @@ impl StandbyReceiver {
             }
             Message::Mirror { epoch, seq, at, len, change, .. } => {
                 inner.in_order(epoch, seq)?;
+                inner.hear_first(self.boot)?;
                 self.mirror(inner, at, len, &change).map(|()| None)
             }
             Message::Turn { epoch, turn, last, whole, .. } => {
@@ -313,7 +324,8 @@ impl StandbyReceiver {
                 if last != session.last {
                     return Err(StandbyError::OutOfOrder { said: last, expected: session.last });
                 }
-                inner.end_turn(turn, whole).map(|()| None)
+                inner.hear_first(self.boot)?;
+                self.end_turn(inner, turn, whole).map(|()| None)
             }
             _ => Err(StandbyError::NotForUs { kind }),
         }
@@ -337,12 +349,35 @@ impl StandbyReceiver {
             false => self.stage_change(inner, at, len, change),
         }
     }
+
+    fn end_turn(&self, inner: &mut Inner, turn: u64, whole: bool) -> Result<(), StandbyError> {
+        if turn <= inner.stage.newest() {
+            return Err(inner.out_of_turn(turn));
+        }
+        let say = Say::Turn { turn, whole };
+        if inner.is_open() && !whole {
+            // The copy is of no moment after it as before.
+            return inner.stage.take(Found { say, body: 0, end: 0 }).map_err(|error| inner.refused(error, turn));
+        }
+        self.append(inner, say, &[])?;
+        inner.based = matches!(inner.journal.slot().stand, Stand::Filling(_));
+        Ok(())
+    }
 }
 
 impl Inner {
     /// Whether the copy is of no moment, so that what comes goes into it.
     fn is_open(&self) -> bool {
         matches!(self.journal.slot().stand, Stand::Filling(_)) && !self.based
+    }
+
+    /// A frame of the session has come: a copy that is begun anew is known to the primary.
+    fn hear_first(&mut self, boot: BootId) -> Result<(), StandbyError> {
+        let slot = *self.journal.slot();
+        match slot.stand {
+            Stand::Nothing => Ok(self.journal.restart(slot.lineage, slot.epoch, Stand::Filling(boot))?),
+            _ => Ok(()),
+        }
     }
 
     fn in_session(&mut self, epoch: Epoch) -> Result<&mut Session, StandbyError> {
@@ -360,21 +395,6 @@ impl Inner {
             return Err(StandbyError::OutOfOrder { said: seq, expected: session.last.saturating_add(1) });
         }
         session.last = seq;
-        Ok(())
-    }
-
-    fn end_turn(&mut self, turn: u64, whole: bool) -> Result<(), StandbyError> {
-        if turn <= self.stage.newest() {
-            return Err(self.out_of_turn(turn));
-        }
-        let say = Say::Turn { turn, whole };
-        if self.is_open() && !whole {
-            // The copy is of no moment after it as before.
-            return self.stage.take(Found { say, body: 0, end: 0 }).map_err(|error| self.refused(error, turn));
-        }
-        let found = self.journal.append(say, &[])?;
-        self.stage.take(found).map_err(|error| self.refused(error, turn))?;
-        self.based = matches!(self.journal.slot().stand, Stand::Filling(_));
         Ok(())
     }
 

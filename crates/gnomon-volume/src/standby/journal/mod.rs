@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0        slot 0     what the volume is, where the log begins ([`slot`])
-//!   4096     slot 1     the same, by turns
+//!   4096     slot 1     the same; the newest that is durable is never written over
 //!   8192     log        records one after the other ([`record`]), round and round
 //!
 //!            tail                        sealed              head
@@ -101,6 +101,8 @@ impl JournalError {
 pub(super) struct Journal {
     medium: Box<dyn Medium>,
     slot: Slot,
+    /// The place of the newest slot that is durable.
+    safe: usize,
     head: u64,
 }
 
@@ -123,8 +125,8 @@ impl Journal {
         }
         let (slots, is_new) = read_slots(&*medium)?;
         match slots {
-            Some(slot) if slot.size != size => Err(JournalError::Foreign { why: "the volume has another size" }),
-            Some(slot) => Ok(Journal { head: slot.tail, medium, slot }),
+            Some((_, slot)) if slot.size != size => Err(JournalError::Foreign { why: "the volume has another size" }),
+            Some((safe, slot)) => Ok(Journal { head: slot.tail, medium, slot, safe }),
             None if is_new => Journal::make(medium, size),
             None => Err(JournalError::Foreign { why: "neither slot can be read" }),
         }
@@ -134,9 +136,9 @@ impl Journal {
         let key = medium.draw().map_err(JournalError::io("opened"))?;
         let (lineage, epoch, stand) = (Lineage::default(), Epoch(0), Stand::Nothing);
         let slot = Slot { number: 0, generation: 0, lineage, epoch, stand, size, tail: 0, sealed_to: 0, key };
-        let mut journal = Journal { medium, slot, head: 0 };
-        journal.note()?;
-        journal.sync()?;
+        let mut journal = Journal { medium, slot, safe: 0, head: 0 };
+        journal.note(slot)?;
+        journal.secure()?;
         Ok(journal)
     }
 
@@ -206,44 +208,49 @@ impl Journal {
         Ok(Found { say, body: pos + HEAD as u64, end: self.head })
     }
 
-    /// Everything appended so far counts from now on: durable when this returns.
-    pub fn seal(&mut self, turn: u64) -> Result<Found, JournalError> {
-        let sealed = self.append(Say::Seal { turn }, &[])?;
+    /// Makes everything appended so far durable, the last of it a seal.
+    pub fn seal(&mut self) -> Result<(), JournalError> {
         self.sync()?;
-        self.slot.sealed_to = self.head;
-        if let Err(error) = self.note() {
+        if let Err(error) = self.note(Slot { sealed_to: self.head, ..self.slot }) {
             // The seal is durable all the same.
             tracing::warn!(%error, "how far a standby was sealed could not be noted");
         }
-        Ok(sealed)
+        Ok(())
     }
 
     /// The log begins at `tail` from now on, and the volume is as `stand` says, durably, with what is before it.
     pub fn advance(&mut self, tail: u64, stand: Stand) -> Result<(), JournalError> {
-        (self.slot.tail, self.slot.stand) = (tail, stand);
-        self.slot.sealed_to = self.slot.sealed_to.max(tail);
-        self.note()?;
-        self.sync()
+        let (before, sealed_to) = (self.slot, self.slot.sealed_to.max(tail));
+        self.note(Slot { tail, stand, sealed_to, ..before })?;
+        // What is before the tail must not be written over until that is durable.
+        self.secure().inspect_err(|_| self.slot = Slot { number: self.slot.number, ..before })
     }
 
     /// The log is empty from now on, and the volume is as `stand` says, durably. Both slots say so when this returns: no
     /// older one may be believed.
     pub fn restart(&mut self, lineage: Lineage, epoch: Epoch, stand: Stand) -> Result<(), JournalError> {
-        (self.slot.lineage, self.slot.epoch, self.slot.stand) = (lineage, epoch, stand);
-        self.slot.generation += 1;
-        (self.slot.tail, self.slot.sealed_to, self.head) = (0, 0, 0);
+        let generation = self.slot.generation + 1;
         for _ in SLOTS {
-            self.note()?;
-            self.sync()?;
+            self.note(Slot { lineage, epoch, stand, generation, tail: 0, sealed_to: 0, ..self.slot })?;
+            self.head = 0;
+            self.secure()?;
         }
         Ok(())
     }
 
-    /// Writes the slot, over the older one.
-    fn note(&mut self) -> Result<(), JournalError> {
-        self.slot.number += 1;
-        let place = SLOTS[(self.slot.number % 2) as usize];
-        self.medium.write_at(&self.slot.to_bytes(), place).map_err(JournalError::io("written"))
+    /// Writes the slot, over the one that may be lost.
+    fn note(&mut self, slot: Slot) -> Result<(), JournalError> {
+        let slot = Slot { number: self.slot.number + 1, ..slot };
+        self.medium.write_at(&slot.to_bytes(), SLOTS[1 - self.safe]).map_err(JournalError::io("written"))?;
+        self.slot = slot;
+        Ok(())
+    }
+
+    /// Makes the slot that was written last durable: the other one may be written over.
+    fn secure(&mut self) -> Result<(), JournalError> {
+        self.sync()?;
+        self.safe = 1 - self.safe;
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), JournalError> {
@@ -274,13 +281,14 @@ impl Journal {
     }
 }
 
-/// The newest slot that is whole; and whether there never was one.
-fn read_slots(medium: &dyn Medium) -> Result<(Option<Slot>, bool), JournalError> {
+/// The newest slot that is whole, and its place; and whether there never was one.
+fn read_slots(medium: &dyn Medium) -> Result<(Option<(usize, Slot)>, bool), JournalError> {
     let mut bytes = [[0; SLOT]; 2];
     for (bytes, at) in bytes.iter_mut().zip(SLOTS) {
         medium.read_at(bytes, at).map_err(JournalError::io("read"))?;
     }
-    let newest = bytes.iter().filter_map(Slot::of_bytes).max_by_key(|slot| slot.number);
+    let whole = bytes.iter().enumerate().filter_map(|(place, bytes)| Some((place, Slot::of_bytes(bytes)?)));
+    let newest = whole.max_by_key(|(_, slot)| slot.number);
     // The first slot goes into place 1 and says nothing of a volume. If it is torn, the other was never written.
     Ok((newest, bytes[0] == [0; SLOT]))
 }

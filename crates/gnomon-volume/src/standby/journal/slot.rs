@@ -1,6 +1,7 @@
 //! What a standby's journal says of the volume beside it, and where its log begins: one of two slots.
 //!
-//! The slots are written by turns, each with a number above the other's, so a slot that is torn leaves the one before.
+//! Each slot that is written has a number above the other's, and the newest that is durable is never written over: so a
+//! slot that is torn leaves one to go by.
 
 use gnomon_terms::{Bytes, Epoch};
 

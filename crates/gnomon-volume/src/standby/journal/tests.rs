@@ -81,7 +81,13 @@ fn sealed_turn(journal: &mut Journal, turn: u64) -> Result<(), JournalError> {
     journal.append(say, &body)?;
     journal.append(Say::Zero { at: turn, len: 9 }, &[])?;
     journal.append(Say::Turn { turn, whole: true }, &[])?;
-    journal.seal(turn).map(drop)
+    seal(journal, turn).map(drop)
+}
+
+fn seal(journal: &mut Journal, turn: u64) -> Result<u64, JournalError> {
+    let end = journal.append(Say::Seal { turn }, &[])?.end;
+    journal.seal()?;
+    Ok(end)
 }
 
 #[test]
@@ -168,7 +174,7 @@ fn a_full_log_can_still_be_sealed() {
     let full = (0..).find_map(|_| journal.append(say, &body).err()).expect("it has an end");
     assert!(matches!(full, JournalError::Full { .. }), "{full}");
     journal.append(Say::Turn { turn: 2, whole: true }, &[]).expect("room for the end of a turn");
-    let end = journal.seal(2).expect("and for its seal").end;
+    let end = seal(&mut journal, 2).expect("and for its seal");
     journal.advance(end, Stand::Sealed(2)).unwrap();
     journal.append(say, &body).expect("room again");
 }
@@ -207,7 +213,7 @@ proptest! {
                 }
             }
             // Once the slack is used up, only the beginning of the log can be given up.
-            if journal.seal(turn).is_ok() {
+            if seal(&mut journal, turn).is_ok() {
                 said.push((Say::Seal { turn }, Vec::new()));
             }
             if advances {

@@ -7,7 +7,7 @@ use super::{Inner, StandbyError, StandbyReceiver};
 use crate::{
     disk::layered,
     standby::{
-        journal::{JournalError, Say, Stand},
+        journal::{Found, JournalError, Say, Stand},
         stage::Write,
     },
     stripes::{split, split_bytes},
@@ -62,15 +62,24 @@ impl StandbyReceiver {
         if !body.is_empty() {
             self.local.reserve(at, u64::from(len))?;
         }
-        let found = match inner.journal.append(say, body) {
+        self.append(inner, say, body)
+    }
+
+    /// Appends a record and takes it into the book.
+    pub(super) fn append(&self, inner: &mut Inner, say: Say, body: &[u8]) -> Result<(), StandbyError> {
+        let (found, newest) = (self.log(inner, say, body)?, inner.stage.newest());
+        inner.stage.take(found).map_err(|error| inner.refused(error, newest))
+    }
+
+    /// Appends a record, after making room for it if there is none.
+    pub(super) fn log(&self, inner: &mut Inner, say: Say, body: &[u8]) -> Result<Found, StandbyError> {
+        match inner.journal.append(say, body) {
             Err(JournalError::Full { .. }) => {
                 self.reclaim(inner)?;
-                inner.journal.append(say, body)?
+                Ok(inner.journal.append(say, body)?)
             }
-            done => done?,
-        };
-        let newest = inner.stage.newest();
-        inner.stage.take(found).map_err(|error| inner.refused(error, newest))
+            done => Ok(done?),
+        }
     }
 
     /// The first seal of a copy that was of no moment. It claims nothing before the slot says so, so nothing is lost

@@ -1,17 +1,19 @@
 //! A standby is the primary's disk of a mark, whatever happens: the two ends against each other, with a shadow's host
 //! that dies at any byte.
 
+mod files;
 mod machine;
 mod rig;
 mod seeded;
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use gnomon_proto::frame::{Change, Content, Message, Stream};
 use gnomon_terms::{Bytes, Epoch, ErrorKind, Extent};
 use gnomon_volume::{
     disk::Disk,
     standby::{JournalError, Lineage, SenderError, SenderPhase, StandbyError},
+    wire::{Wire, WireClosed},
 };
 use rig::{BLOCKS, EPOCH, LONG, Rig};
 
@@ -169,6 +171,34 @@ fn a_standby_of_another_line_or_another_boot_gets_everything() {
     rig.restart(Some(&mut crate::seeded::Dice(99)));
     let has = rig.connect().expect("begun");
     assert_eq!((has.sealed, has.kept), (None, false), "it may have lost what was copied");
+    rig.await_in_step();
+    let turn = rig.checkpoint();
+    assert_eq!(rig.assert_takeover(), Some(turn));
+}
+
+/// Found by the seeded lives: a standby that had lost its copy said so, the primary never heard it, and the next session
+/// took what was there for a copy.
+#[test]
+fn a_copy_is_begun_anew_until_the_primary_has_heard_of_it() {
+    let mut rig = in_step();
+    rig.cut();
+    rig.lineage = Lineage::of("q@shadow");
+    struct Deaf;
+    impl Wire for Deaf {
+        fn send(&self, _message: Message) -> Result<(), WireClosed> {
+            Err(WireClosed)
+        }
+    }
+    for _ in 0..2 {
+        let unheard = rig.receiver.begin(rig.lineage, EPOCH, Bytes(0), Arc::new(Deaf)).expect("begun");
+        assert_eq!((unheard.sealed, unheard.kept), (None, false));
+        rig.restart(None);
+    }
+    let has = rig.connect().expect("begun");
+    assert_eq!((has.sealed, has.kept), (None, false));
+    rig.await_in_step();
+    rig.cut();
+    assert!(rig.connect().expect("begun").kept, "now it has");
     rig.await_in_step();
     let turn = rig.checkpoint();
     assert_eq!(rig.assert_takeover(), Some(turn));
