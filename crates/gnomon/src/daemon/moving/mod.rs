@@ -1,7 +1,7 @@
 //! Moves: a volume, or a VM with its volumes, goes to another node while it is used. The Shadow Manager.
 //!
-//! Read in the order it happens: [`source`] drives a move from here; [`destination`] serves one that comes;
-//! [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says when to switch, [`handover`] passes
+//! Read in the order it happens: [`source`] drives a move from here, through [`switching`], with [`looking`] for eyes;
+//! [`destination`] serves one that comes; [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says when to switch, [`handover`] passes
 //! the epoch, [`transfer`], [`relay`] and [`arrival`] carry the guest; [`story`] tells afterwards what it felt.
 //! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away,
 //! [`stray`] for a spare copy whose move is over.
@@ -15,6 +15,7 @@ mod ending;
 mod giving_back;
 mod handover;
 pub(super) mod hub;
+mod looking;
 mod maps;
 mod metadata;
 pub mod outlook;
@@ -25,6 +26,7 @@ pub(super) mod rpc;
 mod source;
 pub mod story;
 mod stray;
+mod switching;
 mod transfer;
 mod verify;
 mod window;

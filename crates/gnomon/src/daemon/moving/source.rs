@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_proto::{frame::Stream, handover::Giver};
-use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant as LoopInstant, Place};
+use gnomon_proto::frame::Stream;
+use gnomon_terms::{BlockCount, Extent, Instant as LoopInstant, Place};
 use gnomon_volume::{
     disk::Role,
     mover::{Mover, MoverParts, Phase},
@@ -23,19 +23,18 @@ use gnomon_volume::{
 use tokio::sync::Mutex;
 
 use super::{
-    Shared, Wish, compare,
-    decide::{self, Convergence},
-    ending::{Totals, abandon, leave_nothing},
-    handover::{self, Gift},
+    Shared, Wish, compare, decide,
+    ending::{Totals, leave_nothing},
+    handover,
     hub::{Hub, Inbox},
     metadata::Metadata,
-    progress::{Look, Meter, shrinking},
+    progress::{Meter, shrinking},
     rollback,
     rpc::{Ask, Opened, State, lost},
-    transfer::{self, Transfer},
+    transfer,
 };
 use crate::{
-    api::{ApiError, types::MoveMode},
+    api::ApiError,
     daemon::{
         Daemon,
         jobs::Job,
@@ -45,18 +44,9 @@ use crate::{
 };
 
 /// How often the move is looked at: often enough for a person, seldom enough to cost nothing.
-const TICK: Duration = Duration::from_millis(100);
-/// Pushes in a row that may fail before the move is given up while it primes: a full disk does not become free.
-const FAILURES_BORNE: u64 = 20;
+pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Where the shadow is, as the loop numbers it.
-const THERE: Place = Place(1);
-/// Bytes of copies under way while the guest leaves the disk alone.
-const WINDOW_IDLE: Bytes = Bytes(4 << 20);
-/// Bytes of copies under way while the guest uses the disk: four round trips of 2 ms at 1 Gbit/s. What queues behind it
-/// would only stand before the guest's own requests.
-const WINDOW_BUSY: Bytes = Bytes(1 << 20);
-/// Requests in a tick from which on the guest counts as using the disk.
-const BUSY_REQUESTS: u64 = 2;
+pub(super) const THERE: Place = Place(1);
 
 /// A move that this node is the source of.
 pub struct SourceMove {
@@ -73,7 +63,7 @@ pub struct SourceMove {
 }
 
 /// How a session ended well.
-enum End {
+pub(super) enum End {
     Released,
     Cancelled,
     RolledBack,
@@ -92,7 +82,7 @@ pub(super) struct Leg {
     pub(super) handle: Arc<VolumeHandle>,
     pub(super) stream: Stream,
     pub(super) mover: Arc<Mover>,
-    metadata: Mutex<Metadata>,
+    pub(super) metadata: Mutex<Metadata>,
 }
 
 impl SourceMove {
@@ -189,7 +179,7 @@ impl SourceMove {
         decide::try_again(self.record.switched, is_fault, error.kind)
     }
 
-    fn wants_cancel(&self) -> bool {
+    pub(super) fn wants_cancel(&self) -> bool {
         !self.record.switched && self.job.is_cancelled()
     }
 
@@ -330,150 +320,6 @@ impl SourceMove {
         Ok(Leg { handle, stream, mover, metadata })
     }
 
-    // ---- prime and switch -----------------------------------------------------------------------------------
-
-    /// Until the guest runs at the destination; `Some` when the move ended before that.
-    async fn prime_and_switch(
-        &mut self,
-        hub: &Hub,
-        inbox: &mut Inbox,
-        legs: &[Leg],
-    ) -> Result<Option<End>, ApiError> {
-        let mut meter = Meter::new();
-        let mut ticks = tokio::time::interval(TICK);
-        let mut transfer: Option<Transfer> = None;
-        let mut givers = Vec::new();
-        let mut convergence = Convergence::default();
-        loop {
-            if transfer.is_none() {
-                ticks.tick().await;
-            }
-            if self.wants_cancel() {
-                if let Some(transfer) = transfer.take() {
-                    transfer.cancel(hub).await?;
-                }
-                abandon(hub, legs).await?;
-                return Ok(Some(End::Cancelled));
-            }
-            let look = self.look(hub, legs, &mut meter).await?;
-            transfer::refuse_if_ended(&self.daemon, &self.record)?;
-            if let Err(error) = self.check_failures(hub, legs).await {
-                if let Some(transfer) = transfer.take() {
-                    transfer.cancel(hub).await?;
-                }
-                return Err(error);
-            }
-            let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
-            let ready = decide::is_ready(self.record.mode, &outlook);
-            let is_stuck = self.record.mode == MoveMode::Pre && convergence.is_stuck(look.lacking);
-            self.tell_priming(&look, &meter, transfer.as_ref(), is_stuck);
-            match (&mut transfer, &self.record.vm) {
-                (Some(running), _) => {
-                    running.urge().await?;
-                    if running.is_standing().await? && (self.record.mode != MoveMode::Pre || ready) {
-                        if let Some(transfer) = transfer.take() {
-                            self.switch_vm(hub, inbox, legs, givers, transfer).await?;
-                        }
-                        return Ok(None);
-                    }
-                }
-                (None, Some(vm)) if ready => {
-                    self.daemon.balancing.leave(vm);
-                    let vm = self.daemon.vms.get(vm)?;
-                    transfer = Some(Transfer::start(hub, vm).await?);
-                    // Asked while the guest runs, so that the question costs it nothing.
-                    givers = self.prepare(hub, inbox, legs).await?;
-                }
-                (None, None) if ready => {
-                    let givers = self.prepare(hub, inbox, legs).await?;
-                    self.hand_over(hub, inbox, legs, givers, None).await?;
-                    return Ok(None);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The guest stands: hands the volumes over, lets QEMU send the rest, and waits until it runs there.
-    async fn switch_vm(
-        &mut self,
-        hub: &Hub,
-        inbox: &mut Inbox,
-        legs: &[Leg],
-        givers: Vec<Giver>,
-        mut transfer: Transfer,
-    ) -> Result<(), ApiError> {
-        let stood = Instant::now();
-        if let Err(error) = self.hand_over(hub, inbox, legs, givers, Some(&mut transfer)).await {
-            if !self.record.switched {
-                transfer.cancel(hub).await?;
-            }
-            return Err(error);
-        }
-        let name = transfer.name();
-        transfer.complete(hub).await?;
-        self.totals.gap = Some(stood.elapsed());
-        self.daemon.balancing.arrive(&name, &self.record.to);
-        self.daemon.records.put_move(&self.record)?;
-        let vms = Arc::clone(&self.daemon.vms);
-        tokio::task::spawn_blocking(move || vms.remove(&name)).await.map_err(ApiError::internal)?
-    }
-
-    /// Asks the destination whether it can take every volume over.
-    async fn prepare(&self, hub: &Hub, inbox: &mut Inbox, legs: &[Leg]) -> Result<Vec<Giver>, ApiError> {
-        let mut givers = Vec::new();
-        for leg in legs {
-            givers.push(handover::prepare(hub, inbox, &leg.handle, leg.stream).await?);
-        }
-        Ok(givers)
-    }
-
-    /// Hands every volume over, and `sent`, the guest that uses them. The volumes' records decide; the move's only says so
-    /// sooner at the next start.
-    async fn hand_over(
-        &mut self,
-        hub: &Hub,
-        inbox: &mut Inbox,
-        legs: &[Leg],
-        givers: Vec<Giver>,
-        sent: Option<&mut Transfer>,
-    ) -> Result<(), ApiError> {
-        let begun = Instant::now();
-        let mut gifts: Vec<Gift<'_>> = legs
-            .iter()
-            .zip(givers)
-            .map(|(leg, giver)| Gift { handle: &leg.handle, mover: &leg.mover, giver })
-            .collect();
-        handover::give(&self.daemon, &mut gifts, &self.record.to)?;
-        self.record.switched = true;
-        if let Some(transfer) = sent {
-            transfer.forbid_return();
-        }
-        let given = begun.elapsed();
-        for leg in legs {
-            handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
-            tracing::info!(volume = leg.handle.record().name, ?given, taken = ?begun.elapsed(), "handed over");
-            self.start_draining(leg).await?;
-        }
-        Ok(())
-    }
-
-    async fn start_draining(&self, leg: &Leg) -> Result<(), ApiError> {
-        let volume = &leg.handle.volume;
-        if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
-            let lacking = compare::lacking(volume, &outbox);
-            story.switch(compare::full(volume), lacking);
-        }
-        let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
-        leg.handle
-            .watcher
-            .run(move |cycle, plane| {
-                plane.set_carrier(carrier);
-                cycle.switched(LoopInstant::ORIGIN);
-            })
-            .await
-    }
-
     // ---- drain ----------------------------------------------------------------------------------------------
 
     /// Until everything is there and nothing is owed back, or the move is to come back.
@@ -527,74 +373,7 @@ impl SourceMove {
         Err(lost(&self.record.to, &format!("volume '{}' has to be compared again", leg.handle.record().name)))
     }
 
-    // ---- looking --------------------------------------------------------------------------------------------
-
-    /// Asks each loop where it is, and sets how much may be under way.
-    async fn look(&self, hub: &Hub, legs: &[Leg], meter: &mut Meter) -> Result<Look, ApiError> {
-        let mut sum = Look::default();
-        let mut carried = 0;
-        for leg in legs {
-            leg.metadata.lock().await.keep(&leg.handle, &self.daemon.records).await?;
-            let rate = if meter.rate().0 > 0 { meter.rate() } else { BytesPerSecond(50_000_000) };
-            let round_trip = hub.session().rtt().unwrap_or(Duration::from_millis(1));
-            let requests = self.shared.requests_since(&leg.handle);
-            let window = if requests >= BUSY_REQUESTS { WINDOW_BUSY } else { WINDOW_IDLE };
-            let tap = Arc::clone(leg.handle.volume.tap());
-            let look = leg
-                .handle
-                .watcher
-                .run(move |cycle, _| {
-                    cycle.set_window(window);
-                    let stall = cycle.expected_stall(tap.now(), decide::STALL_HORIZON, rate, round_trip);
-                    Look { lacking: cycle.lacking(), stall }
-                })
-                .await?;
-            sum.lacking.0 += look.lacking.0;
-            sum.stall.reads_expected += look.stall.reads_expected;
-            sum.stall.reads_stalling += look.stall.reads_stalling;
-            sum.stall.stall += look.stall.stall;
-            let so_far = leg.mover.carried();
-            carried += so_far.pushed();
-        }
-        meter.see(Instant::now(), carried);
-        Ok(sum)
-    }
-
-    fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Transfer>, is_stuck: bool) {
-        let lacking = look.lacking.bytes().0;
-        let stall = &look.stall;
-        let message = match transfer {
-            _ if is_stuck => {
-                "the guest writes faster than the link carries: raise --bandwidth, let it write less, or \
-                              cancel and move it in mode hybrid or post"
-                    .to_string()
-            }
-            Some(_) => "the guest's memory is on its way".to_string(),
-            None if stall.reads_expected > 0 => format!(
-                "{:.1} % of its reads would wait if it switched now",
-                100.0 * stall.reads_stalling as f64 / stall.reads_expected as f64
-            ),
-            None => String::new(),
-        };
-        let phase = if transfer.is_some() { "memory" } else { "prime" };
-        self.job.report(shrinking(phase, lacking, self.total(), meter.rate(), message));
-    }
-
-    /// A destination that cannot store is told while nothing is lost yet.
-    async fn check_failures(&self, hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
-        for leg in legs {
-            if leg.mover.carried().failures_in_a_row < FAILURES_BORNE {
-                continue;
-            }
-            let state: State = hub.rpc.ask(&Ask::State { stream: leg.stream.0 }).await?;
-            let why = state.fault.unwrap_or_else(|| "copies cannot be read here, see the log".to_string());
-            *self.shared.fault.lock() = Some(why.clone());
-            return Err(ApiError::unavailable(format!("the copy on {} does not go on: {why}", self.record.to))
-                .then("the move was given up and nothing has changed; free some space there and begin again"));
-        }
-        Ok(())
-    }
-
+    /// Bytes of all volumes.
     pub(super) fn total(&self) -> u64 {
         self.volumes.iter().map(|handle| handle.volume.size().0).sum()
     }

@@ -1,0 +1,163 @@
+//! The source of a move, until the guest runs at the destination: primes, sends the guest, hands its volumes over.
+
+use std::{sync::Arc, time::Instant};
+
+use gnomon_proto::handover::Giver;
+use gnomon_terms::Instant as LoopInstant;
+use gnomon_volume::{mover::Phase, plane::Carrier};
+
+use super::{
+    compare,
+    decide::{self, Convergence},
+    ending::abandon,
+    handover::{self, Gift},
+    hub::{Hub, Inbox},
+    progress::Meter,
+    source::{End, Leg, SourceMove, THERE, TICK},
+    transfer::{self, Transfer},
+};
+use crate::api::{ApiError, types::MoveMode};
+
+impl SourceMove {
+    /// Until the guest runs at the destination; `Some` when the move ended before that.
+    pub(super) async fn prime_and_switch(
+        &mut self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        legs: &[Leg],
+    ) -> Result<Option<End>, ApiError> {
+        let mut meter = Meter::new();
+        let mut ticks = tokio::time::interval(TICK);
+        let mut transfer: Option<Transfer> = None;
+        let mut givers = Vec::new();
+        let mut convergence = Convergence::default();
+        loop {
+            if transfer.is_none() {
+                ticks.tick().await;
+            }
+            if self.wants_cancel() {
+                if let Some(transfer) = transfer.take() {
+                    transfer.cancel(hub).await?;
+                }
+                abandon(hub, legs).await?;
+                return Ok(Some(End::Cancelled));
+            }
+            let look = self.look(hub, legs, &mut meter).await?;
+            transfer::refuse_if_ended(&self.daemon, &self.record)?;
+            if let Err(error) = self.check_failures(hub, legs).await {
+                if let Some(transfer) = transfer.take() {
+                    transfer.cancel(hub).await?;
+                }
+                return Err(error);
+            }
+            let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
+            let ready = decide::is_ready(self.record.mode, &outlook);
+            let is_stuck = self.record.mode == MoveMode::Pre && convergence.is_stuck(look.lacking);
+            self.tell_priming(&look, &meter, transfer.as_ref(), is_stuck);
+            match (&mut transfer, &self.record.vm) {
+                (Some(running), _) => {
+                    running.urge().await?;
+                    if running.is_standing().await? && (self.record.mode != MoveMode::Pre || ready) {
+                        if let Some(transfer) = transfer.take() {
+                            self.switch_vm(hub, inbox, legs, givers, transfer).await?;
+                        }
+                        return Ok(None);
+                    }
+                }
+                (None, Some(vm)) if ready => {
+                    self.daemon.balancing.leave(vm);
+                    let vm = self.daemon.vms.get(vm)?;
+                    transfer = Some(Transfer::start(hub, vm).await?);
+                    // Asked while the guest runs, so that the question costs it nothing.
+                    givers = self.prepare(hub, inbox, legs).await?;
+                }
+                (None, None) if ready => {
+                    let givers = self.prepare(hub, inbox, legs).await?;
+                    self.hand_over(hub, inbox, legs, givers, None).await?;
+                    return Ok(None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The guest stands: hands the volumes over, lets QEMU send the rest, and waits until it runs there.
+    async fn switch_vm(
+        &mut self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        legs: &[Leg],
+        givers: Vec<Giver>,
+        mut transfer: Transfer,
+    ) -> Result<(), ApiError> {
+        let stood = Instant::now();
+        if let Err(error) = self.hand_over(hub, inbox, legs, givers, Some(&mut transfer)).await {
+            if !self.record.switched {
+                transfer.cancel(hub).await?;
+            }
+            return Err(error);
+        }
+        let name = transfer.name();
+        transfer.complete(hub).await?;
+        self.totals.gap = Some(stood.elapsed());
+        self.daemon.balancing.arrive(&name, &self.record.to);
+        self.daemon.records.put_move(&self.record)?;
+        let vms = Arc::clone(&self.daemon.vms);
+        tokio::task::spawn_blocking(move || vms.remove(&name)).await.map_err(ApiError::internal)?
+    }
+
+    /// Asks the destination whether it can take every volume over.
+    async fn prepare(&self, hub: &Hub, inbox: &mut Inbox, legs: &[Leg]) -> Result<Vec<Giver>, ApiError> {
+        let mut givers = Vec::new();
+        for leg in legs {
+            givers.push(handover::prepare(hub, inbox, &leg.handle, leg.stream).await?);
+        }
+        Ok(givers)
+    }
+
+    /// Hands every volume over, and `sent`, the guest that uses them. The volumes' records decide; the move's only says so
+    /// sooner at the next start.
+    async fn hand_over(
+        &mut self,
+        hub: &Hub,
+        inbox: &mut Inbox,
+        legs: &[Leg],
+        givers: Vec<Giver>,
+        sent: Option<&mut Transfer>,
+    ) -> Result<(), ApiError> {
+        let begun = Instant::now();
+        let mut gifts: Vec<Gift<'_>> = legs
+            .iter()
+            .zip(givers)
+            .map(|(leg, giver)| Gift { handle: &leg.handle, mover: &leg.mover, giver })
+            .collect();
+        handover::give(&self.daemon, &mut gifts, &self.record.to)?;
+        self.record.switched = true;
+        if let Some(transfer) = sent {
+            transfer.forbid_return();
+        }
+        let given = begun.elapsed();
+        for leg in legs {
+            handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
+            tracing::info!(volume = leg.handle.record().name, ?given, taken = ?begun.elapsed(), "handed over");
+            self.start_draining(leg).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_draining(&self, leg: &Leg) -> Result<(), ApiError> {
+        let volume = &leg.handle.volume;
+        if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
+            let lacking = compare::lacking(volume, &outbox);
+            story.switch(compare::full(volume), lacking);
+        }
+        let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
+        leg.handle
+            .watcher
+            .run(move |cycle, plane| {
+                plane.set_carrier(carrier);
+                cycle.switched(LoopInstant::ORIGIN);
+            })
+            .await
+    }
+}
