@@ -151,6 +151,8 @@ impl SourceMove {
             Err(_) => "failed",
         };
         match ended {
+            // It is nowhere until somebody starts it.
+            Ok(_) if self.record.guest_lost => {}
             Ok(_) => self.daemon.balancing.arrive(vm, &self.record.to),
             Err(_) if self.daemon.vms.get(vm).is_ok_and(|vm| vm.qemu().is_some()) => {
                 self.daemon.balancing.arrive(vm, &self.daemon.config.node);
@@ -158,7 +160,8 @@ impl SourceMove {
             Err(_) => {}
         }
         let gap_ms = self.totals.gap.map(|gap| gap.as_secs_f64() * 1e3);
-        let reasons = ended.as_ref().err().map(|error| error.message.clone()).into_iter().collect();
+        let why = ended.as_ref().err().map(|error| error.message.clone());
+        let reasons = why.or(self.record.guest_lost.then(|| GUEST_LOST.to_string())).into_iter().collect();
         let event = EventView::now(vm, "move", status, format!("node {}", self.record.to));
         self.daemon.note(&EventView { gap_ms, reasons, ..event });
     }
