@@ -212,7 +212,7 @@ fn more_than_the_journal_holds_ends_the_session_and_the_next_one_begins_anew() {
     rig.receiver.await_whole(turn, LONG).expect("one disk full of writes fits");
     let sender = rig.sender.clone().expect("connected");
     (0..BLOCKS).for_each(|block| rig.write(block, 3));
-    while sender.state().phase != SenderPhase::Ended {
+    while sender.phase() != SenderPhase::Ended {
         std::thread::yield_now();
     }
     assert!(sender.state().fault.is_some() && matches!(sender.mark(99), Err(SenderError::NotInStep)));

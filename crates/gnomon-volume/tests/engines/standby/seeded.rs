@@ -18,7 +18,7 @@ use super::rig::{BLOCKS, Rig};
 use crate::{pair::pattern, seeded::Dice};
 
 /// Seeds run by default; `GNOMON_SEEDS` runs more, `GNOMON_SEED` one.
-const SEEDS: u64 = 16;
+const SEEDS: u64 = 8;
 
 #[test]
 fn a_takeover_is_always_of_a_mark_and_never_older_than_what_was_told() {
