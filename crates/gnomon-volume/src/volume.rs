@@ -378,7 +378,8 @@ impl Volume {
     /// without them nobody could tell any more what is missing.
     pub fn make_whole(&self) -> Result<(), VolumeError> {
         let role = self.disk.state().1;
-        if !matches!(role, Role::Draining(_)) || self.missing() > BlockCount(0) {
+        let drains = matches!(role, Role::Draining(_) | Role::Unconfirmed(_));
+        if !drains || self.missing() > BlockCount(0) {
             return Err(self.wrong_role(&role, "releasing its source"));
         }
         Ok(self.parts.local.flush()?)

@@ -7,7 +7,7 @@
 //!      └──────go_on──────┤                                 └───────end_return─────────┤
 //!                    give_back ► Fenced at e+1                              take_back ► Primary at e+1
 //!
-//!   Draining ──doubt──► Unconfirmed ──confirm──► Draining, or ──surrender──► Fenced
+//!   Draining ──doubt──► Unconfirmed ──confirm──► Draining, or ──surrender──► Fenced, or ──outlive──► Primary
 //! ```
 //! As in the rest of this module, nothing is decided here: gnomon-proto's handover does, in the other direction.
 
@@ -98,6 +98,17 @@ impl Volume {
             (epoch, Role::Unconfirmed(disk)) => Ok(self.disk.become_role(epoch, Role::Draining(disk))?),
             _ => Ok(()),
         }
+    }
+
+    /// The source is gone for good, and the volume, which is whole and recorded as primary at `epoch`, an ordinary one.
+    /// Writes that waited for the source's word go on.
+    pub fn outlive(&self, epoch: Epoch) -> Result<(), VolumeError> {
+        let (_, role) = self.disk.state();
+        if !matches!(role, Role::Draining(_) | Role::Unconfirmed(_)) {
+            return Err(self.wrong_role(&role, "confirming it without its source"));
+        }
+        self.disk.become_role(epoch, Role::Primary)?;
+        self.end_engine()
     }
 
     /// The source has rolled the move back without this host: it never writes again. Whoever waits here for blocks of

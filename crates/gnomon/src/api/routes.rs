@@ -18,9 +18,9 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, CreateVolume, EventView, FailoverVm, ImportVolume, JobView, MoveOutlook, MoveRequest, NodeView,
-        PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm, VerifyRequest,
-        VmView, VolumeView, WatchQuery,
+        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ImportVolume, JobView, MoveOutlook, MoveRequest,
+        NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm,
+        VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{
@@ -64,6 +64,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         volume_bandwidth,
         cancel_volume,
         rollback_volume,
+        confirm_volume,
         verify_volume,
         volume_outlook,
         vm_outlook,
@@ -104,6 +105,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/bandwidth", post(volume_bandwidth))
         .route("/v1/volumes/{name}/cancel", post(cancel_volume))
         .route("/v1/volumes/{name}/rollback", post(rollback_volume))
+        .route("/v1/volumes/{name}/confirm", post(confirm_volume))
         .route("/v1/volumes/{name}/outlook", post(volume_outlook))
         .route("/v1/vms/{name}/outlook", post(vm_outlook))
         .route("/v1/volumes/{name}/verify", post(verify_volume))
@@ -228,6 +230,16 @@ async fn rollback_volume(
     Json(ask): Json<Rollback>,
 ) -> Answer<JobView> {
     moving::rollback::volume(&daemon, &name, &ask).map(Json)
+}
+
+/// Makes this node the primary of a volume whose move's source is gone for good.
+#[utoipa::path(post, path = "/v1/volumes/{name}/confirm", request_body = Confirm, responses((status = 200, body = VolumeView)))]
+async fn confirm_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<Confirm>,
+) -> Answer<VolumeView> {
+    moving::confirm::volume(&daemon, &name, &ask).await.map(Json)
 }
 
 /// Brings a VM back whose move has switched, or whose QEMU was changed.

@@ -216,6 +216,13 @@ pub struct Rollback {
     pub fenced: Option<String>,
 }
 
+/// Asks this node to be the primary of a volume that drains, without the source of its move, which is gone for good.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Confirm {
+    /// The source: the operator has made sure that it cannot write any more.
+    pub fenced: String,
+}
+
 /// Asks for a volume to be verified: compared with the other copy of its move, or with what is named here; without
 /// either, its digest is told.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     api::types::{
-        CreateVolume, Front, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth, VerifyRequest,
-        VolumeView,
+        Confirm, CreateVolume, Front, ImportVolume, JobView, MoveMode, MoveRequest, Rollback, SetBandwidth,
+        VerifyRequest, VolumeView,
     },
     daemon::serve_file,
     names,
@@ -107,6 +107,19 @@ pub enum Command {
         /// How it is brought back
         #[command(flatten)]
         how: RollbackArgs,
+    },
+    /// Keep a volume that drains here when the node it came from is gone for good: this node is the primary, with all
+    /// blocks, or is told how many are missing
+    #[command(after_help = "Examples:\n  gnomon volume confirm data --i-have-fenced node-a\n\n\
+                            No one can tell a dead node from a cut cable: make sure that it cannot write, then say so. \
+                            A node that\nanswers is refused. If the move was rolled back there meanwhile, what was \
+                            written there since is not here;\nshould the node return, it is told, and writes no more.")]
+    Confirm {
+        /// Which volume
+        name: String,
+        /// The node it came from, which is dead: you have made sure that it cannot write any more
+        #[arg(long, value_name = "NODE")]
+        i_have_fenced: String,
     },
     /// Compare a volume with its other copy while it moves, or with the one that is named: list what differs
     #[command(after_help = "Examples:\n  gnomon volume verify data\n  gnomon volume verify data --with node-b\n  \
@@ -249,6 +262,11 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Cancel { name } => job::cancel(&format!("/v1/volumes/{name}/cancel"), context).await?,
         Command::Rollback { name, how } => roll_back(&format!("/v1/volumes/{name}"), how, context).await?,
+        Command::Confirm { name, i_have_fenced } => {
+            let body = Confirm { fenced: i_have_fenced };
+            let volume: VolumeView = client.post(&format!("/v1/volumes/{name}/confirm"), &body).await?;
+            output.result(&volume, words);
+        }
         Command::Verify { name, with, against, detach } => {
             let body = VerifyRequest { with, against: against.map(absolute).transpose()? };
             begin(&format!("/v1/volumes/{name}/verify"), &body, detach, context).await?

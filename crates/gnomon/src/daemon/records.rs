@@ -59,7 +59,7 @@ pub enum StandingRecord {
     Fenced(String),
     /// Was the writer; a move ended and the data here is of no more use.
     Released(String),
-    /// Was the writer; the source rolled the move back while this node was away, and is the writer since.
+    /// Was the writer; the other node of the move was made the writer without this one, which was away.
     Lost(String),
 }
 
@@ -112,6 +112,21 @@ pub struct MoveRecord {
     /// Whether the guest was caught between the two nodes: its memory is nowhere, and its user is told to the end.
     #[serde(default)]
     pub guest_lost: bool,
+}
+
+/// A volume that was confirmed at the destination of a move whose source was gone for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmedRecord {
+    /// The move.
+    pub move_id: String,
+    /// The volume.
+    pub volume: String,
+    /// The source, which was said to be fenced.
+    pub source: String,
+    /// Its epoch since.
+    pub epoch: u64,
+    /// Whether the source knows.
+    pub is_told: bool,
 }
 
 /// A VM of this node.
@@ -277,13 +292,24 @@ impl Records {
 
     /// Notes that a move was rolled back without its destination, which has to learn it when it returns. Kept for
     /// good: nobody can say when that will be, and it is a few bytes.
-    pub fn put_undone(&self, id: &str) -> Result<(), ApiError> {
-        self.put(&format!("undone/{id}"), &true)
+    pub fn put_undone(&self, id: &str, to: &str) -> Result<(), ApiError> {
+        self.put(&format!("undone/{id}"), &to)
     }
 
-    /// Whether a move was rolled back without its destination.
-    pub fn is_undone(&self, id: &str) -> Result<bool, ApiError> {
-        Ok(self.get::<bool>(&format!("undone/{id}"))?.is_some())
+    /// The destination of a move that was rolled back without it.
+    pub fn undone_to(&self, id: &str) -> Result<Option<String>, ApiError> {
+        self.get(&format!("undone/{id}"))
+    }
+
+    /// Notes that a volume was confirmed without the source of its move, which has to learn it when it returns. Kept for
+    /// good, like those that were undone.
+    pub fn put_confirmed(&self, record: &ConfirmedRecord) -> Result<(), ApiError> {
+        self.put(&format!("confirmed/{}/{}", record.move_id, record.volume), record)
+    }
+
+    /// All volumes that were confirmed without their source.
+    pub fn confirmed(&self) -> Result<Vec<ConfirmedRecord>, ApiError> {
+        self.all("confirmed/")
     }
 
     /// All VMs.

@@ -3,6 +3,7 @@
 
 mod balancing;
 mod client;
+mod confirms;
 mod guest;
 mod house;
 mod imports;

@@ -3,17 +3,20 @@
 //! The source asks, this side does; it decides nothing but whether it can, and what the handover's machine says. A
 //! session that ends leaves everything as it is: the next one finds it by the move's id.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use gnomon_link::Session;
 use gnomon_proto::frame::{Message, Stream};
 use gnomon_qemu::{Resolved, RunState, VmSpec};
-use gnomon_volume::plane::Carrier;
+use gnomon_volume::{disk::Role, plane::Carrier};
 use tokio::sync::mpsc;
 
 use super::{
     arrival::{self, Arrival},
-    doubt,
+    confirm, doubt,
     giving_back::GivingBack,
     handover::Receiver,
     hub::{Hub, Inbox},
@@ -41,6 +44,7 @@ pub async fn serve(daemon: Arc<Daemon>, session: Session) {
         hub: &hub,
         source,
         volumes: HashMap::new(),
+        confirmed: HashSet::new(),
         ram: Some(ram),
         vm: None,
         back: GivingBack::default(),
@@ -103,6 +107,8 @@ struct Destination<'a> {
     hub: &'a Hub,
     source: String,
     volumes: HashMap<Stream, Held>,
+    /// Volumes that were confirmed here without their source: the move is over for them.
+    confirmed: HashSet<Stream>,
     ram: Option<mpsc::Receiver<Message>>,
     vm: Option<Arrival>,
     back: GivingBack,
@@ -154,6 +160,9 @@ impl Destination<'_> {
                 let sender = self.hub.sender();
                 return self.seat.answer(self.daemon, &self.source, sender, &mut self.ram, question).await;
             }
+            Ask::Overruled { move_id, volume, epoch } => {
+                serde_json::to_value(confirm::overruled(self.daemon, &self.source, &move_id, &volume, epoch)?)
+            }
         };
         answer.map_err(ApiError::internal)
     }
@@ -164,6 +173,10 @@ impl Destination<'_> {
             return Err(ApiError::internal("not a question to open a volume"));
         };
         let stream = Stream(stream);
+        if let Some(epoch) = confirm::confirmed_at(self.daemon, &move_id, &volume)? {
+            self.confirmed.insert(stream);
+            return Ok(Opened { fresh: false, role: Role::Primary.name().to_string(), epoch });
+        }
         let fresh = self.daemon.keeper.get(&volume).is_err();
         let handle = match self.daemon.keeper.get(&volume) {
             Ok(handle) => self.found(handle, &move_id, size)?,
@@ -258,6 +271,9 @@ impl Destination<'_> {
     }
 
     fn state(&self, stream: Stream) -> Result<State, ApiError> {
+        if self.confirmed.contains(&stream) {
+            return Ok(State { role: Role::Primary.name().to_string(), ..State::default() });
+        }
         let held = self.held(stream)?;
         let volume = &held.handle.volume;
         let shadow = volume.shadow();
@@ -315,6 +331,9 @@ impl Destination<'_> {
 
     /// Everything is here: the source is let go.
     fn release(&mut self, stream: Stream) -> Result<(), ApiError> {
+        if self.confirmed.contains(&stream) {
+            return Ok(());
+        }
         let handle = Arc::clone(&self.held(stream)?.handle);
         if matches!(handle.record().standing, StandingRecord::Primary) {
             return Ok(());

@@ -3,7 +3,7 @@
 //! While it was away, the operator may have named it fenced and made the source the writer again. So a volume that
 //! drains comes up unconfirmed: its writes wait until the source has opened it in a session, as it does within a
 //! second when the move is on, or has said that the move was rolled back. A source that cannot be reached leaves the
-//! volume in doubt: nobody else can tell.
+//! volume in doubt: nobody else can tell, but the operator ([`super::confirm`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What this node knows of a move that it is, or was, the source of.
 pub fn fate(daemon: &Arc<Daemon>, move_id: &str) -> Result<Fate, ApiError> {
-    if daemon.records.is_undone(move_id)? {
+    if daemon.records.undone_to(move_id)?.is_some() {
         return Ok(Fate::Undone);
     }
     let is_on = daemon.records.moves()?.iter().any(|record| record.id == move_id);
@@ -64,6 +64,11 @@ async fn ask_until_known(daemon: &Arc<Daemon>, handle: &Arc<VolumeHandle>) {
         }
         match ask(daemon, &node, &move_id).await {
             Ok(Fate::Undone) => {
+                // Nobody confirms it meanwhile, nor has since it was asked.
+                let Some(_turn) = daemon.moves.try_enter(&move_id) else { continue };
+                if source_to_ask(daemon, &handle.record()).is_none() {
+                    return;
+                }
                 if let Err(error) = give_up(daemon, handle, &node) {
                     tracing::error!(volume = record.name, %error, "it could not be given up");
                 }
@@ -93,6 +98,7 @@ fn source_to_ask(daemon: &Arc<Daemon>, record: &VolumeRecord) -> Option<(String,
     }
 }
 
+/// Asks the source; fails when it does not answer.
 pub(super) async fn ask(daemon: &Arc<Daemon>, node: &str, move_id: &str) -> Result<Fate, ApiError> {
     let (hub, _inbox) = Hub::start(daemon.dial(node).await?);
     let fate = hub.rpc.ask(&Ask::Fate { move_id: move_id.to_string() }).await;

@@ -1,13 +1,15 @@
 //! Moves: a volume, or a VM with its volumes, goes to another node while it is used. The Shadow Manager.
 //!
 //! Read in the order it happens: [`source`] drives a move from here, through [`switching`], with [`looking`] for eyes;
-//! [`destination`] serves one that comes; [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says when to switch, [`handover`] passes
-//! the epoch, [`transfer`], [`relay`] and [`arrival`] carry the guest; [`story`] tells afterwards what it felt.
-//! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away,
-//! [`stray`] for a spare copy whose move is over.
+//! [`destination`] serves one that comes; [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says
+//! when to switch, [`handover`] passes the epoch, [`transfer`], [`relay`] and [`arrival`] carry the guest; [`story`] tells
+//! afterwards what it felt.
+//! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away, [`confirm`] for one
+//! whose source is gone for good, [`stray`] for a spare copy whose move is over.
 
 mod arrival;
 mod compare;
+pub mod confirm;
 pub mod decide;
 mod destination;
 mod doubt;
@@ -113,6 +115,12 @@ impl Moves {
         turn.lock_owned().await
     }
 
+    /// The turn of a move that no session serves; `None` while one does.
+    fn try_enter(&self, id: &str) -> Option<OwnedMutexGuard<()>> {
+        let turn = Arc::clone(&self.served.lock().entry(id.to_string()).or_default().turn);
+        turn.try_lock_owned().ok()
+    }
+
     /// Whether a session serves this move as its destination now.
     fn is_served(&self, id: &str) -> bool {
         self.served.lock().get(id).is_some_and(|served| served.turn.try_lock().is_err())
@@ -165,7 +173,7 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
         }
     }
     doubt::resume(daemon);
-    Ok(())
+    confirm::resume(daemon)
 }
 
 /// Begins the move of a volume.

@@ -464,7 +464,7 @@ impl SourceMove {
     /// The destination is dead, and the operator has said so: this node is the writer at the next epoch. That it was
     /// done without the destination goes on record first: it asks when it returns.
     pub(super) async fn promote(&self) -> Result<serde_json::Value, ApiError> {
-        self.daemon.records.put_undone(&self.record.id)?;
+        self.daemon.records.put_undone(&self.record.id, &self.record.to)?;
         for handle in &self.volumes {
             if let StandingRecord::Fenced(_) = handle.record().standing {
                 let epoch = handle.record().epoch().next();

@@ -145,6 +145,15 @@ pub enum Ask {
         /// What is asked.
         question: crate::daemon::protecting::Ask,
     },
+    /// Told by a destination that was confirmed without the source, which was gone: is it understood there?
+    Overruled {
+        /// Names the move on both nodes.
+        move_id: String,
+        /// The volume.
+        volume: String,
+        /// Its epoch at the destination.
+        epoch: u64,
+    },
 }
 
 /// The answer to [`Ask::Guest`].

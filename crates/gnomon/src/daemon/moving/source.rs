@@ -140,7 +140,7 @@ impl SourceMove {
     /// How the move ended when this daemon died in the midst of writing its end down: a volume that was let go, or
     /// that has not been claimed or is free again, tells of all of them.
     fn ended_before(&self) -> Option<End> {
-        if self.daemon.records.is_undone(&self.record.id).unwrap_or(false) {
+        if self.daemon.records.undone_to(&self.record.id).is_ok_and(|to| to.is_some()) {
             return Some(End::Promoted);
         }
         let records: Vec<_> = self.volumes.iter().map(|handle| handle.record()).collect();
@@ -270,9 +270,11 @@ impl SourceMove {
         };
         let opened: Opened = hub.rpc.ask(&ask).await?;
         let mut valid = compare::received(inbox, volume.blocks(), stream)?;
-        if self.record.switched && opened.role == Role::Primary.name() {
-            // It has let us go already, and only its answer was lost: it is whole, and keeps no map of that.
+        let has_let_go = self.record.switched && opened.role == Role::Primary.name();
+        if has_let_go {
+            // Only its answer was lost, or it was confirmed without us: it is whole, and keeps no map of that.
             valid.set(Extent::new(0, volume.blocks().0), true);
+            self.daemon.keeper.update(&handle, |record| record.handover = None)?;
         }
         if handover::is_open(&handle) {
             // It is decided and not known there: nothing else comes before that.
