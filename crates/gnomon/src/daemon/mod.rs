@@ -19,7 +19,12 @@ pub mod vitals;
 pub mod vms;
 pub mod watcher;
 
-use std::{fs::File, path::Path, sync::Arc, time::Instant};
+use std::{
+    fs::File,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use gnomon_link::{Identity, Listener, Options, Session};
 use gnomon_store::RedbStore;
@@ -198,7 +203,7 @@ impl Daemon {
         let address = self.config.link.as_ref().map(|link| link.listen.to_string()).unwrap_or_default();
         let mut all = vec![PeerView { name: self.config.node.clone(), address, here: true, reachable: true }];
         for peer in &self.config.peers {
-            let tried = tokio::time::timeout(std::time::Duration::from_secs(1), TcpStream::connect(&peer.address));
+            let tried = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(&peer.address));
             let reachable = matches!(tried.await, Ok(Ok(_)));
             all.push(PeerView { name: peer.name.clone(), address: peer.address.clone(), here: false, reachable });
         }
@@ -211,13 +216,21 @@ fn no_link() -> ApiError {
         .then("make certificates with `gnomon node init` and add a [link] section to the configuration")
 }
 
+/// How long the lock of a daemon that was killed may outlive it: in a child that it had forked and that has not begun its
+/// own program yet.
+const FREED_WITHIN: Duration = Duration::from_secs(2);
+
 /// One daemon for one state folder: two would each believe to be the only writer.
 fn lock(state_dir: &Path) -> Result<File, ApiError> {
     let file = File::create(state_dir.join("lock"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        ApiError::refused(format!("another daemon uses {}", state_dir.display()))
-            .then("stop it, or give this one another node.state_dir")
-    })?;
+    let begun = Instant::now();
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if begun.elapsed() > FREED_WITHIN {
+            return Err(ApiError::refused(format!("another daemon uses {}", state_dir.display()))
+                .then("stop it, or give this one another node.state_dir"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     Ok(file)
 }
 
