@@ -170,7 +170,8 @@ impl Protected {
         (1..5).for_each(|more| assert_eq!(console.tick(), seen + more));
         let ticks = ticks(&self.stable.console("shadow"));
         assert!((count..=count + 1).contains(&ticks[0]), "from a count of {count} it went on with {}", ticks[0]);
-        assert!(ticks.is_sorted_by(|a, b| b - a == 1), "{ticks:?}");
+        // QEMU's log may lose a character, and so a count, when a client connects to the port.
+        assert!(ticks.is_sorted_by(|a, b| (1..=2).contains(&(b - a))), "{ticks:?}");
         told.checkpoint
     }
 }
@@ -233,5 +234,7 @@ fn a_checkpoint_costs_what_changed_and_not_what_there_is() {
         costs[5]
     };
     let (small, large) = (bytes(MEMORY), bytes(16 * MEMORY));
-    assert!(large <= small * 3 / 2, "{large} bytes a checkpoint with 256 MiB, and {small} with 16");
+    // Devices are said in pieces of 512 bytes, and how many of them change is chance; 256 MiB of pages would be 240 times
+    // as much as 16.
+    assert!(large <= small * 4, "{large} bytes a checkpoint with 256 MiB, and {small} with 16");
 }
