@@ -29,6 +29,14 @@ pub enum ReplicateError {
         #[source]
         source: TrackError,
     },
+    /// It cannot be said how far its volumes have got.
+    #[error("checkpoint {checkpoint} was not taken: {why}")]
+    Volumes {
+        /// Which.
+        checkpoint: u64,
+        /// Why.
+        why: String,
+    },
     /// There is no session, or it is over. What was on its way is owed again.
     #[error("no link to the shadow: connect, and go on from the checkpoint it has")]
     Link(#[from] WireClosed),
@@ -62,9 +70,10 @@ impl ReplicateError {
         match self {
             ReplicateError::State { source, .. } => source.kind(),
             ReplicateError::Track { source, .. } => source.kind(),
-            ReplicateError::Link(_) | ReplicateError::Refused { .. } | ReplicateError::Behind { .. } => {
-                ErrorKind::Unavailable
-            }
+            ReplicateError::Volumes { .. }
+            | ReplicateError::Link(_)
+            | ReplicateError::Refused { .. }
+            | ReplicateError::Behind { .. } => ErrorKind::Unavailable,
             ReplicateError::NeverSent { .. } => ErrorKind::Corrupt,
         }
     }

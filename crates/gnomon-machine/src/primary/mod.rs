@@ -88,8 +88,8 @@ pub struct Setup {
     pub patience: Duration,
 }
 
-/// How far the volumes of a guest have got, asked while it stands.
-pub type Marks = Box<dyn FnMut() -> Vec<Mark> + Send>;
+/// How far the volumes of a guest have got, asked while it stands; or why that cannot be said.
+pub type Marks = Box<dyn FnMut() -> Result<Vec<Mark>, String> + Send>;
 
 /// Replicates one guest.
 pub struct Replicator {
@@ -260,8 +260,8 @@ impl Replicator {
         self.stand(told.checkpoint)?;
         self.scan(told.checkpoint)?;
         told.standing = self.ledger.owed.count();
+        let marks = self.mark(told.checkpoint)?;
         self.send_owed(told.checkpoint)?;
-        let marks = (self.marks)();
         self.finish(&mut told, marks)?;
         self.await_sealed(told.checkpoint)?;
         told.took = began.elapsed();
@@ -360,11 +360,15 @@ impl Replicator {
         let copied_before = self.copies.count();
         self.stand(told.checkpoint)?;
         let copied = self.scan(told.checkpoint).and_then(|()| self.copy(told.checkpoint));
-        let marks = (self.marks)();
+        let marks = self.mark(told.checkpoint);
         told.pause = self.hypervisor.go_on().map_err(|e| state(told.checkpoint, e))?;
         copied?;
         told.standing = PageCount(self.copies.count().0 - copied_before.0);
-        Ok(marks)
+        marks
+    }
+
+    fn mark(&mut self, checkpoint: u64) -> Result<Vec<Mark>, ReplicateError> {
+        (self.marks)().map_err(|why| ReplicateError::Volumes { checkpoint, why })
     }
 
     fn stand(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {

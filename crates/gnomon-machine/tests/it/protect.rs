@@ -114,7 +114,7 @@ impl Protected {
             if let Some(deed) = deed.lock().unwrap().as_mut() {
                 deed();
             }
-            vec![Mark { stream: Stream(1), seq: 77 }]
+            Ok(vec![Mark { stream: Stream(1), seq: 77 }])
         };
         let mut primary = Replicator::new(setup(), Box::new(witness), tracker, Box::new(marks));
         let link = Link::connect(&mut primary, &shadow, EPOCH).0;

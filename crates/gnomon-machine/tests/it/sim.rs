@@ -46,8 +46,12 @@ fn pair(tier: TrackerTier, limits: Limits, link: Option<BytesPerSecond>) -> Pair
         patience: Duration::from_secs(60),
     };
     let tracker = SimTracker(SharedWorld(world.clone()), tier);
-    let primary =
-        Replicator::new(setup, Box::new(SimHypervisor(world.clone())), Box::new(tracker), Box::new(Vec::new));
+    let primary = Replicator::new(
+        setup,
+        Box::new(SimHypervisor(world.clone())),
+        Box::new(tracker),
+        Box::new(|| Ok(Vec::new())),
+    );
     Pair { world, ram, shadow: Arc::new(Mutex::new(shadow)), primary }
 }
 

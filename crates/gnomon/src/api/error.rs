@@ -181,6 +181,8 @@ translate!(
     gnomon_volume::front::vhost_user::VhostUserError,
     gnomon_volume::import::ImageError,
     gnomon_volume::serve::ServeError,
+    gnomon_volume::standby::SenderError,
+    gnomon_volume::standby::StandbyError,
     gnomon_volume::verify::VerifyError,
     gnomon_volume::volume::VolumeError,
 );

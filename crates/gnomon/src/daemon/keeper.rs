@@ -259,6 +259,12 @@ impl Keeper {
         Ok(())
     }
 
+    /// Whether a volume is offered to the QEMU with this token.
+    pub fn is_lent(&self, name: &str, token: u64) -> bool {
+        let wanted = lent(name, token);
+        self.exports.list().iter().any(|(export, _)| *export == wanted)
+    }
+
     /// Serves a volume that is lent to one QEMU at a socket of its own, out of the guest's memory.
     pub fn lend_queues(&self, name: &str, token: u64, socket: &Path) -> Result<(), ApiError> {
         let export = lent(name, token);

@@ -102,6 +102,7 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
         told = serve_file::until_told_to_stop() => told?,
     }
     tracing::info!("stopping; guests go on and are found again");
+    protecting::rest(&daemon).await;
     for server in nbd {
         tokio::task::spawn_blocking(move || server.stop()).await.map_err(ApiError::internal)?;
     }

@@ -1,13 +1,15 @@
 //! A guest and its shadow on another node: protected, handed over, gone on with after its host died.
 //!
 //! The guest counts in its memory and says each count. Wherever it runs, it goes on with the next one, or, after its host
-//! died, from a count that is no older than the last checkpoint that its shadow had.
+//! died, from a count that is no older than the last checkpoint that its shadow had. A guest with disks counts on one of
+//! them too, and says `E` as soon as disk and memory are not of the same moment.
 
 use std::fs;
 
 use serde_json::Value;
 
 use crate::{
+    client::{Failed, Nbd},
     guest,
     house::{House, Pair, await_some, tool},
 };
@@ -24,6 +26,19 @@ impl Sheltered {
         fs::write(&kernel, guest::ticker()).expect("written");
         let kernel = kernel.display().to_string();
         let run = ["vm", "run", "tiny", "--memory", "16M", "--kernel", &kernel, "--accel", "tcg"];
+        assert_eq!(pair.a.ask(&run)["status"], "running");
+        let sheltered = Sheltered { pair };
+        sheltered.await_count(&sheltered.pair.a, 1);
+        sheltered
+    }
+
+    /// With two disks.
+    fn boot_with_disks() -> Sheltered {
+        let pair = Pair::new();
+        fs::write(pair.path("boot.raw"), guest::comparer()).expect("written");
+        pair.a.ask(&["volume", "import", "boot", "--file", &pair.path("boot.raw").display().to_string()]);
+        pair.a.ask(&["volume", "create", "data", "--size", "1M"]);
+        let run = ["vm", "run", "tiny", "--memory", "16M", "--disk", "boot", "--disk", "data", "--accel", "tcg"];
         assert_eq!(pair.a.ask(&run)["status"], "running");
         let sheltered = Sheltered { pair };
         sheltered.await_count(&sheltered.pair.a, 1);
@@ -49,7 +64,7 @@ impl Sheltered {
     /// A count that the guest had come to on `a`, once `b` has a checkpoint that was begun later.
     fn await_sealed_count(&self) -> u16 {
         let newest = counts(&self.pair.a).last().copied().expect("it counts");
-        let sealed = checkpoint(&self.pair.b).expect("one at least");
+        let sealed = await_some("a checkpoint", || show(&self.pair.b).to_string(), || checkpoint(&self.pair.b));
         // Two are on their way at most, so the third one from here was begun after the count was seen.
         let later = || checkpoint(&self.pair.b).filter(|now| *now >= sealed + 3);
         await_some("later checkpoints", || show(&self.pair.b).to_string(), later);
@@ -63,7 +78,12 @@ impl Sheltered {
         self.await_count(&self.pair.b, first + 5);
         let said = counts(&self.pair.b);
         assert!(said.is_sorted_by(|one, next| next - one == 1), "{said:?}");
+        assert!(!console(&self.pair.b).contains(&b'E'), "disk and memory are of two moments");
     }
+}
+
+fn console(house: &House) -> Vec<u8> {
+    fs::read(house.path("run/vm/tiny/console.log")).unwrap_or_default()
 }
 
 fn show(house: &House) -> Value {
@@ -75,7 +95,7 @@ fn checkpoint(house: &House) -> Option<u64> {
 }
 
 fn counts(house: &House) -> Vec<u16> {
-    guest::ticks(&fs::read(house.path("run/vm/tiny/console.log")).unwrap_or_default())
+    guest::ticks(&console(house))
 }
 
 fn state(house: &House) -> String {
@@ -132,9 +152,39 @@ fn a_guest_goes_on_at_its_shadow_after_its_host_died() {
     assert_eq!(sheltered.pair.a.ask(&["vm", "stop", "tiny"])["name"], "tiny");
 }
 
+/// Its disks are of the same moment as its memory, whenever its host dies.
+#[test]
+fn disks_and_memory_go_on_from_one_moment() {
+    for _ in 0..3 {
+        let mut sheltered = Sheltered::boot_with_disks();
+        sheltered.protect();
+        await_state(&sheltered.pair.a, "protected");
+        let count = sheltered.await_sealed_count();
+        sheltered.kill_primary();
+        let last = counts(&sheltered.pair.a).last().copied().expect("it counted");
+        sheltered.pair.b.ask(&["vm", "failover", "tiny", "--i-have-fenced", "a"]);
+        sheltered.goes_on_from(count, last + 1);
+        assert_eq!(
+            (sheltered.pair.b.role("data").as_str(), sheltered.pair.b.role("boot").as_str()),
+            ("primary", "primary")
+        );
+        sheltered.pair.a.start();
+        assert_eq!(sheltered.pair.a.role("data"), "lost");
+        let mut volume = Nbd::open(&sheltered.pair.a.path("run/nbd.sock"), "data").expect("it is served");
+        assert!(
+            matches!(volume.write(&[1; 512], 512), Err(Failed::Refused(_))),
+            "nothing is written at a lost primary"
+        );
+    }
+}
+
 #[test]
 fn a_guest_is_handed_over_and_back_without_a_missed_count() {
-    let sheltered = Sheltered::boot();
+    handed_over(&Sheltered::boot());
+    handed_over(&Sheltered::boot_with_disks());
+}
+
+fn handed_over(sheltered: &Sheltered) {
     let (a, b) = (&sheltered.pair.a, &sheltered.pair.b);
     refused(a, &["vm", "switchover", "tiny"], "is not protected");
     let mut from = a;
@@ -152,6 +202,7 @@ fn a_guest_is_handed_over_and_back_without_a_missed_count() {
         await_some("five more counts", String::new, || (said().len() >= 5).then_some(()));
         let last = *counts(from).last().expect("it counted");
         assert_eq!(said().first(), Some(&(last + 1)), "no count is missed, and none is said twice");
+        assert!(!console(to).contains(&b'E'), "disk and memory are of two moments");
         from = to;
     }
     let told: Vec<_> = events(a).into_iter().filter(|(what, _)| what == "switchover").collect();
@@ -161,7 +212,7 @@ fn a_guest_is_handed_over_and_back_without_a_missed_count() {
 
 #[test]
 fn a_shadow_that_is_lost_comes_back() {
-    let mut sheltered = Sheltered::boot();
+    let mut sheltered = Sheltered::boot_with_disks();
     sheltered.protect();
     await_state(&sheltered.pair.a, "protected");
     sheltered.pair.b.crash();
@@ -204,7 +255,7 @@ fn a_primary_whose_daemon_was_killed_goes_on_protecting() {
 
 #[test]
 fn a_guest_that_is_not_protected_any_more_leaves_nothing_behind() {
-    let mut sheltered = Sheltered::boot();
+    let mut sheltered = Sheltered::boot_with_disks();
     sheltered.protect();
     await_state(&sheltered.pair.a, "protected");
     sheltered.pair.a.ask(&["vm", "unprotect", "tiny"]);
@@ -212,6 +263,9 @@ fn a_guest_that_is_not_protected_any_more_leaves_nothing_behind() {
     assert_eq!(sheltered.pair.b.qemus(), Vec::<u64>::new());
     assert_eq!(sheltered.pair.b.look("/v1/vms"), Value::from(Vec::<Value>::new()));
     assert!(!sheltered.pair.b.path("run/vm/tiny").exists(), "its folder");
+    let files = fs::read_dir(sheltered.pair.b.path("state/volumes")).expect("a folder").count();
+    assert_eq!((files, sheltered.pair.b.look("/v1/volumes")), (0, Value::from(Vec::<Value>::new())));
+    assert_eq!(sheltered.pair.a.role("data"), "primary");
     refused(&sheltered.pair.a, &["vm", "unprotect", "tiny"], "is not protected");
 
     // A shadow's node that was away learns it when it returns.
@@ -235,4 +289,26 @@ fn what_cannot_be_protected_is_refused_at_once() {
     refused(a, &["vm", "protect", "tiny", "--on", "b"], "protected by node b");
     refused(a, &["vm", "update", "tiny", "--qemu", "/nowhere"], "protected by node b");
     refused(a, &["vm", "failover", "tiny", "--i-have-fenced", "b"], "this node's own");
+}
+
+/// The memory of a shadow dies with its daemon; its disks do not.
+#[test]
+fn disks_survive_a_shadow_whose_daemon_was_killed() {
+    let mut sheltered = Sheltered::boot_with_disks();
+    sheltered.protect();
+    await_state(&sheltered.pair.a, "protected");
+    let count = sheltered.await_sealed_count();
+    sheltered.pair.b.crash();
+    sheltered.kill_primary();
+    let last = counts(&sheltered.pair.a).last().copied().expect("it counted");
+    sheltered.pair.b.start();
+    let told = sheltered.pair.b.ask(&["vm", "failover", "tiny", "--i-have-fenced", "a"]);
+    assert_eq!(told["result"]["guest_runs"], false, "{told}");
+    assert_eq!(sheltered.pair.b.role("data"), "primary");
+    let mut sector = [0; 512];
+    let mut volume = Nbd::open(&sheltered.pair.b.path("run/nbd.sock"), "data").expect("it is served");
+    volume.read(&mut sector, 512).expect("read");
+    let on_disk = u16::from_le_bytes([sector[0], sector[1]]);
+    assert!((count..=last + 1).contains(&on_disk), "{on_disk} is not within {count} and {last}");
+    assert_eq!(sheltered.pair.b.qemus(), Vec::<u64>::new());
 }

@@ -157,8 +157,7 @@ impl Destination<'_> {
             Ask::EndGuest { vm } => serde_json::to_value(self.back.end_guest(self.daemon, &vm).await?),
             Ask::Fate { move_id } => serde_json::to_value(doubt::fate(self.daemon, &move_id)?),
             Ask::Shadow { question } => {
-                let sender = self.hub.sender();
-                return self.seat.answer(self.daemon, &self.source, sender, &mut self.ram, question).await;
+                return self.seat.answer(self.daemon, &self.source, self.hub, &mut self.ram, question).await;
             }
             Ask::Overruled { move_id, volume, epoch } => {
                 serde_json::to_value(confirm::overruled(self.daemon, &self.source, &move_id, &volume, epoch)?)

@@ -186,7 +186,9 @@ fn stream_of(message: &Message) -> Option<Stream> {
         | Message::MirrorFlush { stream, .. }
         | Message::HashRange { stream, .. }
         | Message::Hashes { stream, .. }
-        | Message::Sealed { stream, .. } => Some(*stream),
+        | Message::Sealed { stream, .. }
+        | Message::Turn { stream, .. }
+        | Message::Turned { stream, .. } => Some(*stream),
         _ => None,
     }
 }

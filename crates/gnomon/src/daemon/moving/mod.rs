@@ -239,7 +239,8 @@ fn start(
     launch(daemon, record)
 }
 
-fn refuse_unless_free(handle: &VolumeHandle) -> Result<(), ApiError> {
+/// Refuses a volume that is not this node's alone.
+pub(super) fn refuse_unless_free(handle: &VolumeHandle) -> Result<(), ApiError> {
     let record = handle.record();
     if record.move_id.is_some() {
         return Err(ApiError::refused(format!("volume '{}' takes part in a move already", record.name))

@@ -11,6 +11,7 @@ use super::{
     rpc::{Ask, Fate, Yielded},
     shared::{Order, Shared},
     story::Story,
+    volumes::Volumes,
 };
 use crate::{
     api::ApiError,
@@ -37,8 +38,9 @@ pub async fn stand_by(daemon: Arc<Daemon>, shared: Arc<Shared>, story: Story) {
                 return;
             }
             Order::GivenUp => return daemon.protections.over(&shared),
+            Order::Rest => return,
             Order::Switch(job) => {
-                shared.order.send_replace(Order::None);
+                shared.switch_begins();
                 job.finish(Err(ApiError::refused(format!("VM '{}' does not run", record.vm)).then(format!(
                     "go on with its shadow: `gnomon vm failover {}` on node {}",
                     record.vm, record.to
@@ -60,10 +62,11 @@ pub async fn stand_by(daemon: Arc<Daemon>, shared: Arc<Shared>, story: Story) {
 }
 
 fn forget(daemon: &Arc<Daemon>, shared: &Arc<Shared>, story: &Story) {
-    let vm = shared.record.lock().vm.clone();
-    match daemon.records.remove_protection(&vm) {
+    let record = shared.record.lock().clone();
+    let volumes = Volumes::of(daemon, &record).and_then(|volumes| volumes.end(&daemon.keeper));
+    match volumes.and_then(|()| daemon.records.remove_protection(&record.vm)) {
         Ok(()) => story.unprotected(),
-        Err(error) => tracing::error!(vm, %error, "its protection is still on record"),
+        Err(error) => tracing::error!(vm = record.vm, %error, "its protection is still on record"),
     }
     daemon.protections.over(shared);
 }
@@ -105,6 +108,7 @@ pub async fn given_up(daemon: &Arc<Daemon>, shared: &Arc<Shared>, epoch: u64) ->
     tracing::error!(vm = record.vm, epoch, "its shadow at node {} has taken over: it is given up here", record.to);
     blocking(move || {
         daemon.vms.lose(&record.vm, &lost_words(&record, epoch))?;
+        Volumes::of(&daemon, &record)?.lose(&daemon.keeper, &record.to)?;
         daemon.records.remove_protection(&record.vm)?;
         Story::new(&daemon.records, &record.vm, &record.to).lost_to_shadow(epoch);
         Ok(())

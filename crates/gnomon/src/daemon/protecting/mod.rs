@@ -15,6 +15,7 @@
 //! Read in this order: [`primary`] and [`shadow`] with its [`seat`], then [`switch`] and [`takeover`], then [`ended`] and
 //! [`doubt`]; [`pulse`] is what a user is told.
 
+mod copies;
 mod doubt;
 mod ended;
 mod primary;
@@ -27,6 +28,7 @@ mod shared;
 mod story;
 mod switch;
 mod takeover;
+mod volumes;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -44,6 +46,7 @@ use self::{
     rpc::Fate,
     shared::{Order, Shared},
     story::Story,
+    volumes::Volumes,
 };
 use super::{Daemon, moving, records::ProtectRecord};
 use crate::api::{
@@ -53,6 +56,8 @@ use crate::api::{
 
 /// The guest's number in its session; its volumes are counted from zero.
 const STREAM: Stream = Stream(u32::MAX);
+/// How long a checkpoint may take to come to its end when the daemon stops.
+const REST_WITHIN: Duration = Duration::from_secs(5);
 /// The intervals that may be asked for. Under 10 ms a guest would do little but stand; what is lost after more than a
 /// minute is a restore from a backup, and no failover.
 const INTERVALS_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
@@ -105,6 +110,9 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
     blocking(move || Shadows::open(&opener)).await?;
     let mut asked = Vec::new();
     for record in daemon.records.protections()? {
+        if record.given.is_some() {
+            Volumes::of(daemon, &record)?.give(&daemon.keeper, &record.to)?;
+        }
         let shared = daemon.protections.add(record.clone());
         let asker = Arc::clone(daemon);
         asked.push(tokio::spawn(async move {
@@ -129,6 +137,20 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// The daemon stops: checkpoints that are under way come to their end, so that no guest is left standing.
+pub async fn rest(daemon: &Daemon) {
+    let active: Vec<Arc<Shared>> = daemon.protections.active.lock().values().cloned().collect();
+    for shared in &active {
+        shared.order.send_replace(Order::Rest);
+    }
+    for shared in active {
+        let resting = shared.resting();
+        if tokio::time::timeout(REST_WITHIN, resting).await.is_err() {
+            tracing::warn!(vm = shared.record.lock().vm, "a checkpoint is not waited for any longer");
+        }
+    }
+}
+
 /// Goes on with every protection on record, and with every shadow.
 pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
     for record in daemon.records.protections()? {
@@ -151,7 +173,8 @@ async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
         return ended::stand_by(daemon, shared, story).await;
     };
     let (begin, with) = (Arc::clone(&daemon), Arc::clone(&shared));
-    match blocking(move || Primary::new(&begin, &with, vm)).await {
+    let volumes = Volumes::of(&daemon, &record);
+    match blocking(move || Primary::new(&begin, &with, vm, volumes?)).await {
         Ok(primary) => primary.run(None).await,
         Err(error) => {
             tracing::error!(vm = record.vm, %error, "it cannot be protected any more; it stays on record");
@@ -173,12 +196,6 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
     }
     vm.refuse_unless_updatable()?;
     let record = vm.record();
-    if let Some(disk) = record.disks.first() {
-        return Err(ApiError::refused(format!(
-            "VM '{name}' has disk '{disk}', and a shadow has none of its own yet"
-        ))
-        .then("only VMs without disks are protected by this version"));
-    }
     if record.beside.is_some() {
         return Err(ApiError::refused(format!("VM '{name}' is being updated")).then("see `gnomon job ls`"));
     }
@@ -194,12 +211,16 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
         volumes: record.disks,
         given: None,
     };
+    let volumes = Volumes::of(daemon, &record)?;
+    volumes.refuse_unless_free()?;
     daemon.records.put_protection(&record)?;
-    let shared = daemon.protections.add(record);
-    let begun = Primary::new(daemon, &shared, vm);
+    let shared = daemon.protections.add(record.clone());
+    let begun = volumes
+        .begin(&daemon.keeper, &record.id)
+        .and_then(|()| Primary::new(daemon, &shared, vm, Arc::clone(&volumes)));
     let primary = begun.inspect_err(|_| {
         daemon.protections.over(&shared);
-        if let Err(error) = daemon.records.remove_protection(name) {
+        if let Err(error) = volumes.end(&daemon.keeper).and_then(|()| daemon.records.remove_protection(name)) {
             tracing::error!(vm = name, %error, "a protection that did not begin is still on record");
         }
     })?;

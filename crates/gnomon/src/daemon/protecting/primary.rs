@@ -32,6 +32,7 @@ use super::{
     run::{AGAIN, Left, Run, tell, wake_up},
     shared::{Order, Shared},
     story::Story,
+    volumes::Volumes,
 };
 use crate::{
     api::{ApiError, Kind},
@@ -56,6 +57,7 @@ pub struct Primary {
     pub(super) vm: Arc<VmHandle>,
     pub(super) qemu: Arc<Qemu>,
     pub(super) story: Story,
+    pub(super) volumes: Arc<Volumes>,
     /// Only its driver has it; a lock makes that so for the compiler.
     engine: Mutex<Option<Replicator>>,
 }
@@ -70,13 +72,20 @@ pub(super) enum End {
     Lost(u64),
     /// Somebody else has seen to it.
     GivenUp,
+    /// The daemon stops; it is on record.
+    Resting,
     /// The guest's QEMU has ended. The shadow has what it had.
     GuestGone,
 }
 
 impl Primary {
     /// A driver of what is on record. Blocks for some milliseconds.
-    pub fn new(daemon: &Arc<Daemon>, shared: &Arc<Shared>, vm: Arc<VmHandle>) -> Result<Primary, ApiError> {
+    pub fn new(
+        daemon: &Arc<Daemon>,
+        shared: &Arc<Shared>,
+        vm: Arc<VmHandle>,
+        volumes: Arc<Volumes>,
+    ) -> Result<Primary, ApiError> {
         let record = shared.record.lock().clone();
         let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable(format!("VM '{}' does not run", record.vm)))?;
         let primary = Primary {
@@ -85,6 +94,7 @@ impl Primary {
             vm,
             qemu,
             story: Story::new(&daemon.records, &record.vm, &record.to),
+            volumes,
             engine: Mutex::default(),
         };
         primary.put_engine(primary.start_engine(&record)?);
@@ -110,7 +120,8 @@ impl Primary {
             patience: PATIENCE,
         };
         let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
-        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(Vec::new)))
+        let volumes = Arc::clone(&self.volumes);
+        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(move || volumes.mark())))
     }
 
     /// Its record, as it is now.
@@ -120,7 +131,9 @@ impl Primary {
 
     /// Drives the protection to its end. `job` is told how the first copy goes.
     pub async fn run(mut self, mut job: Option<Job>) {
+        self.shared.drives();
         let ended = self.sessions(&mut job).await;
+        self.shared.rests();
         // The engine lets go of the guest's pages before anybody may follow them anew.
         drop(self.engine());
         let told = match ended {
@@ -133,6 +146,7 @@ impl Primary {
                 .await
                 .and(Err(ApiError::refused("the guest runs at the shadow's node by now"))),
             Ok(End::Moved | End::GivenUp) => Err(ApiError::refused("the guest does not run here any more")),
+            Ok(End::Resting) => return,
             Ok(End::Unwanted) => self.forget().and(Err(ApiError::refused("it is not wanted any more"))),
             Err(error) => self.forget().and(Err(error)),
         };
@@ -174,8 +188,9 @@ impl Primary {
                 return Some(End::Unwanted);
             }
             Order::GivenUp => return Some(End::GivenUp),
+            Order::Rest => return Some(End::Resting),
             Order::Switch(job) => {
-                self.shared.order.send_replace(Order::None);
+                self.shared.switch_begins();
                 job.finish(Err(error.clone()));
             }
             Order::None => {}
@@ -196,6 +211,12 @@ impl Primary {
             engine.disconnect();
         }
         hub.end("the session is over").await;
+        let volumes = Arc::clone(&self.volumes);
+        blocking(move || {
+            volumes.disconnect();
+            Ok(())
+        })
+        .await?;
         outcome
     }
 
@@ -210,6 +231,7 @@ impl Primary {
             (Fate::Shadow | Fate::Ready, None) => {}
         }
         self.begin(hub).await?;
+        self.await_disks(hub, job.as_ref()).await?;
         loop {
             let left = self.checkpoints(hub, job).await?;
             if let Left::Broken(error) = left {
@@ -219,12 +241,13 @@ impl Primary {
             match order {
                 Order::None => {}
                 Order::GivenUp => return Ok(End::GivenUp),
+                Order::Rest => return Ok(End::Resting),
                 Order::End => {
                     ask::<()>(&hub.rpc, Ask::Forget { id: self.record().id }).await?;
                     return Ok(End::Unwanted);
                 }
                 Order::Switch(wish) => {
-                    self.shared.order.send_replace(Order::None);
+                    self.shared.switch_begins();
                     if self.switch(hub, &wish).await? {
                         return Ok(End::Moved);
                     }
@@ -239,8 +262,10 @@ impl Primary {
         let record = self.record();
         let (spec, resolved) = self.built()?;
         let pages = resolved.memory / PAGE_SIZE;
-        let keep = Ask::Keep { id: record.id, epoch: record.epoch, spec: Box::new(spec), resolved };
+        let disks = self.volumes.told()?;
+        let keep = Ask::Keep { id: record.id, epoch: record.epoch, spec: Box::new(spec), resolved, disks };
         let kept: Kept = ask(&hub.rpc, keep).await?;
+        self.volumes.connect(hub, &kept.disks)?;
         let wire = Arc::new(PrimaryWire { sender: hub.sender(), shared: Arc::clone(&self.shared) });
         let has = kept.has.map(|(epoch, checkpoint)| (Epoch(epoch), checkpoint));
         let (acks, resume) = self.engine.lock().as_mut().ok_or_else(no_engine)?.connect(wire, has);
@@ -254,6 +279,31 @@ impl Primary {
         self.shared.said.store(0, Ordering::Relaxed);
         self.shared.pulse.connected(anew);
         Ok(())
+    }
+
+    /// Waits until the standbys of the disks are in step: only then a checkpoint can count on them. Returns early when
+    /// something was asked.
+    async fn await_disks(&self, hub: &Hub, job: Option<&Job>) -> Result<(), ApiError> {
+        let session = Arc::clone(hub.session());
+        loop {
+            let volumes = Arc::clone(&self.volumes);
+            if blocking(move || volumes.await_in_step(TELL_EVERY)).await? {
+                return Ok(());
+            }
+            if let Some(reason) = session.close_reason() {
+                return Err(ApiError::unavailable(format!("the link to node {} ended: {reason}", self.record().to)));
+            }
+            let Some(job) = job else { continue };
+            if job.is_cancelled() {
+                self.shared.order.send_replace(Order::End);
+            }
+            let (total, owed) = (self.volumes.size().0, self.volumes.owed().0);
+            let message = format!("the first copy of its disks is on its way to node {}", self.record().to);
+            tell(job, "disks", total.saturating_sub(owed), total, &message);
+            if !matches!(*self.shared.order.borrow(), Order::None) {
+                return Ok(());
+            }
+        }
     }
 
     /// Answers of the shadow reach the engine; so does the end of the session.
@@ -297,7 +347,12 @@ impl Primary {
 
     /// Takes checkpoints until something is asked or the session is of no use.
     async fn checkpoints(&mut self, hub: &Hub, job: &mut Option<Job>) -> Result<Left, ApiError> {
-        let run = Run { engine: self.engine()?, qemu: Arc::clone(&self.qemu), shared: Arc::clone(&self.shared) };
+        let run = Run {
+            engine: self.engine()?,
+            qemu: Arc::clone(&self.qemu),
+            shared: Arc::clone(&self.shared),
+            volumes: Arc::clone(&self.volumes),
+        };
         let (handle, session) = (tokio::runtime::Handle::current(), Arc::clone(hub.session()));
         let mut orders = self.shared.order.subscribe();
         let wait = move |due: Duration| {
@@ -356,6 +411,7 @@ impl Primary {
 
     /// It is not protected any more: nothing is left of it here.
     fn forget(&self) -> Result<(), ApiError> {
+        self.volumes.end(&self.daemon.keeper)?;
         self.daemon.records.remove_protection(&self.record().vm)?;
         self.story.unprotected();
         Ok(())

@@ -22,6 +22,8 @@ pub enum Ask {
         spec: Box<gnomon_qemu::VmSpec>,
         /// The guest, settled on the primary's host.
         resolved: gnomon_qemu::Resolved,
+        /// Its disks, by their number in the session.
+        disks: Vec<Disk>,
     },
     /// By a primary: give up the checkpoint that is there, so that the memory can be filled anew without a stage.
     StartOver,
@@ -61,6 +63,21 @@ pub enum Ask {
     },
 }
 
+/// A disk of a protected guest, as its primary says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The volume.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes that have to be stored.
+    pub needed: u64,
+    /// Bytes that the shadow is not known to have.
+    pub owed: u64,
+    /// The volume's epoch.
+    pub epoch: u64,
+}
+
 /// What became of a protection at the shadow's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "fate")]
@@ -78,12 +95,14 @@ pub enum Fate {
 }
 
 /// The answer to [`Ask::Keep`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     /// The checkpoint that is there: its epoch and its number.
     pub has: Option<(u64, u64)>,
     /// How many pages are kept aside for a checkpoint.
     pub stage: u64,
+    /// What is there of each disk.
+    pub disks: Vec<gnomon_volume::standby::Has>,
 }
 
 /// The answer to [`Ask::TakeOver`].

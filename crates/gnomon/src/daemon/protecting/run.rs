@@ -8,7 +8,7 @@ use std::{
 use gnomon_machine::primary::{ReplicateError, Replicator};
 use gnomon_qemu::{Qemu, RunState};
 
-use super::{pulse::millis, shared::Shared};
+use super::{pulse::millis, shared::Shared, volumes::Volumes};
 use crate::{
     api::{ApiError, chain, types::Progress},
     daemon::jobs::Job,
@@ -32,6 +32,7 @@ pub(super) struct Run {
     pub engine: Replicator,
     pub qemu: Arc<Qemu>,
     pub shared: Arc<Shared>,
+    pub volumes: Arc<Volumes>,
 }
 
 impl Run {
@@ -46,6 +47,7 @@ impl Run {
             due = match self.checkpoint(&mut job) {
                 Ok(()) => self.engine.due_in(),
                 Err(error) if !self.engine.is_connected() => break Left::Broken(error.into()),
+                Err(error) if self.volumes.is_broken() => break Left::Broken(error.into()),
                 Err(error) if self.qemu.exit_watch().exited().is_some() => break Left::Broken(error.into()),
                 Err(error) => self.pass_over(&error),
             };

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, thread};
 
-use gnomon_link::SessionSender;
+use gnomon_link::{Session, SessionSender};
 use gnomon_machine::wire::{Wire, WireClosed};
 use gnomon_proto::frame::Message;
 use gnomon_terms::Epoch;
@@ -16,7 +16,10 @@ use super::{
     shadow::{Keeping, Wanted},
     takeover,
 };
-use crate::{api::ApiError, daemon::Daemon};
+use crate::{
+    api::ApiError,
+    daemon::{Daemon, moving::hub::Hub},
+};
 
 /// The shadow's side of one session.
 #[derive(Default)]
@@ -32,15 +35,16 @@ impl Seat {
         &mut self,
         daemon: &Arc<Daemon>,
         from: &str,
-        sender: SessionSender,
+        hub: &Hub,
         ram: &mut Option<mpsc::Receiver<Message>>,
         question: Ask,
     ) -> Result<Value, ApiError> {
         let answer = match question {
             Ask::Fate { id } => serde_json::to_value(fate(daemon, &id)?),
-            Ask::Keep { id, epoch, spec, resolved } => {
-                let wanted = Wanted { id, from: from.to_string(), epoch: Epoch(epoch), spec: *spec, resolved };
-                serde_json::to_value(self.keep(daemon, wanted, sender, ram).await?)
+            Ask::Keep { id, epoch, spec, resolved, disks } => {
+                let (from, epoch, wire) = (from.to_string(), Epoch(epoch), hub.wire());
+                let wanted = Wanted { id, from, epoch, spec: *spec, resolved, disks, wire };
+                serde_json::to_value(self.keep(daemon, wanted, hub, ram).await?)
             }
             Ask::StartOver => {
                 let (keeping, epoch) = self.kept()?;
@@ -71,7 +75,7 @@ impl Seat {
         &mut self,
         daemon: &Arc<Daemon>,
         wanted: Wanted,
-        sender: SessionSender,
+        hub: &Hub,
         ram: &mut Option<mpsc::Receiver<Message>>,
     ) -> Result<Kept, ApiError> {
         let frames = ram.take().ok_or_else(|| {
@@ -80,9 +84,11 @@ impl Seat {
         let (keeper, epoch) = (Arc::clone(daemon), wanted.epoch);
         let (keeping, kept) = blocking(move || keeper.shadows.keep(&keeper, wanted)).await?;
         let (tell, ended) = oneshot::channel();
-        let (listener, session) = (Arc::clone(&keeping), keeping.session());
+        follow_disks(hub, &keeping)?;
+        let (listener, session, link) = (Arc::clone(&keeping), keeping.session(), Arc::clone(hub.session()));
+        let wire = ShadowWire(hub.sender());
         thread::spawn(move || {
-            listen(&listener, session, frames, &ShadowWire(sender));
+            listen(&listener, session, frames, &wire, &link);
             listener.end(session);
             // Nobody waits any more when the daemon ends.
             let _ = tell.send(());
@@ -99,6 +105,10 @@ impl Seat {
 
     /// The session is over; what was sealed stays.
     pub async fn let_go(&mut self, daemon: &Arc<Daemon>) {
+        if let Some(copies) = self.keeping.as_ref().and_then(|(keeping, _)| keeping.copies().ok()) {
+            // First, for who handles a frame may wait for what will not come.
+            copies.end();
+        }
         if let Some(ended) = self.ended.take() {
             // A thread that is gone is an ended one.
             let _ = ended.await;
@@ -111,7 +121,7 @@ impl Seat {
 
 /// Hands frames to the engine until the session is over. After one that cannot be taken the rest of the session is
 /// passed over: the primary has been told, and begins another one.
-fn listen(keeping: &Keeping, session: u64, mut frames: mpsc::Receiver<Message>, wire: &ShadowWire) {
+fn listen(keeping: &Keeping, session: u64, mut frames: mpsc::Receiver<Message>, wire: &ShadowWire, link: &Session) {
     let mut is_broken = false;
     while let Some(message) = frames.blocking_recv() {
         if is_broken {
@@ -119,9 +129,28 @@ fn listen(keeping: &Keeping, session: u64, mut frames: mpsc::Receiver<Message>, 
         }
         if let Err(error) = keeping.take(session, message, wire) {
             tracing::warn!(vm = keeping.record().vm, %error, "a checkpoint was not taken");
+            link.close("a checkpoint was not taken");
             is_broken = true;
         }
     }
+}
+
+/// Writes of the guest go to the standbys of its disks.
+fn follow_disks(hub: &Hub, keeping: &Keeping) -> Result<(), ApiError> {
+    for (stream, receiver) in keeping.copies()?.receivers() {
+        let link = Arc::clone(hub.session());
+        let vm = keeping.record().vm.clone();
+        hub.serve(
+            stream,
+            Arc::new(move |message| {
+                if let Err(error) = receiver.handle(message) {
+                    tracing::warn!(vm, %error, "a write of the primary was not taken");
+                    link.close("a write was not taken");
+                }
+            }),
+        );
+    }
+    Ok(())
 }
 
 /// What became of a protection here.

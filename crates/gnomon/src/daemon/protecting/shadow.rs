@@ -10,7 +10,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +23,12 @@ use gnomon_qemu::{GuestRam, Qemu, Resolved, Standby, VmSpec};
 use gnomon_terms::{Bytes, Epoch};
 use parking_lot::Mutex;
 
-use super::{STREAM, pulse::millis, rpc::Kept};
+use super::{
+    STREAM,
+    copies::Copies,
+    pulse::millis,
+    rpc::{Disk, Kept},
+};
 use crate::{
     api::{
         ApiError,
@@ -41,6 +49,10 @@ pub struct Shadows {
 /// A shadow that this node keeps.
 pub struct Keeping {
     record: ShadowRecord,
+    /// The newest one that a primary has said.
+    epoch: AtomicU64,
+    /// The guest's disks, once they have been opened.
+    copies: Mutex<Option<Arc<Copies>>>,
     engine: Mutex<Option<Engine>>,
     /// For whoever looks: the engine is busy while a checkpoint is applied.
     seen: Mutex<Seen>,
@@ -76,6 +88,10 @@ pub struct Wanted {
     pub spec: VmSpec,
     /// Settled on the primary's host.
     pub resolved: Resolved,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// The session, for the disks' answers.
+    pub wire: Arc<dyn gnomon_volume::wire::Wire>,
 }
 
 impl Shadows {
@@ -94,7 +110,13 @@ impl Shadows {
 
     fn put(&self, daemon: &Arc<Daemon>, record: ShadowRecord) -> Arc<Keeping> {
         daemon.vms.reserve(&record.vm, &record.from);
-        let keeping = Arc::new(Keeping { record, engine: Mutex::default(), seen: Mutex::default() });
+        let keeping = Arc::new(Keeping {
+            epoch: AtomicU64::new(record.epoch),
+            record,
+            copies: Mutex::default(),
+            engine: Mutex::default(),
+            seen: Mutex::default(),
+        });
         self.all.lock().insert(keeping.record.vm.clone(), Arc::clone(&keeping));
         keeping
     }
@@ -152,6 +174,7 @@ impl Shadows {
             id: wanted.id.clone(),
             vm: name.clone(),
             from: wanted.from.clone(),
+            epoch: wanted.epoch.0,
             token: daemon.records.next_token()?,
             volumes: wanted.spec.disks.iter().map(|disk| disk.name.clone()).collect(),
         };
@@ -164,8 +187,9 @@ impl Shadows {
         if let Some(engine) = keeping.engine.lock().take() {
             engine.qemu.kill()?;
         }
-        self.remove(daemon, &keeping.record)?;
         daemon.vms.forget_waiting(&keeping.record.vm, &keeping.record.volumes, keeping.record.token);
+        keeping.discard_copies(daemon)?;
+        self.remove(daemon, &keeping.record)?;
         tracing::info!(vm = keeping.record.vm, "the shadow of the VM at node {} is gone", keeping.record.from);
         Ok(())
     }
@@ -183,6 +207,11 @@ impl Keeping {
     /// As it is on record.
     pub fn record(&self) -> &ShadowRecord {
         &self.record
+    }
+
+    /// The epoch in which its guest runs at the primary.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
     }
 
     /// Whether a primary's guest was loaded here and waits to run.
@@ -205,17 +234,67 @@ impl Keeping {
             }
             *self.seen.lock() = Seen::default();
         }
+        if self.epoch.swap(wanted.epoch.0, Ordering::Relaxed) != wanted.epoch.0 {
+            daemon.records.put_shadow(&ShadowRecord { epoch: wanted.epoch.0, ..self.record.clone() })?;
+        }
+        let copies = self.open_copies(daemon, wanted)?;
+        let disks = copies.begin(&wanted.id, &wanted.disks, &wanted.wire)?;
         let mut engine = match slot.take() {
             Some(engine) => engine,
             None => self.start(daemon, wanted)?,
         };
+        if disks.iter().any(|has| has.sealed.is_none()) {
+            // Memory of a moment that its disks do not have is of no use.
+            engine.shadow.start_over();
+        }
         let begun = self.awaken(daemon, &mut engine).and_then(|()| Ok(engine.shadow.begin(wanted.epoch)?));
         let has = engine.shadow.has().map(|(epoch, checkpoint)| (epoch.0, checkpoint));
         *slot = Some(engine);
         begun?;
         let mut seen = self.seen.lock();
         (seen.session, seen.connected) = (seen.session + 1, true);
-        Ok(Kept { has, stage: limits().stage.0 })
+        if has.is_none() {
+            seen.committed = None;
+        }
+        Ok(Kept { has, stage: limits().stage.0, disks })
+    }
+
+    fn open_copies(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Arc<Copies>, ApiError> {
+        let mut copies = self.copies.lock();
+        match &*copies {
+            Some(copies) => Ok(Arc::clone(copies)),
+            None => Ok(Arc::clone(copies.insert(Arc::new(Copies::open(daemon, &self.record, &wanted.disks)?)))),
+        }
+    }
+
+    /// The guest's disks; an error until a primary has said what they are.
+    pub(super) fn copies(&self) -> Result<Arc<Copies>, ApiError> {
+        self.copies.lock().clone().ok_or_else(nothing)
+    }
+
+    /// The guest's disks, also when no primary has begun a session since the daemon started.
+    pub(super) fn found_copies(&self, daemon: &Arc<Daemon>) -> Result<Arc<Copies>, ApiError> {
+        let mut copies = self.copies.lock();
+        match &*copies {
+            Some(copies) => Ok(Arc::clone(copies)),
+            None => Ok(Arc::clone(copies.insert(Arc::new(Copies::of_record(daemon, &self.record)?)))),
+        }
+    }
+
+    /// Whether there is a checkpoint of the guest's memory to go on from.
+    pub fn has_memory(&self) -> bool {
+        self.seen.lock().committed.is_some()
+    }
+
+    /// Removes the volumes of a shadow that is not wanted any more, also of one that was found on record only.
+    fn discard_copies(&self, daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+        if let Some(copies) = self.copies.lock().take() {
+            return copies.discard(daemon);
+        }
+        let of_ours = |name: &String| daemon.keeper.get(name).ok();
+        let ours = self.record.volumes.iter().filter_map(of_ours);
+        let ours = ours.filter(|handle| handle.record().move_id.as_deref() == Some(&self.record.id));
+        ours.into_iter().try_for_each(|handle| daemon.keeper.discard(&handle))
     }
 
     /// Makes memory, and a QEMU that waits on it.
@@ -247,19 +326,37 @@ impl Keeping {
         self.seen.lock().session
     }
 
-    /// Takes in a frame of a session. An error ends the session.
+    /// Takes in a frame of a session. An error ends the session. Blocks, before anybody else is held up, for the writes
+    /// of a checkpoint that is complete.
     pub(super) fn take(
         &self,
         session: u64,
         message: Message,
         wire: &dyn gnomon_machine::wire::Wire,
     ) -> Result<(), ApiError> {
+        let Message::Seal { checkpoint, marks, .. } = &message else {
+            let mut slot = self.engine.lock();
+            let engine = slot.as_mut().filter(|_| self.session() == session).ok_or_else(over)?;
+            return Ok(engine.shadow.take(message, wire)?);
+        };
+        let (checkpoint, marks, copies) = (*checkpoint, marks.clone(), self.copies()?);
+        let arrived = copies.await_whole(&marks);
         let mut slot = self.engine.lock();
         let engine = slot.as_mut().filter(|_| self.session() == session).ok_or_else(over)?;
-        engine.shadow.take(message, wire)?;
+        let before = copies.sealed();
+        if let Err(error) = arrived.and_then(|()| copies.seal(&marks)) {
+            engine.shadow.end();
+            // A session that is over tells the primary as much.
+            let _ = wire.send(Message::Sealed { stream: STREAM, checkpoint, ok: false });
+            return Err(error);
+        }
+        if let Err(error) = engine.shadow.take(message, wire) {
+            copies.go_back(before);
+            return Err(error.into());
+        }
         let committed = engine.shadow.committed().map(|has| (has.epoch, has.checkpoint, has.at));
         self.seen.lock().committed = committed;
-        Ok(())
+        copies.apply(&marks)
     }
 
     /// A session is over. What it had not sealed is dropped.
@@ -270,6 +367,9 @@ impl Keeping {
             return;
         }
         seen.connected = false;
+        if let Ok(copies) = self.copies() {
+            copies.end();
+        }
         if let Some(engine) = slot.as_mut() {
             engine.shadow.end();
         }

@@ -27,6 +27,8 @@ pub enum Order {
     End,
     /// The guest is to go on at the shadow; the job tells how it goes.
     Switch(Job),
+    /// The daemon stops.
+    Rest,
     /// The guest was given up here, by somebody else: nothing is left to do.
     GivenUp,
 }
@@ -41,13 +43,15 @@ pub struct Shared {
     pub order: watch::Sender<Order>,
     /// Pages said in the session.
     pub(super) said: AtomicU64,
+    /// Whether no driver is at work.
+    idle: watch::Sender<bool>,
 }
 
 impl Shared {
     /// A protection as it is on record.
     pub fn new(record: ProtectRecord) -> Shared {
         let (record, order) = (Mutex::new(record), watch::Sender::default());
-        Shared { record, pulse: Pulse::default(), order, said: AtomicU64::new(0) }
+        Shared { record, pulse: Pulse::default(), order, said: AtomicU64::new(0), idle: watch::Sender::new(true) }
     }
 
     /// Changes its record; durable before it is believed.
@@ -58,6 +62,33 @@ impl Shared {
         records.put_protection(&draft)?;
         *record = draft;
         Ok(())
+    }
+
+    /// The switchover that was asked is seen to: the order is none any more, unless another has been given since.
+    pub fn switch_begins(&self) {
+        self.order.send_if_modified(|order| {
+            let is_switch = matches!(order, Order::Switch(_));
+            if is_switch {
+                *order = Order::None;
+            }
+            is_switch
+        });
+    }
+
+    /// A driver begins its work.
+    pub fn drives(&self) {
+        self.idle.send_replace(false);
+    }
+
+    /// No driver is at work any more.
+    pub fn rests(&self) {
+        self.idle.send_replace(true);
+    }
+
+    /// Waits until no driver is at work.
+    pub async fn resting(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.idle.subscribe().wait_for(|idle| *idle).await;
     }
 
     /// As a user is told.

@@ -76,6 +76,11 @@ impl Story {
         self.write(what, "done", Some(gap), phases, &[]);
     }
 
+    /// The disks were taken over, and the guest does not run.
+    pub fn disks_only(&self, what: &str, why: &str) {
+        self.note(what, "disks-only", &[why.to_string()]);
+    }
+
     /// A takeover that did not come about.
     pub fn not_taken_over(&self, what: &str, error: &ApiError) {
         self.note(what, "failed", std::slice::from_ref(&error.message));

@@ -97,9 +97,14 @@ impl Primary {
         phases.push(("loading", clock.lap()));
         let epoch = self.record().epoch + 1;
         let (daemon, vm, shared) = (Arc::clone(&self.daemon), Arc::clone(&self.vm), Arc::clone(&self.shared));
+        let (volumes, to) = (Arc::clone(&self.volumes), self.record().to);
         blocking(move || {
             daemon.vms.fence(&vm);
-            shared.write(&daemon.records, |record| record.given = Some(epoch))
+            shared.write(&daemon.records, |record| record.given = Some(epoch))?;
+            let given = volumes.give(&daemon.keeper, &to);
+            // It is decided: what is not fenced on record is so at the next start, and no disk is lent until then.
+            given.unwrap_or_else(|error| tracing::error!(%error, "the volumes of a guest that was given away"));
+            Ok(())
         })
         .await?;
         phases.push(("fencing", clock.lap()));
@@ -130,8 +135,12 @@ impl Primary {
     pub(super) async fn take_back(&mut self, given: u64) -> Result<(), ApiError> {
         let (daemon, shared) = (Arc::clone(&self.daemon), Arc::clone(&self.shared));
         tracing::warn!(vm = self.record().vm, "node {} does not have the guest: it goes on here", self.record().to);
-        blocking(move || shared.write(&daemon.records, |record| (record.given, record.epoch) = (None, given + 1)))
-            .await?;
+        let volumes = Arc::clone(&self.volumes);
+        blocking(move || {
+            volumes.take_back(&daemon.keeper)?;
+            shared.write(&daemon.records, |record| (record.given, record.epoch) = (None, given + 1))
+        })
+        .await?;
         self.go_on().await?;
         let qemu = Arc::clone(&self.qemu);
         // The daemon may be another one than that which froze it.
@@ -150,12 +159,18 @@ impl Primary {
         if let Ok(engine) = self.engine() {
             engine.hand_over();
         }
-        let (daemon, record) = (Arc::clone(&self.daemon), self.record());
+        let (daemon, record, volumes) = (Arc::clone(&self.daemon), self.record(), Arc::clone(&self.volumes));
+        let qemu = Arc::clone(&self.qemu);
         blocking(move || {
+            // Asked to end, it would wait for disks that it does not have any more.
+            qemu.kill()?;
             daemon.vms.remove(&record.vm)?;
+            volumes.release(&daemon.keeper, &record.to)?;
             daemon.records.remove_protection(&record.vm)
         })
         .await?;
+        // Before anybody is told: it may come back at once.
+        self.daemon.protections.over(&self.shared);
         Ok(End::Moved)
     }
 

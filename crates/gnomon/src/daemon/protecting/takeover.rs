@@ -18,7 +18,9 @@ use gnomon_qemu::Qemu;
 use serde_json::{Value, json};
 
 use super::{
-    blocking, ended,
+    blocking,
+    copies::Copies,
+    ended,
     pulse::millis,
     rpc::{Ask, TakenOver, Yielded},
     shadow::{Keeping, STEP, nothing},
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::{
     api::{
-        ApiError,
+        ApiError, Kind,
         types::{FailoverVm, JobView, Progress},
     },
     daemon::{
@@ -71,7 +73,7 @@ pub fn planned(daemon: &Arc<Daemon>, id: &str, epoch: u64) -> Result<TakenOver, 
 pub fn failover(daemon: &Arc<Daemon>, name: &str, ask: FailoverVm) -> Result<JobView, ApiError> {
     let keeping = daemon.shadows.get(name).ok_or_else(|| no_shadow(daemon, name))?;
     check_fence(keeping.record(), ask.fenced.as_deref())?;
-    if keeping.view().checkpoint.is_none() {
+    if !keeping.has_memory() && keeping.found_copies(daemon)?.sealed().is_none() {
         return Err(nothing());
     }
     let job = daemon.jobs.begin("failover", name);
@@ -112,11 +114,18 @@ async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Re
     let begun = Instant::now();
     let record = keeping.record().clone();
     tell(job, "fence", &format!("asking node {} whether it runs the guest", record.from));
-    let epoch = keeping.view().epoch.map_or(1, |epoch| epoch + 1);
+    let epoch = keeping.epoch() + 1;
     refuse_if_it_runs(daemon, &record, epoch).await?;
     let fencing = begun.elapsed();
     tell(job, "takeover", "");
     let (here, claimer) = (daemon.config.node.clone(), Arc::clone(daemon));
+    if !keeping.has_memory() {
+        blocking(move || take_disks_over(&claimer, &keeping, epoch)).await?;
+        let why = format!("its memory was lost here: start {} with `gnomon vm run` from its disks", record.vm);
+        Story::new(&daemon.records, &record.vm, &here).disks_only("failover", &why);
+        tell(job, "done", &why);
+        return Ok(json!({ "from": record.from, "epoch": epoch, "guest_runs": false }));
+    }
     let outcome = blocking(move || take_over(&claimer, &keeping, epoch)).await;
     let story = Story::new(&daemon.records, &record.vm, &here);
     let told = match &outcome {
@@ -134,6 +143,7 @@ async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Re
     tell(job, "done", &message);
     Ok(json!({
         "from": record.from,
+        "guest_runs": true,
         "checkpoint": told.checkpoint,
         "epoch": epoch,
         "age_ms": millis(told.age),
@@ -165,7 +175,8 @@ async fn refuse_if_it_runs(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u
     }
 }
 
-/// Makes the guest run here at this epoch. An error that is not `Unavailable` has changed nothing, and leaves a shadow.
+/// Makes the guest run here at this epoch. An error that is not `Unavailable` has changed nothing; after any other it may
+/// have been decided that the guest lives here, and whoever wants to know asks.
 fn take_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result<Told, ApiError> {
     let record = keeping.record();
     let mut slot = keeping.engine();
@@ -177,19 +188,36 @@ fn take_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result
     }
     engine.shadow.load(STEP)?;
     let begun = Instant::now();
-    daemon.records.put_promoted(&record.id, epoch)?;
+    let copies = keeping.copies()?;
+    copies.freeze()?;
+    let decided = |error: ApiError| ApiError { kind: Kind::Unavailable, ..error };
+    daemon.records.put_promoted(&record.id, epoch).map_err(decided)?;
+    let claimed = copies.claim(daemon);
     let claiming = begun.elapsed();
-    let taken = engine.shadow.take_over(STEP);
+    let taken = claimed.and_then(|()| Ok(engine.shadow.take_over(STEP)?));
     let qemu = Arc::clone(&engine.qemu);
     *slot = None;
     drop(slot);
     let TookOver { checkpoint, age, loading, starting, .. } = match taken {
         Ok(taken) => taken,
-        Err(error) => return Err(broken(daemon, record, &qemu, error.into())),
+        Err(error) => return Err(broken(daemon, record, &qemu, error)),
     };
-    settle(daemon, record, epoch, qemu)?;
+    settle(daemon, record, epoch, qemu).map_err(decided)?;
     tracing::info!(vm = record.vm, checkpoint, epoch, "the shadow has taken over and runs here");
     Ok(Told { checkpoint, age, loading, claiming, starting })
+}
+
+/// This node's daemon has lost the guest's memory, and not its disks: they are at the last checkpoint they had, as after
+/// a power cut.
+fn take_disks_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result<(), ApiError> {
+    let record = keeping.record();
+    let mut slot = keeping.engine();
+    keeping.found_copies(daemon)?.freeze()?;
+    daemon.records.put_promoted(&record.id, epoch)?;
+    if let Some(engine) = slot.take() {
+        engine.qemu.kill()?;
+    }
+    finish_promotion(daemon, record)
 }
 
 /// It was decided that the guest lives here, and it did not come to run.
@@ -223,14 +251,32 @@ fn settle(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u64, qemu: Arc<Qem
 /// This daemon died in the midst of a takeover that was decided: the guest runs here, or ran nowhere.
 pub fn finish_promotion(daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
     let epoch = daemon.records.promoted(&record.id)?.unwrap_or_default();
+    claim_late(daemon, record)?;
     if let Some(qemu) = daemon.vms.find_running(&record.vm) {
         tracing::warn!(vm = record.vm, pid = qemu.record().pid, "its takeover was decided, and it runs here");
-        return settle(daemon, record, epoch, Arc::new(qemu));
+        settle(daemon, record, epoch, Arc::new(qemu))?;
+        // Nothing is lent any more after a restart.
+        return daemon.vms.unfence(&*daemon.vms.get(&record.vm)?);
     }
     tracing::error!(vm = record.vm, "its takeover was decided and cut off: start it from its disks, which are here");
     daemon.vms.end_leftover(&record.vm)?;
     daemon.vms.forget_waiting(&record.vm, &record.volumes, record.token);
     daemon.shadows.remove(daemon, record)
+}
+
+/// Volumes that were not claimed yet when the daemon died.
+fn claim_late(daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
+    let is_ours = |name: &String| {
+        let handle = daemon.keeper.get(name);
+        handle.is_ok_and(|handle| handle.record().move_id.as_deref() == Some(&record.id))
+    };
+    // All of them were claimed at once, or none.
+    if !record.volumes.iter().any(is_ours) {
+        return Ok(());
+    }
+    let copies = Copies::of_record(daemon, record)?;
+    copies.freeze()?;
+    copies.claim(daemon)
 }
 
 fn tell(job: &Job, phase: &str, message: &str) {
@@ -240,12 +286,17 @@ fn tell(job: &Job, phase: &str, message: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Kind;
 
     #[test]
     fn only_the_primary_named_fenced_lets_a_shadow_go_on() {
-        let record =
-            ShadowRecord { id: "a-1-1".into(), vm: "web".into(), from: "a".into(), token: 1, volumes: Vec::new() };
+        let record = ShadowRecord {
+            id: "a-1-1".into(),
+            vm: "web".into(),
+            from: "a".into(),
+            epoch: 1,
+            token: 1,
+            volumes: Vec::new(),
+        };
         let table = [(Some("a"), None), (Some("b"), Some(Kind::Usage)), (None, Some(Kind::Refused))];
         for (fenced, expected) in table {
             assert_eq!(check_fence(&record, fenced).err().map(|error| error.kind), expected, "{fenced:?}");

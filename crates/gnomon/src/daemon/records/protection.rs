@@ -36,6 +36,8 @@ pub struct ShadowRecord {
     pub vm: String,
     /// The node where its guest runs.
     pub from: String,
+    /// The epoch in which it runs there.
+    pub epoch: u64,
     /// Fences the QEMU that waits here.
     pub token: u64,
     /// Its volumes; the place in the list is the stream.
@@ -109,6 +111,7 @@ mod tests {
             id: "a-1-1".into(),
             vm: "web".into(),
             from: "a".into(),
+            epoch: 1,
             token: 4,
             volumes: vec!["root".into()],
         };

@@ -102,10 +102,6 @@ impl Vms {
     /// The guest that `qemu` waited for runs in it: it is a VM of this node, on record before this returns.
     pub fn take_in(self: &Arc<Vms>, record: VmRecord, qemu: Arc<Qemu>) -> Result<Arc<VmHandle>, ApiError> {
         self.records.put_vm(&record)?;
-        for disk in qemu.record().spec.iter().flat_map(|spec| &spec.disks) {
-            // After a restart of the daemon it is not lent any more.
-            self.lend(disk, &record)?;
-        }
         Ok(self.show(record, Some(qemu)))
     }
 
@@ -147,11 +143,12 @@ impl Vms {
         self.take_disks_back(&vm.record());
     }
 
-    /// Gives them back to it.
+    /// Gives them back to it, those that it does not have.
     pub fn unfence(&self, vm: &VmHandle) -> Result<(), ApiError> {
         let (record, qemu) = (vm.record(), vm.qemu());
         let disks = qemu.iter().flat_map(|qemu| qemu.record().spec.iter()).flat_map(|spec| &spec.disks);
-        disks.into_iter().try_for_each(|disk| self.lend(disk, &record))
+        let taken = disks.into_iter().filter(|disk| !self.keeper.is_lent(&disk.name, record.token));
+        taken.into_iter().try_for_each(|disk| self.lend(disk, &record))
     }
 
     /// A VM of which only a QEMU is here that waits.
