@@ -36,10 +36,16 @@ fn fmt() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    sh::run(sh::cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    let mut cargo = sh::cargo();
+    cargo.args(["clippy", "--quiet", "--workspace", "--features", sh::FEATURES, "--all-targets"]);
+    sh::run(cargo.args(["--", "-D", "warnings"]))
 }
 
 fn doc() -> Result<()> {
     let mut cargo = sh::cargo();
-    sh::run(cargo.args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    sh::run(
+        cargo
+            .args(["doc", "--quiet", "--workspace", "--features", sh::FEATURES, "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
 }

@@ -23,6 +23,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "a small guest for tests of the machine plane"),
     ("cpio", "packs that guest"),
     ("haproxy", "a load balancer that sends connections to where a VM is"),
+    ("etcd-server", "the store that several hosts see: tests run three members on loopback"),
+    ("protobuf-compiler", "protoc, for the build of etcd's client (feature `etcd`)"),
+    ("libprotobuf-dev", "protoc's own definitions, which etcd's use"),
 ];
 
 /// The machine cannot do it, and here is what would be needed; exit code 3.

@@ -8,6 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+/// What is tested and checked beyond the defaults: the store of a cluster. One flag for all of it, so that no crate is
+/// compiled twice.
+pub const FEATURES: &str = "gnomon/etcd";
+
 /// The checkout's root.
 pub fn root() -> PathBuf {
     // The manifest's folder is xtask itself; its parent is the workspace.

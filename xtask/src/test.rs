@@ -2,6 +2,7 @@
 //!
 //! One profile for all tests, `test` with `opt-level = 1`: on two cores it compiles nearly as fast as none at all, and
 //! checksums, hashes and the replay of traces run several times faster, so the whole is shorter than either extreme.
+//! They run with [`sh::FEATURES`]; the crash test after them builds the program without any, so that both are built.
 //! The tests come last: their lines are what a reader of the log looks for.
 
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ pub fn run() -> Ended {
     let checked = check::all();
     // Colours would hide the words from whoever searches the log.
     let mut cargo = sh::cargo();
-    cargo.args(["test", "--workspace", "--no-fail-fast", "--color", "never"]);
+    cargo.args(["test", "--workspace", "--features", sh::FEATURES, "--no-fail-fast", "--color", "never"]);
     cargo.env(newer_qemu::VARIABLE, newer_qemu);
     sh::stage("tests", || sh::run(&mut cargo))?;
     sh::stage("a Linux guest whose disk's server dies", demo::crash::run)?;

@@ -1,15 +1,24 @@
 //! Small authoritative facts: what must be known again after a crash.
 //!
 //! One trait ([`Store`]) with real implementations side by side, held to one conformance suite: [`RedbStore`], the
-//! embedded default, and [`MemStore`], for tests and for what may be lost. Bulk never goes here.
+//! embedded default; [`MemStore`], for tests and for what may be lost; and, with the feature `etcd`, `EtcdStore`, which
+//! several hosts see and which alone grants [`lease`]s. Bulk never goes here.
 //!
 //! [`extents`] packs what is known of a volume's extents (location, coverage, access probability) into records.
 
+mod address;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod extents;
+pub mod lease;
 mod mem;
 mod redb;
 mod store;
 
+pub use address::{AddressError, EtcdAddress};
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdStore;
+pub use lease::{Lease, LeaseId, Leases};
 pub use mem::MemStore;
 pub use redb::RedbStore;
-pub use store::{Change, Store, StoreError, Version, Versioned};
+pub use store::{Change, LARGEST_VALUE, LONGEST_KEY, Store, StoreError, Version, Versioned};

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::mpsc::Receiver};
 
 use parking_lot::Mutex;
 
-use crate::store::{Change, Store, StoreError, Version, Versioned, Watchers};
+use crate::{
+    lease::Leases,
+    store::{Change, Store, StoreError, Version, Versioned, Watchers, check_key, check_record, check_records},
+};
 
 /// Loses everything when it is dropped.
 #[derive(Default)]
@@ -31,10 +34,12 @@ impl State {
 
 impl Store for MemStore {
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError> {
+        check_key(key)?;
         Ok(self.state.lock().records.get(key).cloned())
     }
 
     fn put_all(&self, records: &[(String, Vec<u8>)]) -> Result<Vec<Version>, StoreError> {
+        check_records(records)?;
         let mut state = self.state.lock();
         let mut versions = Vec::with_capacity(records.len());
         for (key, value) in records {
@@ -46,6 +51,7 @@ impl Store for MemStore {
     }
 
     fn compare_and_set(&self, key: &str, expected: Option<Version>, value: &[u8]) -> Result<Version, StoreError> {
+        check_record(key, value)?;
         let mut state = self.state.lock();
         let found = state.records.get(key).map(|record| record.version);
         if found != expected {
@@ -58,6 +64,7 @@ impl Store for MemStore {
     }
 
     fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        check_key(key)?;
         let mut state = self.state.lock();
         let Some(record) = state.records.remove(key) else { return Ok(false) };
         state.buried.insert(key.to_string(), record.version);
@@ -71,7 +78,12 @@ impl Store for MemStore {
         Ok(from.take_while(|(key, _)| key.starts_with(prefix)).map(|(k, v)| (k.clone(), v.clone())).collect())
     }
 
-    fn watch(&self, prefix: &str) -> Receiver<Change> {
-        self.watchers.add(prefix)
+    fn watch(&self, prefix: &str) -> Result<Receiver<Change>, StoreError> {
+        Ok(self.watchers.add(prefix))
+    }
+
+    fn leases(&self) -> Result<&dyn Leases, StoreError> {
+        let why = "it is in the memory of one process, and whoever is to judge a lease must be able to see it";
+        Err(StoreError::NoLeases { store: "the store in memory".to_string(), why })
     }
 }

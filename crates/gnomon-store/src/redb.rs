@@ -12,7 +12,10 @@ use std::{
 use parking_lot::Mutex;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
-use crate::store::{Change, Store, StoreError, Version, Versioned, Watchers};
+use crate::{
+    lease::Leases,
+    store::{Change, Store, StoreError, Version, Versioned, Watchers, check_key, check_record, check_records},
+};
 
 /// Key → version and value.
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
@@ -112,6 +115,7 @@ impl<'a> Tables<'a> {
 
 impl Store for RedbStore {
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError> {
+        check_key(key)?;
         let transaction = self.database.begin_read().map_err(self.engine("begin a read"))?;
         let records = transaction.open_table(RECORDS).map_err(self.engine("open its records"))?;
         let found = records.get(key).map_err(self.engine("read"))?;
@@ -119,6 +123,7 @@ impl Store for RedbStore {
     }
 
     fn put_all(&self, records: &[(String, Vec<u8>)]) -> Result<Vec<Version>, StoreError> {
+        check_records(records)?;
         self.write(|tables, changes| {
             let mut versions = Vec::with_capacity(records.len());
             for (key, value) in records {
@@ -131,6 +136,7 @@ impl Store for RedbStore {
     }
 
     fn compare_and_set(&self, key: &str, expected: Option<Version>, value: &[u8]) -> Result<Version, StoreError> {
+        check_record(key, value)?;
         self.write(|tables, changes| {
             let found = tables.version(key)?;
             if found != expected {
@@ -144,6 +150,7 @@ impl Store for RedbStore {
     }
 
     fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        check_key(key)?;
         self.write(|tables, changes| {
             let Some(version) = tables.version(key)? else { return Ok(false) };
             tables.records.remove(key).map_err(self.engine("delete"))?;
@@ -167,8 +174,15 @@ impl Store for RedbStore {
         Ok(found)
     }
 
-    fn watch(&self, prefix: &str) -> Receiver<Change> {
-        self.watchers.add(prefix)
+    fn watch(&self, prefix: &str) -> Result<Receiver<Change>, StoreError> {
+        Ok(self.watchers.add(prefix))
+    }
+
+    fn leases(&self) -> Result<&dyn Leases, StoreError> {
+        let why = "it lives and dies with this host, so no other host could tell a lease that ended from a cable that \
+                   was cut; name an etcd to `gnomon serve --store`, or fence a dead host by hand and say so with \
+                   --i-have-fenced";
+        Err(StoreError::NoLeases { store: format!("the embedded store {}", self.path.display()), why })
     }
 }
 
