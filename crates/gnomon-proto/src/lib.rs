@@ -10,6 +10,7 @@ mod name;
 
 pub mod bitmap;
 pub mod frame;
+pub mod guard;
 pub mod handover;
 pub mod phase;
 

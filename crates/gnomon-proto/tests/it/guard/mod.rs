@@ -1,0 +1,79 @@
+//! Two guards and a store, walked exhaustively: whatever is cut, killed, delayed or skewed, and in whatever order.
+
+mod world;
+
+use gnomon_proto::guard::GuardState;
+use gnomon_terms::Epoch;
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use world::{Happening, SURE, Setting, TTL, World};
+
+impl Model for Setting {
+    type State = World;
+    type Action = Happening;
+
+    fn init_states(&self) -> Vec<World> {
+        self.beginnings()
+    }
+
+    fn actions(&self, world: &World, happenings: &mut Vec<Happening>) {
+        happenings.extend(self.happenings(world));
+    }
+
+    fn next_state(&self, world: &World, happening: Happening) -> Option<World> {
+        self.after(world, happening)
+    }
+
+    fn properties(&self) -> Vec<Property<Setting>> {
+        vec![
+            Property::always(ONE_RUNS, |_, world: &World| !both_run(world)),
+            Property::sometimes("the shadow took over", |_, world: &World| world.nodes[1].running),
+            Property::sometimes("the primary holds and stands", |_, world: &World| {
+                is_holding(world, 0) && !world.nodes[0].running
+            }),
+            Property::sometimes("the primary claimed anew", |_, world: &World| {
+                world.nodes[0].running && world.store.term.is_some_and(|term| term.epoch > Epoch(1))
+            }),
+            Property::sometimes("the primary learned that it was superseded", |_, world: &World| {
+                matches!(world.nodes[0].state(), Some(GuardState::Superseded { .. }))
+            }),
+        ]
+    }
+}
+
+const ONE_RUNS: &str = "one runs the guest, or none";
+
+fn both_run(world: &World) -> bool {
+    world.nodes[0].running && world.nodes[1].running
+}
+
+fn is_holding(world: &World, node: usize) -> bool {
+    matches!(world.nodes[node].state(), Some(GuardState::Holding { .. }))
+}
+
+/// A lease lives for two steps: long enough for a primary to lose its own, a shadow to take over and lose it in turn,
+/// and somebody to come back.
+const STRICT: Setting = Setting { strict: true, sure: SURE, from_before: true, steps: 6, crashes: 0 };
+
+#[test]
+fn in_strict_mode_one_node_runs_the_guest_or_none() {
+    for setting in [STRICT, Setting { steps: 5, crashes: 1, ..STRICT }] {
+        let checked = setting.checker().threads(2).spawn_bfs().join();
+        checked.assert_properties();
+        assert!(checked.unique_state_count() > 200_000, "{} states are no walk", checked.unique_state_count());
+    }
+}
+
+/// The walk finds what a little less care would cost; else it would prove nothing.
+#[test]
+fn less_care_lets_two_run() {
+    let careless = [
+        ("relaxed", Setting { strict: false, ..STRICT }),
+        ("trusts the whole lease by its own clock", Setting { sure: TTL, ..STRICT }),
+        ("counts from the answer", Setting { from_before: false, ..STRICT }),
+    ];
+    for (what, setting) in careless {
+        let checked = setting.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        let found = checked.discovery(ONE_RUNS);
+        assert!(found.is_some(), "{what}: nothing was found in {} states", checked.unique_state_count());
+    }
+}

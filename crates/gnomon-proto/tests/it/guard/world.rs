@@ -1,0 +1,417 @@
+//! Everything that two guards, their drivers and a store can do, step by step.
+//!
+//! ```text
+//!   node 0 (primary) ──ask──► the store: a term, leases ──► the answer to a claim is under way ──► node
+//!   node 1 (shadow)            └ a claim may arrive late, also after its driver has given up or died
+//! ```
+//! What cannot make things worse is left out, so that the rest can be walked whole:
+//! - A node asks when it likes, so a request that is lost is one that was not made yet.
+//! - A look is answered at once: what it saw is of use only while it is still so. A renewal is answered at once, and so
+//!   a guest runs as long as it ever may. One that reaches the store later makes the lease end later, and the store may
+//!   let leases end as late as it likes anyway.
+//! - A guest runs as soon as its guard allows, and stands as late as its driver may.
+//! - Each clock has one rate for life. A lease is a difference of two readings, and the mean rate between them is within
+//!   the same bounds. The store's is fast: a slow one ends leases later.
+
+use std::time::Duration;
+
+use gnomon_proto::guard::{Ask, Claimed, Guard, GuardState, Renewed, Rules, Sight, Will};
+use gnomon_terms::{Epoch, Instant};
+
+/// What clocks say for each step of time: a slow one and a fast one, half as fast again.
+pub const RATES: [u64; 2] = [2, 3];
+
+/// A lease's time to live by the store's clock: two steps of a fast one.
+pub const TTL: u64 = 6;
+
+/// How much of it a holder may trust by its own clock: two steps of a slow one.
+pub const SURE: u64 = 4;
+
+/// Renewing, looking and standing each take less than a step.
+const STEP: Duration = Duration::from_nanos(1);
+
+/// How a life is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Whether guests stand rather than run unsure of their lease.
+    pub strict: bool,
+    /// How much of a lease a holder trusts.
+    pub sure: u64,
+    /// Whether a holder counts from before it asked, as it must, or from when it was answered.
+    pub from_before: bool,
+    /// How long a life is.
+    pub steps: u64,
+    /// How many daemons are killed in it.
+    pub crashes: u8,
+}
+
+/// Everything at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub step: u64,
+    /// Of the nodes, and of the store.
+    rates: [u64; 3],
+    pub nodes: [Node; 2],
+    pub store: TermStore,
+    /// Claims that nobody waits for any more, and which may arrive all the same; the last of each node.
+    late: [Option<Claim>; 2],
+    crashes: u8,
+}
+
+/// A node: its guard, and what its driver does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// `None`: its daemon is dead, and its guest has neither disk nor network.
+    pub guard: Option<Guard>,
+    pub running: bool,
+    waits: Option<Waits>,
+    lease: Option<u8>,
+}
+
+/// How far the claim is that a driver waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Waits {
+    /// It has not reached the store.
+    Sent(Claim),
+    /// The store has decided for it.
+    Won(Claim),
+    /// The store has decided against it.
+    Lost,
+}
+
+/// A claim: its lease is granted, and now the term is to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Claim {
+    epoch: Epoch,
+    over: Option<u64>,
+    lease: u8,
+    /// By the clock of its node, before the lease was asked for.
+    began: u64,
+}
+
+/// The store: never wrong, and as slow as it likes to let a lease end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TermStore {
+    pub term: Option<Term>,
+    version: u64,
+    /// Leases that live, and from when each may end by the store's clock.
+    leases: Vec<(u8, u64)>,
+}
+
+/// A VM's term at the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Term {
+    pub epoch: Epoch,
+    holder: usize,
+    /// `None` when it has ended.
+    lease: Option<u8>,
+    /// Only the first primary's shadow has a whole state.
+    heir: Option<usize>,
+}
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Happening {
+    /// Time goes on for everybody.
+    Tick,
+    /// A driver does what its guard asks for.
+    Ask(usize),
+    /// A claim comes to the store, or the answer comes back.
+    Come(usize),
+    /// A driver gives up waiting for what becomes of its claim.
+    GiveUp(usize),
+    /// A claim that was given up arrives.
+    ComeLate(usize),
+    /// The store lets a lease end.
+    End(u8),
+    /// A daemon is killed.
+    Crash(usize),
+    /// A daemon comes back, and knows nothing.
+    Restart(usize),
+}
+
+impl Setting {
+    fn rules(&self) -> Rules {
+        Rules { strict: self.strict, renew_every: STEP, look_every: STEP, stand_within: STEP }
+    }
+
+    fn fresh(&self, node: usize, now: Instant) -> Guard {
+        Guard::new(self.rules(), if node == 0 { Will::Found } else { Will::Inherit }, now)
+    }
+
+    /// The primary has just got its first lease, and its guest runs; for each set of rates.
+    pub fn beginnings(&self) -> Vec<World> {
+        let rates = |bits: usize| [RATES[bits & 1], RATES[bits >> 1], RATES[1]];
+        (0..4).map(|bits| self.beginning(rates(bits))).collect()
+    }
+
+    fn beginning(&self, rates: [u64; 3]) -> World {
+        let now = Instant::ORIGIN;
+        let mut primary = self.fresh(0, now);
+        assert_eq!(primary.poll(now), Some(Ask::Look));
+        primary.saw(now, Ok(None));
+        assert_eq!(primary.poll(now), Some(Ask::Claim { epoch: Epoch(1), over: None }));
+        primary.claimed(now, Claimed::Won(Instant::from_nanos(self.sure)));
+        let node = |guard, running, lease| Node { guard: Some(guard), running, waits: None, lease };
+        let term = Some(Term { epoch: Epoch(1), holder: 0, lease: Some(0), heir: Some(1) });
+        World {
+            step: 0,
+            rates,
+            nodes: [node(primary, true, Some(0)), node(self.fresh(1, now), false, None)],
+            store: TermStore { term, version: 1, leases: vec![(0, TTL)] },
+            late: [None; 2],
+            crashes: self.crashes,
+        }
+    }
+
+    /// Everything that could be tried; [`Setting::after`] knows what is possible.
+    pub fn happenings(&self, world: &World) -> Vec<Happening> {
+        let mut all = vec![Happening::Tick];
+        all.extend(world.store.leases.iter().map(|(lease, _)| Happening::End(*lease)));
+        for node in 0..2 {
+            all.extend([Happening::Ask, Happening::Come].map(|kind| kind(node)));
+            all.extend([Happening::GiveUp, Happening::ComeLate].map(|kind| kind(node)));
+            all.extend([Happening::Crash, Happening::Restart].map(|kind| kind(node)));
+        }
+        all
+    }
+
+    /// The world after `happening`; `None` when that cannot happen.
+    pub fn after(&self, before: &World, happening: Happening) -> Option<World> {
+        let mut world = before.clone();
+        let happened = match happening {
+            Happening::Tick => world.tick(self.steps),
+            Happening::Ask(node) => world.ask(node, self),
+            Happening::Come(node) => world.come(node, self),
+            Happening::GiveUp(node) => world.give_up(node),
+            Happening::ComeLate(node) => world.come_late(node),
+            Happening::End(lease) => world.end(lease),
+            Happening::Crash(node) => world.crash(node),
+            Happening::Restart(node) => world.restart(node, self),
+        };
+        happened.then(|| {
+            world.run_whom_they_let();
+            world.forget_what_is_over();
+            world
+        })
+    }
+}
+
+impl World {
+    fn clock(&self, node: usize) -> u64 {
+        self.step * self.rates[node]
+    }
+
+    fn now(&self, node: usize) -> Instant {
+        Instant::from_nanos(self.clock(node))
+    }
+
+    /// Whether a node's guard lets its guest run.
+    pub fn may_run(&self, node: usize) -> bool {
+        self.nodes[node].guard.as_ref().is_some_and(|guard| guard.may_run(self.now(node)))
+    }
+
+    fn run_whom_they_let(&mut self) {
+        for node in 0..2 {
+            let gone =
+                !matches!(self.nodes[node].state(), Some(GuardState::Holding { .. } | GuardState::Lapsed { .. }));
+            self.nodes[node].running = self.may_run(node) || (self.nodes[node].running && !gone);
+        }
+    }
+
+    /// Who was told to stand does so at the last moment that its driver has promised.
+    fn tick(&mut self, steps: u64) -> bool {
+        self.step += 1;
+        for node in 0..2 {
+            let told = self.nodes[node].guard.as_ref().and_then(Guard::stands_at);
+            let too_late = told.is_some_and(|told| self.now(node) >= told.after(STEP));
+            self.nodes[node].running &= !too_late;
+        }
+        self.step <= steps
+    }
+
+    /// A renewal, or a look and the claim that it allows. A look that changes nothing is none.
+    fn ask(&mut self, number: usize, setting: &Setting) -> bool {
+        let (now, began, store_clock) = (self.now(number), self.clock(number), self.clock(2));
+        let before = self.nodes[number].state();
+        let node = &mut self.nodes[number];
+        let Some(guard) = node.guard.as_mut() else { return false };
+        match guard.poll(now) {
+            Some(Ask::Renew) => {
+                let alive = node.lease.is_some_and(|lease| self.store.renew(lease, store_clock));
+                let until = Instant::from_nanos(began + setting.sure);
+                guard.renewed(now, if alive { Renewed::Until(until) } else { Renewed::Ended });
+                true
+            }
+            Some(Ask::Look) => {
+                guard.saw(now, Ok(self.store.sight(number)));
+                let claim = guard.poll(now);
+                self.claim(number, claim) || self.nodes[number].state() != before
+            }
+            Some(Ask::Claim { .. }) => panic!("a claim without a look"),
+            None => false,
+        }
+    }
+
+    fn claim(&mut self, number: usize, ask: Option<Ask>) -> bool {
+        let Some(Ask::Claim { epoch, over }) = ask else { return false };
+        let (lease, began) = (self.free_name(), self.clock(number));
+        self.store.grant(lease, self.clock(2));
+        self.nodes[number].waits = Some(Waits::Sent(Claim { epoch, over, lease, began }));
+        true
+    }
+
+    fn come(&mut self, number: usize, setting: &Setting) -> bool {
+        let (now, clock) = (self.now(number), self.clock(number));
+        let node = &mut self.nodes[number];
+        let (Some(waits), Some(guard)) = (node.waits.take(), node.guard.as_mut()) else { return false };
+        match waits {
+            Waits::Sent(claim) => {
+                let won = self.store.set(number, claim);
+                node.waits = Some(if won { Waits::Won(claim) } else { Waits::Lost });
+            }
+            Waits::Won(claim) => {
+                let from = if setting.from_before { claim.began } else { clock };
+                node.lease = Some(claim.lease);
+                guard.claimed(now, Claimed::Won(Instant::from_nanos(from + setting.sure)));
+            }
+            Waits::Lost => guard.claimed(now, Claimed::Lost),
+        }
+        true
+    }
+
+    fn give_up(&mut self, number: usize) -> bool {
+        let now = self.now(number);
+        let node = &mut self.nodes[number];
+        let (Some(waits), Some(guard)) = (node.waits.take(), node.guard.as_mut()) else { return false };
+        guard.claimed(now, Claimed::Unknown);
+        self.leave_behind(number, waits);
+        true
+    }
+
+    /// A claim that is under way stays so.
+    fn leave_behind(&mut self, number: usize, waits: Waits) {
+        if let Waits::Sent(claim) = waits {
+            self.late[number] = Some(claim);
+        }
+    }
+
+    fn come_late(&mut self, number: usize) -> bool {
+        let Some(claim) = self.late[number].take() else { return false };
+        self.store.set(number, claim);
+        true
+    }
+
+    fn end(&mut self, lease: u8) -> bool {
+        let (clock, before) = (self.clock(2), self.store.leases.len());
+        self.store.leases.retain(|(known, ends)| *known != lease || clock < *ends);
+        self.store.leases.len() < before
+    }
+
+    fn crash(&mut self, number: usize) -> bool {
+        if self.crashes == 0 || self.nodes[number].guard.is_none() {
+            return false;
+        }
+        self.crashes -= 1;
+        if let Some(waits) = self.nodes[number].waits {
+            self.leave_behind(number, waits);
+        }
+        self.nodes[number] = Node { guard: None, running: false, waits: None, lease: None };
+        true
+    }
+
+    fn restart(&mut self, number: usize, setting: &Setting) -> bool {
+        let dead = self.nodes[number].guard.is_none();
+        self.nodes[number].guard = Some(setting.fresh(number, self.now(number)));
+        dead
+    }
+
+    /// Claims that cannot win any more, leases that have ended or that nobody speaks of, and when a lease that may end
+    /// began to: lives that differ in nothing else are one.
+    fn forget_what_is_over(&mut self) {
+        let version = self.store.term.map(|_| self.store.version);
+        for late in &mut self.late {
+            *late = late.filter(|claim| claim.over == version);
+        }
+        for node in &mut self.nodes {
+            if matches!(node.waits, Some(Waits::Sent(claim)) if claim.over != version) {
+                node.waits = Some(Waits::Lost);
+            }
+            node.lease = node.lease.filter(|lease| self.store.lives(*lease));
+        }
+        let clock = self.clock(2);
+        if let Some(term) = &mut self.store.term {
+            term.lease = term.lease.filter(|lease| self.store.leases.iter().any(|(known, _)| known == lease));
+        }
+        let named = self.store.leases.iter().copied().filter(|(lease, _)| self.is_named(*lease));
+        self.store.leases = named.map(|(lease, ends)| (lease, if ends <= clock { 0 } else { ends })).collect();
+    }
+
+    fn is_named(&self, lease: u8) -> bool {
+        let of_nodes = self.nodes.iter().any(|node| node.names(lease));
+        let of_late = self.late.iter().flatten().any(|claim| claim.lease == lease);
+        of_nodes || of_late || self.store.term.is_some_and(|term| term.lease == Some(lease))
+    }
+
+    /// A name for a lease. Names are used again here once nobody speaks of them, so that lives which differ in nothing
+    /// else are one.
+    fn free_name(&self) -> u8 {
+        (0..=u8::MAX).find(|lease| !self.is_named(*lease)).expect("there are a few leases")
+    }
+}
+
+impl Node {
+    pub fn state(&self) -> Option<GuardState> {
+        self.guard.as_ref().map(Guard::state)
+    }
+
+    fn names(&self, lease: u8) -> bool {
+        let waited = match self.waits {
+            Some(Waits::Sent(claim) | Waits::Won(claim)) => Some(claim.lease),
+            Some(Waits::Lost) | None => None,
+        };
+        self.lease == Some(lease) || waited == Some(lease)
+    }
+}
+
+impl TermStore {
+    fn sight(&self, node: usize) -> Option<Sight> {
+        self.term.map(|term| Sight {
+            epoch: term.epoch,
+            version: self.version,
+            mine: term.holder == node,
+            heir: term.heir == Some(node),
+            held: term.lease.is_some(),
+        })
+    }
+
+    fn grant(&mut self, lease: u8, clock: u64) {
+        self.leases.push((lease, clock + TTL));
+        self.leases.sort_unstable();
+    }
+
+    fn lives(&self, lease: u8) -> bool {
+        self.leases.iter().any(|(known, _)| *known == lease)
+    }
+
+    fn renew(&mut self, lease: u8, clock: u64) -> bool {
+        let found = self.leases.iter_mut().find(|(known, _)| *known == lease);
+        found.map(|(_, ends)| *ends = clock + TTL).is_some()
+    }
+
+    fn set(&mut self, holder: usize, claim: Claim) -> bool {
+        let version = self.term.map(|_| self.version);
+        if version != claim.over {
+            return false;
+        }
+        let heir = self.term.and_then(|term| term.heir).filter(|heir| *heir != holder);
+        self.term = Some(Term {
+            epoch: claim.epoch,
+            holder,
+            lease: Some(claim.lease).filter(|lease| self.lives(*lease)),
+            heir,
+        });
+        self.version += 1;
+        true
+    }
+}
