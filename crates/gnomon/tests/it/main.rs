@@ -11,6 +11,7 @@ mod moves;
 mod nbd_tls;
 mod outlook;
 mod rollbacks;
+mod shared;
 mod tour;
 mod traces;
 mod updates;
