@@ -35,8 +35,10 @@ pub struct Rules {
     pub strict: bool,
     /// From one renewal to the next; a third of the lease's time to live leaves room for two that fail.
     pub renew_every: Duration,
-    /// From one look at the store to the next, and from a request that failed to the next.
+    /// From one look at the store to the next, when nobody nudges.
     pub look_every: Duration,
+    /// From a request that failed to the next.
+    pub retry_after: Duration,
     /// The longest it takes until a guest that was told to stand does so.
     pub stand_within: Duration,
 }
@@ -44,7 +46,8 @@ pub struct Rules {
 impl Rules {
     /// The rules for leases of `ttl`.
     pub fn of(ttl: Duration, strict: bool) -> Rules {
-        Rules { strict, renew_every: ttl / 3, look_every: ttl / 10, stand_within: ttl / 10 }
+        let (third, tenth) = (ttl / 3, ttl / 10);
+        Rules { strict, renew_every: third, look_every: third, retry_after: tenth, stand_within: tenth }
     }
 }
 
@@ -152,13 +155,16 @@ pub struct Guard {
     claim: Option<(Epoch, Option<u64>)>,
     /// When to look or renew next.
     next: Instant,
+    /// Something changed at the store while it was asked: what it answers may be of before.
+    nudged: bool,
 }
 
 impl Guard {
     /// A guard that holds nothing yet.
     pub fn new(rules: Rules, will: Will, now: Instant) -> Guard {
         let known = Epoch::default();
-        Guard { rules, state: GuardState::Watching, will, known, asked: None, claim: None, next: now }
+        let state = GuardState::Watching;
+        Guard { rules, state, will, known, asked: None, claim: None, next: now, nudged: false }
     }
 
     /// Where it is.
@@ -192,6 +198,7 @@ impl Guard {
     pub fn nudge(&mut self, now: Instant) {
         if !matches!(self.state, GuardState::Holding { .. }) {
             self.next = self.next.min(now);
+            self.nudged = self.asked.is_some();
         }
     }
 
@@ -214,15 +221,12 @@ impl Guard {
         }
     }
 
-    /// When to ask again what to do: [`Guard::poll`] and [`Guard::may_run`] say nothing new before, unless something
-    /// is told.
-    pub fn timeout(&self) -> Instant {
-        let stands_at = self.stands_at();
-        match (self.asked, stands_at) {
-            (None, Some(stands_at)) => self.next.min(stands_at),
-            (None, None) => self.next,
-            (Some(_), Some(stands_at)) => stands_at,
-            (Some(_), None) => Instant::from_nanos(u64::MAX),
+    /// When [`Guard::poll`] has something to ask for, if nothing is told before; `None`: not by the clock.
+    pub fn asks_at(&self) -> Option<Instant> {
+        match (self.state, self.asked) {
+            (GuardState::Superseded { .. }, _) | (_, Some(_)) => None,
+            (_, None) if self.claim.is_some() => Some(Instant::ORIGIN),
+            (_, None) => Some(self.next),
         }
     }
 
@@ -247,8 +251,8 @@ impl Guard {
         if self.asked != Some(Ask::Look) {
             return;
         }
+        let Ok(sight) = sight else { return self.answered(now, self.rules.retry_after) };
         self.answered(now, self.rules.look_every);
-        let Ok(sight) = sight else { return };
         self.known = self.known.max(sight.map_or(self.known, |sight| sight.epoch));
         match (self.state, sight) {
             (GuardState::Lapsed { epoch }, Some(sight)) if !sight.mine && sight.epoch > epoch => {
@@ -273,7 +277,7 @@ impl Guard {
             }
             // Somebody was faster: who, a look tells.
             Claimed::Lost => self.answered(now, Duration::ZERO),
-            Claimed::Unknown => self.answered(now, self.rules.look_every),
+            Claimed::Unknown => self.answered(now, self.rules.retry_after),
         }
     }
 
@@ -290,12 +294,13 @@ impl Guard {
                 self.state = GuardState::Lapsed { epoch };
                 self.answered(now, Duration::ZERO);
             }
-            Renewed::Unknown => self.answered(now, self.rules.look_every),
+            Renewed::Unknown => self.answered(now, self.rules.retry_after),
         }
     }
 
     fn answered(&mut self, now: Instant, wait: Duration) {
-        (self.asked, self.next) = (None, now.after(wait));
+        let wait = if self.nudged { Duration::ZERO } else { wait };
+        (self.asked, self.nudged, self.next) = (None, false, now.after(wait));
     }
 
     fn told_by(&self, sure_until: Instant) -> Instant {
@@ -404,6 +409,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn it_says_when_it_has_something_to_ask_for() {
+        let mut guard = Guard::new(Rules::of(TTL, true), Will::Inherit, at(1));
+        assert_eq!(guard.asks_at(), Some(at(1)));
+        guard.poll(at(1));
+        assert_eq!(guard.asks_at(), None, "one thing at a time");
+        guard.saw(at(2), Err(Unanswered));
+        assert_eq!(guard.asks_at(), Some(at(3)));
+        guard.poll(at(3));
+        guard.nudge(at(3));
+        guard.saw(at(4), Ok(sight(1, false, true, true)));
+        assert_eq!(guard.asks_at(), Some(at(4)), "what it saw may be of before the nudge");
+        guard.poll(at(4));
+        guard.saw(at(4), Ok(sight(1, false, true, false)));
+        assert!(guard.asks_at() <= Some(at(4)), "a claim waits for nothing");
+        let mut unsure = holder(true);
+        assert_eq!(unsure.poll(at(9)), Some(Ask::Renew));
+        unsure.renewed(at(9), Renewed::Unknown);
+        assert_eq!(unsure.asks_at(), Some(at(10)), "not when the guest has to stand: that has passed");
     }
 
     #[test]

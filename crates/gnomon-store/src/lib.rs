@@ -4,12 +4,14 @@
 //! embedded default; [`MemStore`], for tests and for what may be lost; and, with the feature `etcd`, `EtcdStore`, which
 //! several hosts see and which alone grants [`lease`]s. Bulk never goes here.
 //!
+//! [`guarding`] lets a lease decide whether a protected VM may run on this node, as `gnomon_proto::guard` says.
 //! [`extents`] packs what is known of a volume's extents (location, coverage, access probability) into records.
 
 mod address;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod extents;
+pub mod guarding;
 pub mod lease;
 mod mem;
 mod redb;

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use gnomon_store::EtcdAddress;
 use gnomon_terms::BytesPerSecond;
 use serde::Deserialize;
 
@@ -28,6 +29,7 @@ struct RawConfig {
     api: RawApi,
     link: Option<RawLink>,
     peer: Vec<RawPeer>,
+    store: RawStore,
     volume: RawVolume,
     balancer: Vec<RawBalancer>,
     hook: Vec<RawHook>,
@@ -60,6 +62,12 @@ struct RawLink {
 struct RawPeer {
     name: String,
     address: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawStore {
+    shared: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -103,6 +111,8 @@ pub struct Config {
     pub link: Option<LinkConfig>,
     /// Other nodes this one may talk to.
     pub peers: Vec<Peer>,
+    /// The store that other nodes see too; `None`: what they must agree on is agreed on by hand.
+    pub shared_store: Option<EtcdAddress>,
     /// Where volumes' files are.
     pub volume_dir: PathBuf,
     /// Where guests of this host find their disks.
@@ -246,6 +256,7 @@ impl Config {
             socket: raw.api.socket.unwrap_or_else(|| run_dir.join(SOCKET_NAME)),
             link: raw.link.map(link).transpose()?,
             peers: raw.peer.into_iter().map(peer).collect::<Result<_, _>>()?,
+            shared_store: raw.store.shared.map(|text| shared_store(&text)).transpose()?,
             volume_dir: raw.volume.dir.unwrap_or_else(|| state_dir.join("volumes")),
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
             nbd_tcp: nbd_tcp(raw.volume.nbd_tcp, raw.volume.nbd_pki)?,
@@ -254,6 +265,13 @@ impl Config {
             run_dir,
             state_dir,
         })
+    }
+}
+
+impl Config {
+    /// Where the link listens; empty without one.
+    pub fn link_address(&self) -> String {
+        self.link.as_ref().map(|link| link.listen.to_string()).unwrap_or_default()
     }
 }
 
@@ -381,6 +399,10 @@ fn host_and_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
     }
 }
 
+fn shared_store(text: &str) -> Result<EtcdAddress, ConfigError> {
+    text.parse().map_err(|_| value("store.shared", text, "write etcd://HOST:PORT[,HOST:PORT...][/NAMESPACE]"))
+}
+
 fn nbd_tcp(listen: Option<String>, pki: Option<PathBuf>) -> Result<Option<NbdTcp>, ConfigError> {
     let Some(listen) = listen else { return Ok(None) };
     let address = listen_address("volume.nbd_tcp", &listen)?;
@@ -482,6 +504,7 @@ mod tests {
             ("[link]\nlisten='0.0.0.0:1'\npki='/p'\nrate='fast'", "link.rate = \"fast\"", "400mbit"),
             ("[link]\nlisten='0.0.0.0:1'\npki='/p'\nrate='0'", "link.rate = \"0\"", "leave the key out"),
             ("[[peer]]\nname='b'\naddress='10.0.0.2'", "peer.address = \"10.0.0.2\"", "host:port"),
+            ("[store]\nshared='10.0.0.2:2379'", "store.shared = \"10.0.0.2:2379\"", "etcd://HOST:PORT"),
             ("[volume]\nnbd_tcp='0.0.0.0:10809'", "volume.nbd_tcp", "volume.nbd_pki"),
             (BALANCER_WITHOUT_PORT, "balancer.address = \"10.0.0.2\"", "host:port"),
             ("[[balancer]]\nvm='w'\nhaproxy='/h'\nserver='web/a b'\naddress={}", "balancer.server", "BACKEND/SERVER"),

@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gnomon-cycle", &["gnomon-forecast", "gnomon-terms"]),
     ("gnomon-proto", &["gnomon-terms"]),
     ("gnomon-link", &["gnomon-proto", "gnomon-terms"]),
-    ("gnomon-store", &["gnomon-terms"]),
+    ("gnomon-store", &["gnomon-proto", "gnomon-terms"]),
     ("gnomon-qemu", &["gnomon-terms"]),
     ("gnomon-volume", &["gnomon-link", "gnomon-proto", "gnomon-terms"]),
     ("gnomon-machine", &["gnomon-link", "gnomon-proto", "gnomon-qemu", "gnomon-terms"]),

@@ -44,7 +44,7 @@ impl Cluster {
         let ports = free_ports(6);
         let members = ports.chunks(2).map(|pair| Member { client: pair[0], peer: pair[1], process: None }).collect();
         let runtime = Runtime::new().expect("runtime");
-        let dir = tempfile::tempdir().expect("dir");
+        let dir = folder();
         let mut cluster = Cluster { members, runtime, namespaces: AtomicU32::new(0), dir, _turn: turn };
         (0..3).for_each(|number| cluster.run(number));
         cluster.leader();
@@ -172,6 +172,12 @@ impl Drop for Cluster {
             let _ = process.wait();
         }
     }
+}
+
+/// In memory where that can be: an etcd syncs every write, members are killed and not the machine, and a disk that other
+/// tests keep busy would only make elections.
+fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("dir")
 }
 
 fn url(port: u16) -> String {

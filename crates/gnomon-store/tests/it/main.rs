@@ -8,4 +8,6 @@ mod embedded;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]
+mod guarding;
+#[cfg(feature = "etcd")]
 mod wire;

@@ -175,6 +175,7 @@ translate!(
     gnomon_qemu::StreamError,
     gnomon_qemu::TrackError,
     gnomon_store::StoreError,
+    gnomon_store::guarding::GuardingError,
     gnomon_volume::disk::DiskError,
     gnomon_link::pki::PkiError,
     gnomon_volume::disk::OpenError,

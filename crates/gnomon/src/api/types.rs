@@ -46,6 +46,9 @@ pub struct PeerView {
     pub here: bool,
     /// Whether its port accepts a connection right now.
     pub reachable: bool,
+    /// Whether it says at the shared store that it is alive; nothing when there is no such store, or it does not answer.
+    #[serde(default)]
+    pub present: Option<bool>,
 }
 
 /// Asks for a new, empty volume.

@@ -85,7 +85,7 @@ fn init(dir: &std::path::Path, name: &str, ca_dir: PathBuf) -> Result<Made, ApiE
 }
 
 fn list(nodes: &[PeerView]) -> String {
-    let rows: Vec<[String; 3]> = nodes
+    let rows: Vec<[String; 4]> = nodes
         .iter()
         .map(|node| {
             let state = match (node.here, node.reachable) {
@@ -93,8 +93,13 @@ fn list(nodes: &[PeerView]) -> String {
                 (false, true) => "reachable",
                 (false, false) => "unreachable",
             };
-            [node.name.clone(), node.address.clone(), state.to_string()]
+            let present = match node.present {
+                Some(true) => "present",
+                Some(false) => "absent",
+                None => "-",
+            };
+            [node.name.clone(), node.address.clone(), state.to_string(), present.to_string()]
         })
         .collect();
-    table(["NAME", "ADDRESS", "STATE"], &rows)
+    table(["NAME", "ADDRESS", "STATE", "AT THE STORE"], &rows)
 }

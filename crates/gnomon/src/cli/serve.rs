@@ -10,6 +10,7 @@ use crate::{config::Config, daemon};
 /// `gnomon serve`
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  gnomon serve\n  gnomon serve --config /etc/gnomon.toml\n  \
+                        gnomon serve --store etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379\n  \
                         GNOMON_LOG=debug gnomon serve --log-json\n\n\
                         A configuration file may have [node] name, run_dir, state_dir; [api] socket;\n\
                         [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki;\n\
@@ -19,13 +20,18 @@ pub struct Args {
     /// The configuration, in TOML; without it everything has its default
     #[arg(long, env = "GNOMON_CONFIG", value_name = "PATH")]
     config: Option<PathBuf>,
+    /// What nodes must agree on goes to this etcd (etcd://HOST:PORT[,HOST:PORT...][/NAMESPACE]), which several of them
+    /// see: who is present, and who may run a protected VM. What concerns this host alone stays on it
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<gnomon_store::EtcdAddress>,
     /// Log in JSON
     #[arg(long)]
     log_json: bool,
 }
 
 pub(super) fn run(args: Args) -> Ended {
-    let config = Config::load(args.config.as_deref())?;
+    let mut config = Config::load(args.config.as_deref())?;
+    config.shared_store = args.store.or(config.shared_store);
     start_log(args.log_json);
     let runtime = tokio::runtime::Runtime::new().map_err(crate::api::ApiError::from)?;
     runtime.block_on(daemon::run(config))?;

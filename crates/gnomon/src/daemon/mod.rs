@@ -13,6 +13,7 @@ pub mod moving;
 pub mod protecting;
 pub mod records;
 pub mod serve_file;
+pub mod shared;
 mod tls;
 pub mod updating;
 pub mod vitals;
@@ -20,6 +21,7 @@ pub mod vms;
 pub mod watcher;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::Path,
     sync::Arc,
@@ -39,6 +41,7 @@ use self::{
     moving::Moves,
     protecting::{Protections, Shadows},
     records::Records,
+    shared::Shared,
     updating::Updates,
     vitals::Vitals,
     vms::Vms,
@@ -76,6 +79,7 @@ pub struct Daemon {
     /// Shadows of VMs of other nodes.
     pub shadows: Shadows,
     identity: Option<Identity>,
+    shared: Option<Shared>,
     started: Instant,
 }
 
@@ -103,6 +107,11 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     }
     tracing::info!("stopping; guests go on and are found again");
     protecting::rest(&daemon).await;
+    if daemon.shared.is_some() {
+        let leaving = Arc::clone(&daemon);
+        let left = move || leaving.shared.iter().for_each(Shared::leave);
+        tokio::task::spawn_blocking(left).await.map_err(ApiError::internal)?;
+    }
     for server in nbd {
         tokio::task::spawn_blocking(move || server.stop()).await.map_err(ApiError::internal)?;
     }
@@ -117,6 +126,7 @@ impl Daemon {
         let store = RedbStore::open(&config.state_dir.join("gnomon.redb"))?;
         let records = Arc::new(Records::new(Arc::new(store)));
         let jobs = Jobs::new(records.count_start()?);
+        let shared = Shared::open(&config)?;
         let identity = config.link.as_ref().map(|link| Identity::load(&link.pki)).transpose()?;
         if let Some(identity) = &identity
             && identity.name() != config.node
@@ -146,6 +156,7 @@ impl Daemon {
             protections: Protections::default(),
             shadows: Shadows::default(),
             identity,
+            shared,
             started: Instant::now(),
         }))
     }
@@ -199,14 +210,23 @@ impl Daemon {
         }
     }
 
-    /// This node and those it knows.
+    /// This node, those it was told of, and those that it hears of at the shared store.
     pub async fn peers(&self) -> Vec<PeerView> {
-        let address = self.config.link.as_ref().map(|link| link.listen.to_string()).unwrap_or_default();
-        let mut all = vec![PeerView { name: self.config.node.clone(), address, here: true, reachable: true }];
-        for peer in &self.config.peers {
-            let tried = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(&peer.address));
-            let reachable = matches!(tried.await, Ok(Ok(_)));
-            all.push(PeerView { name: peer.name.clone(), address: peer.address.clone(), here: false, reachable });
+        let present = match &self.shared {
+            Some(shared) => shared.present().await,
+            None => None,
+        };
+        let is_present = |name: &str| present.as_ref().map(|present| present.contains_key(name));
+        let (name, address) = (self.config.node.clone(), self.config.link_address());
+        let mut all = vec![PeerView { present: is_present(&name), name, address, here: true, reachable: true }];
+        let mut others: BTreeMap<&str, &str> = BTreeMap::new();
+        others.extend(present.iter().flatten().map(|(name, address)| (name.as_str(), address.as_str())));
+        others.extend(self.config.peers.iter().map(|peer| (peer.name.as_str(), peer.address.as_str())));
+        for (name, address) in others.into_iter().filter(|(name, _)| *name != self.config.node) {
+            let tried = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address));
+            let (reachable, present) = (matches!(tried.await, Ok(Ok(_))), is_present(name));
+            let (name, address) = (name.to_string(), address.to_string());
+            all.push(PeerView { name, address, here: false, reachable, present });
         }
         all
     }
@@ -268,6 +288,9 @@ fn say_where(daemon: &Daemon) {
     tracing::info!("disks {}", view.nbd_socket);
     if let Some(tcp) = view.nbd_tcp {
         tracing::info!("disks {tcp} (TLS, client certificates)");
+    }
+    if let Some(store) = &daemon.config.shared_store {
+        tracing::info!("store {store}");
     }
     match view.link {
         Some(link) => tracing::info!("link  {link}"),

@@ -13,6 +13,7 @@ mod nbd_tls;
 mod outlook;
 mod protects;
 mod rollbacks;
+mod shared;
 mod strays;
 mod tour;
 mod traces;

@@ -132,7 +132,8 @@ pub enum Happening {
 
 impl Setting {
     fn rules(&self) -> Rules {
-        Rules { strict: self.strict, renew_every: STEP, look_every: STEP, stand_within: STEP }
+        let strict = self.strict;
+        Rules { strict, renew_every: STEP, look_every: STEP, retry_after: STEP, stand_within: STEP }
     }
 
     fn fresh(&self, node: usize, now: Instant) -> Guard {
