@@ -192,11 +192,4 @@ mod tests {
         let conflict = StoreError::Conflict { key: "node/a".to_string(), expected: None, found: Some(1) };
         assert!(words(&conflict).contains("node.name"));
     }
-
-    #[test]
-    fn without_a_shared_store_it_is_said_what_to_do() {
-        let error = none();
-        assert_eq!(error.kind.exit_code(), 3);
-        assert!(error.to_string().contains("--store etcd://"), "{error}");
-    }
 }
