@@ -38,6 +38,9 @@ pub trait Leases: Send + Sync {
     /// Ends a lease now; one that has ended already is no error.
     fn revoke(&self, lease: &Lease) -> Result<(), StoreError>;
 
+    /// What an administrator should know of this store's leases: a fault that is known of its version.
+    fn caution(&self) -> Result<Option<String>, StoreError>;
+
     /// Writes `key` if it has the version `expected` (`None`: if there is none), bound to `lease`: it vanishes when the
     /// lease ends. [`StoreError::LeaseEnded`] when that has happened already.
     fn bind(&self, lease: &Lease, key: &str, expected: Option<Version>, value: &[u8]) -> Result<Version, StoreError>;

@@ -129,8 +129,13 @@ impl Qemu {
     pub fn adopt_within(record: QemuRecord, patience: Duration) -> Result<Qemu, ProcessError> {
         let pidfd = Arc::new(record.open()?);
         let watch = ExitWatch::over(Arc::clone(&pidfd), record.pid)?;
-        let qmp = Qmp::over(dial(&record.qmp)?, patience)?;
-        Ok(Qemu { qmp, record, pidfd, watch })
+        match dial(&record.qmp).and_then(|stream| Qmp::over(stream, patience)) {
+            Ok(qmp) => Ok(Qemu { qmp, record, pidfd, watch }),
+            Err(error) => Err(match watch.wait(ends_within(&error)) {
+                Some(_) => ProcessError::Gone { pid: record.pid, why: "it has ended" },
+                None => error.into(),
+            }),
+        }
     }
 
     /// Connects to the QEMU whose record is in `dir`, as [`Qemu::launch`] left it.
@@ -238,7 +243,7 @@ impl Started<'_> {
     /// A connection that failed because QEMU ended is QEMU's story to tell; otherwise the process is of no use.
     fn give_up(self, error: ProcessError) -> ProcessError {
         let patience = match &error {
-            ProcessError::Qmp(QmpError::Closed { .. } | QmpError::Connect { .. }) => Duration::from_secs(5),
+            ProcessError::Qmp(error) => ends_within(error),
             _ => Duration::ZERO,
         };
         match self.watch.wait(patience) {
@@ -260,6 +265,15 @@ fn make_ram(launch: &Launch<'_>) -> Result<Option<GuestRam>, ProcessError> {
         }
         (Some(_), _) | (None, RamBacking::Private) => Ok(None),
         (None, RamBacking::Shared) => Ok(Some(GuestRam::create(&launch.spec.name, wanted)?)),
+    }
+}
+
+/// How long to wait for the end of a process whose monitor failed in this way. One that closes its monitor, or does not
+/// listen, is on its way out: freeing its memory comes after its sockets.
+fn ends_within(error: &QmpError) -> Duration {
+    match error {
+        QmpError::Closed { .. } | QmpError::Connect { .. } => Duration::from_secs(5),
+        _ => Duration::ZERO,
     }
 }
 

@@ -70,6 +70,23 @@ impl Leases for EtcdStore {
         })
     }
 
+    fn caution(&self) -> Result<Option<String>, StoreError> {
+        self.run(|core| async move {
+            let status = core.members.ask("say its version", |client| async move {
+                let mut client = client.maintenance_client();
+                client.status().await
+            });
+            let status = status.await?;
+            Ok(may_end_early(status.version()).then(|| {
+                format!(
+                    "the store is etcd {}, which may end a lease early when its leader's disk stands still: update to \
+                     3.4.31, 3.5.13 or later",
+                    status.version()
+                )
+            }))
+        })
+    }
+
     fn bind(&self, lease: &Lease, key: &str, expected: Option<Version>, value: &[u8]) -> Result<Version, StoreError> {
         check_record(key, value)?;
         let write = Write::bound(key, expected, value, lease.id());
@@ -101,6 +118,19 @@ async fn renew(client: etcd_client::Client, id: LeaseId) -> Result<Renewed, Erro
     }
 }
 
+/// Whether that version lets a former leader end leases.
+///
+/// Source: etcd's changelogs, 3.4.31 and 3.5.13 ("Fix leases wrongly revoked by the leader"), for its issue 15247.
+fn may_end_early(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(3), Some(4), Some(patch)) => patch < 31,
+        (Some(3), Some(5), Some(patch)) => patch < 13,
+        (Some(major), Some(minor), _) => (major, minor) < (3, 4),
+        _ => false,
+    }
+}
+
 fn is_not_found(error: &StoreError) -> bool {
     match error {
         StoreError::Declined { source, .. } | StoreError::Unsettled { source, .. } => {
@@ -121,6 +151,16 @@ fn of_seconds(seconds: i64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_whose_leases_may_end_early() {
+        for version in ["3.4.23", "3.4.30", "3.5.0-rc.1", "3.5.12", "3.3.99", "2.3.8"] {
+            assert!(may_end_early(version), "{version}");
+        }
+        for version in ["3.4.31", "3.5.13", "3.6.0", "4.0.0", "10.1.2", "", "new"] {
+            assert!(!may_end_early(version), "{version}");
+        }
+    }
 
     #[test]
     fn seconds_are_rounded_up() {

@@ -10,12 +10,8 @@ use std::{
 };
 
 use gnomon_store::{EtcdAddress, EtcdStore};
-use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-
-/// One cluster at a time: three members each, on machines with two cores.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// A cluster to come up, or a leader to be there; a hundred times what it takes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -28,7 +24,6 @@ pub struct Cluster {
     runtime: Runtime,
     namespaces: AtomicU32,
     dir: TempDir,
-    _turn: MutexGuard<'static, ()>,
 }
 
 struct Member {
@@ -40,12 +35,11 @@ struct Member {
 impl Cluster {
     /// Starts three members, and waits until they have a leader.
     pub fn start() -> Cluster {
-        let turn = TURN.lock();
         let ports = free_ports(6);
         let members = ports.chunks(2).map(|pair| Member { client: pair[0], peer: pair[1], process: None }).collect();
         let runtime = Runtime::new().expect("runtime");
         let dir = folder();
-        let mut cluster = Cluster { members, runtime, namespaces: AtomicU32::new(0), dir, _turn: turn };
+        let mut cluster = Cluster { members, runtime, namespaces: AtomicU32::new(0), dir };
         (0..3).for_each(|number| cluster.run(number));
         cluster.leader();
         cluster
@@ -184,8 +178,15 @@ fn url(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-/// Ports nobody listens on, all different.
+/// Ports nobody listens on, below those that the kernel gives to connections: a member that comes back must find its
+/// own again. No two calls of a process give the same.
 fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("port")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("address").port()).collect()
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Processes begin at different places.
+    let begin = std::process::id().wrapping_mul(97);
+    let next = || FIRST + (begin.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed))) % COUNT;
+    let free = std::iter::repeat_with(next).filter_map(|port| u16::try_from(port).ok());
+    free.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(count).collect()
 }

@@ -20,8 +20,8 @@ pub struct Args {
     /// The configuration, in TOML; without it everything has its default
     #[arg(long, env = "GNOMON_CONFIG", value_name = "PATH")]
     config: Option<PathBuf>,
-    /// What nodes must agree on goes to this etcd (etcd://HOST:PORT[,HOST:PORT...][/NAMESPACE]), which several of them
-    /// see: who is present, and who may run a protected VM. What concerns this host alone stays on it
+    /// What nodes must agree on goes to this etcd (etcd://HOST:PORT,HOST:PORT/NAMESPACE), which several of them see:
+    /// who is present, and who may run a protected VM. What concerns this host alone stays on it
     #[arg(long, value_name = "ADDRESS")]
     store: Option<gnomon_store::EtcdAddress>,
     /// Log in JSON

@@ -124,7 +124,7 @@ fn origin(config: &Config) -> String {
 
 /// Says that this node is alive, until it is told to stop. Trouble is logged when it begins and when it ends.
 fn keep_present(store: &dyn Store, key: &str, presence: &Presence, stops: &Receiver<()>) {
-    let (mut lease, mut trouble) = (None, None);
+    let (mut lease, mut trouble, mut cautioned) = (None, None, false);
     loop {
         let said = match &mut lease {
             Some(lease) => store.leases().and_then(|leases| leases.keep_alive(lease)),
@@ -134,6 +134,10 @@ fn keep_present(store: &dyn Store, key: &str, presence: &Presence, stops: &Recei
             // The node was taken for dead; it says anew that it is not.
             lease = None;
             continue;
+        }
+        if said.is_ok() && !cautioned {
+            cautioned = true;
+            caution(store);
         }
         note(&mut trouble, said.err().map(|error| words(&error)));
         match stops.recv_timeout(PRESENCE_TTL / 3) {
@@ -158,6 +162,13 @@ fn announce(store: &dyn Store, key: &str, presence: &Presence) -> Result<Lease, 
     let value = serde_json::to_vec(presence).unwrap_or_default();
     leases.bind(&lease, key, expected, &value).inspect_err(|_| _ = leases.revoke(&lease))?;
     Ok(lease)
+}
+
+/// Says once what is known to be wrong with the store's leases.
+fn caution(store: &dyn Store) {
+    if let Ok(Some(caution)) = store.leases().and_then(|leases| leases.caution()) {
+        tracing::warn!("{caution}");
+    }
 }
 
 fn words(error: &StoreError) -> String {

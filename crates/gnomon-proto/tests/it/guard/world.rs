@@ -43,6 +43,29 @@ pub struct Setting {
     pub steps: u64,
     /// How many daemons are killed in it.
     pub crashes: u8,
+    /// Whether the primary acknowledges what its heir lacks, and after what.
+    pub acknowledges: Acknowledges,
+}
+
+/// When a primary acknowledges what its heir lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledges {
+    Never,
+    /// Once the store has said that the heir is struck off, as it must.
+    AfterTheAnswer,
+    /// Once it has asked for that.
+    AfterTheRequest,
+}
+
+/// How far the heir is from being struck off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Strike {
+    No,
+    /// If the term has that version still.
+    Sent(u64),
+    Done,
+    /// And the primary knows.
+    Known,
 }
 
 /// Everything at one moment.
@@ -55,6 +78,9 @@ pub struct World {
     pub store: TermStore,
     /// Claims that nobody waits for any more, and which may arrive all the same; the last of each node.
     late: [Option<Claim>; 2],
+    strike: Strike,
+    /// Something was acknowledged that the shadow lacks.
+    pub acknowledged: bool,
     crashes: u8,
 }
 
@@ -124,6 +150,12 @@ pub enum Happening {
     ComeLate(usize),
     /// The store lets a lease end.
     End(u8),
+    /// The primary strikes its heir off, or hears what came of it.
+    Strike,
+    /// The request to do so reaches the store, or is refused there.
+    StrikeComes,
+    /// The primary acknowledges what its heir lacks.
+    Acknowledge,
     /// A daemon is killed.
     Crash(usize),
     /// A daemon comes back, and knows nothing.
@@ -161,6 +193,8 @@ impl Setting {
             nodes: [node(primary, true, Some(0)), node(self.fresh(1, now), false, None)],
             store: TermStore { term, version: 1, leases: vec![(0, TTL)] },
             late: [None; 2],
+            strike: Strike::No,
+            acknowledged: false,
             crashes: self.crashes,
         }
     }
@@ -168,6 +202,9 @@ impl Setting {
     /// Everything that could be tried; [`Setting::after`] knows what is possible.
     pub fn happenings(&self, world: &World) -> Vec<Happening> {
         let mut all = vec![Happening::Tick];
+        if self.acknowledges != Acknowledges::Never {
+            all.extend([Happening::Strike, Happening::StrikeComes, Happening::Acknowledge]);
+        }
         all.extend(world.store.leases.iter().map(|(lease, _)| Happening::End(*lease)));
         for node in 0..2 {
             all.extend([Happening::Ask, Happening::Come].map(|kind| kind(node)));
@@ -187,6 +224,9 @@ impl Setting {
             Happening::GiveUp(node) => world.give_up(node),
             Happening::ComeLate(node) => world.come_late(node),
             Happening::End(lease) => world.end(lease),
+            Happening::Strike => world.strike(),
+            Happening::StrikeComes => world.strike_comes(),
+            Happening::Acknowledge => world.acknowledge(self.acknowledges),
             Happening::Crash(node) => world.crash(node),
             Happening::Restart(node) => world.restart(node, self),
         };
@@ -309,6 +349,40 @@ impl World {
         self.store.leases.len() < before
     }
 
+    fn strike(&mut self) -> bool {
+        let holds = self.nodes[0].guard.as_ref().is_some_and(|guard| guard.epoch().is_some());
+        let before = self.strike;
+        self.strike = match (before, self.store.term) {
+            // What was seen is of before this: whoever has changed the term since makes it void.
+            (Strike::No, Some(term)) if holds && term.holder == 0 => Strike::Sent(self.store.version),
+            (Strike::Done, _) if holds => Strike::Known,
+            _ => before,
+        };
+        self.strike != before
+    }
+
+    fn strike_comes(&mut self) -> bool {
+        let Strike::Sent(over) = self.strike else { return false };
+        let unchanged = over == self.store.version;
+        self.strike = if unchanged { Strike::Done } else { Strike::No };
+        if let Some(term) = self.store.term.as_mut().filter(|_| unchanged) {
+            term.heir = None;
+            self.store.version += 1;
+        }
+        true
+    }
+
+    fn acknowledge(&mut self, when: Acknowledges) -> bool {
+        let struck = match when {
+            Acknowledges::Never => false,
+            Acknowledges::AfterTheAnswer => self.strike == Strike::Known,
+            Acknowledges::AfterTheRequest => self.strike != Strike::No,
+        };
+        let can = struck && self.nodes[0].running && !self.acknowledged;
+        self.acknowledged |= can;
+        can
+    }
+
     fn crash(&mut self, number: usize) -> bool {
         if self.crashes == 0 || self.nodes[number].guard.is_none() {
             return false;
@@ -318,6 +392,10 @@ impl World {
             self.leave_behind(number, waits);
         }
         self.nodes[number] = Node { guard: None, running: false, waits: None, lease: None };
+        if number == 0 && matches!(self.strike, Strike::Done | Strike::Known) {
+            // Nobody remembers; the term does.
+            self.strike = Strike::No;
+        }
         true
     }
 
