@@ -48,6 +48,28 @@ pub fn longest(stream: &[Chunk], from: Duration, to: Duration) -> Duration {
     most
 }
 
+/// What a guest lost that went on from its past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fall {
+    /// From the last arrival before to the first one after.
+    pub gap: Duration,
+    /// Beats that it made twice: they were its work since the past that it went on from.
+    pub lost: u64,
+}
+
+/// Judges the beats of a host that died, then those of where the guest went on. The last line of the first and the first
+/// line of the second may be parts of one, and say nothing; nothing when there are no others.
+pub fn fall(before: &[Chunk], after: &[Chunk]) -> Option<Fall> {
+    let read = |stream: &[Chunk]| {
+        let mut lines = Lines::default();
+        stream.iter().for_each(|chunk| lines.take(chunk));
+        lines.beats
+    };
+    let (last, after) = (*read(before).last()?, read(after));
+    let (first, next) = (after.first()?, after.get(1)?);
+    Some(Fall { gap: first.1.saturating_sub(last.1), lost: (last.0 + 2).saturating_sub(next.0) })
+}
+
 /// A beat: its number and its arrival.
 type Beat = (u64, Duration);
 
@@ -113,6 +135,23 @@ mod tests {
         for (from, to, most) in [(0, 100, 50), (8, 45, 30), (41, 60, 19), (200, 300, 100)] {
             assert_eq!(longest(&beats, ms(from), ms(to)), ms(most), "{from} to {to}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_goes_on_from_its_past_beats_twice() {
+        let ms = Duration::from_millis;
+        let before = stream(&[(0, "7 0\n"), (1, "8 1\n9 "), (2, "2\n10 3")]);
+        let table = [
+            (stream(&[(50, "8 1\n"), (51, "9 2\n")]), Some(Fall { gap: ms(48), lost: 2 })),
+            (stream(&[(50, "10 3\n"), (51, "11 4\n")]), Some(Fall { gap: ms(48), lost: 0 })),
+            // The first line is the end of "1008 1".
+            (stream(&[(50, "8 1\n"), (51, "6 2\n")]), Some(Fall { gap: ms(48), lost: 5 })),
+            (stream(&[(50, "8 1\n")]), None),
+        ];
+        for (after, expected) in table {
+            assert_eq!(fall(&before, &after), expected, "{after:?}");
+        }
+        assert_eq!(fall(&[], &before), None);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{
-    beats::{self, Chunk, Pulse},
+    beats::{self, Chunk, Fall, Pulse},
+    failover,
     nodes::{Node, Nodes},
     update::{self, Lanes},
 };
@@ -140,6 +141,21 @@ impl<'a> Guest<'a> {
             bad_refused: refused,
             bad_gap_ms: update::millis(silent),
         })
+    }
+
+    /// Gives the guest on node b a shadow on node a, and lets it work for a while.
+    pub fn protect(&mut self) -> Result<()> {
+        failover::protect(&self.nodes.b, &self.nodes.a, VM, VOLUME)?;
+        (0..3).try_for_each(|_| self.await_line("report").map(drop))
+    }
+
+    /// The guest's QEMU on node b dies, and its shadow goes on.
+    pub fn fail_over(&mut self) -> Result<Fall> {
+        let beats = listen(port(&self.nodes.a, HEARTBEAT), self.began);
+        failover::fail_over(&self.nodes.b, &self.nodes.a, VM)?;
+        self.report = connect(&port(&self.nodes.a, REPORT), ANSWER_WITHIN)?;
+        self.await_line("report")?;
+        beats::fall(&lock(&self.beats_c), &lock(&beats)).context("no heartbeat on both sides of the death")
     }
 
     /// Ends the workload, keeps the version table in a file, powers the guest off; returns its last report.

@@ -5,6 +5,7 @@
 
 mod beats;
 pub mod crash;
+mod failover;
 mod guest;
 pub mod nodes;
 mod screen;
@@ -85,14 +86,16 @@ fn perform(plan: &Plan, image: &guest_image::GuestImage, newer: &Path, folder: &
     let mut guest = sh::stage("a guest on node a", || Guest::boot(&nodes, image, plan.size, plan.seed, "nbd"))?;
     let told = sh::stage("move to node b", || guest.move_to_b(&plan.mode))?;
     let updated = sh::stage("another QEMU under it, and a bad one", || guest.update(newer))?;
+    sh::stage("a shadow on node a", || guest.protect())?;
+    let fall = sh::stage("its QEMU dies", || guest.fail_over())?;
     let last = sh::stage("stop and dump", || guest.stop())?;
-    let verified = sh::stage("verify every record", || guest.verify(&nodes.b, image))?;
-    facts(&told, updated, &last, &guest, verified, started)
+    let verified = sh::stage("verify every record", || guest.verify(&nodes.a, image))?;
+    facts(&told, (updated, fall), &last, &guest, verified, started)
 }
 
 fn facts(
     job: &Value,
-    updated: update::Told,
+    (updated, fall): (update::Told, beats::Fall),
     last: &Value,
     guest: &Guest,
     verified: bool,
@@ -101,12 +104,13 @@ fn facts(
     let pulse = guest.pulse();
     let moved =
         |key: &str| job["result"][key].as_u64().with_context(|| format!("the move's result lacks {key}: {job}"));
+    let corrupt_records = last["corrupt"].as_u64().context("the guest's last report lacks corrupt")?
+        + last["errors"].as_u64().unwrap_or(0)
+        + last["ram_wrong"].as_u64().unwrap_or(0);
     Ok(Facts {
         gap_ms: pulse.gap.context("no heartbeat on both nodes")?.as_secs_f64() * 1000.0,
         heartbeats_lost: pulse.lost,
-        corrupt_records: last["corrupt"].as_u64().context("the guest's last report lacks corrupt")?
-            + last["errors"].as_u64().unwrap_or(0)
-            + last["ram_wrong"].as_u64().unwrap_or(0),
+        corrupt_records,
         bytes_total: moved("bytes_total")?,
         bytes_moved: moved("bytes_moved")?,
         reads_after_switch: moved("reads_after_switch")?,
@@ -115,6 +119,7 @@ fn facts(
         reads_stalled_oracle: moved("reads_stalled_oracle")?,
         verified,
         updated,
+        failed_over: failover::Told::of(&fall, corrupt_records),
         seconds: started.elapsed().as_secs_f64(),
     })
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::update;
+use super::{failover, update};
 
 /// All that was found out.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Facts {
     pub verified: bool,
     /// What the second act told.
     pub updated: update::Told,
+    /// What the third act told.
+    pub failed_over: failover::Told,
     /// How long everything took, booting and verifying included.
     pub seconds: f64,
 }
@@ -65,6 +67,11 @@ impl Facts {
                 "refused": self.updated.bad_refused,
                 "primary_gap_ms": tenths(self.updated.bad_gap_ms),
             },
+            "failover": {
+                "gap_ms": tenths(self.failed_over.gap_ms),
+                "lost_ms": tenths(self.failed_over.lost_ms),
+                "corrupt_records": self.failed_over.corrupt_records,
+            },
             "seconds": tenths(self.seconds),
         })
     }
@@ -82,6 +89,8 @@ impl Facts {
              Then it got a newer QEMU while it worked, after that was tried on a copy of it.\n\n\
              update   silent for {:.1} ms · {} heartbeats lost\n\
              a bad one: {} · the guest's longest silence meanwhile {:.1} ms\n\n\
+             At last it got a shadow on the other node, a checkpoint every {}, and its QEMU was killed.\n\n\
+             failover silent for {:.1} ms · {:.0} ms of its work lost · {} corrupt records\n\n\
              time     {:.1} s in all",
             self.gap_ms,
             self.heartbeats_lost,
@@ -96,6 +105,10 @@ impl Facts {
             self.updated.heartbeats_lost,
             if self.updated.bad_refused { "refused, its copy crashed" } else { "NOT REFUSED" },
             self.updated.bad_gap_ms,
+            failover::INTERVAL,
+            self.failed_over.gap_ms,
+            self.failed_over.lost_ms,
+            self.failed_over.corrupt_records,
             self.seconds,
         )
     }
@@ -122,6 +135,7 @@ mod tests {
             reads_stalled_oracle: 3,
             verified: true,
             updated: update::Told { bad_refused: true, ..update::Told::default() },
+            failed_over: failover::Told::default(),
             seconds: 61.04,
         }
     }
@@ -130,7 +144,7 @@ mod tests {
     fn the_json_has_exactly_its_keys() {
         let json = facts().json();
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&json), ["bad_update", "guest", "seconds", "update", "volume"]);
+        assert_eq!(keys(&json), ["bad_update", "failover", "guest", "seconds", "update", "volume"]);
         assert_eq!(keys(&json["guest"]), ["corrupt_records", "gap_ms", "heartbeats_lost"]);
         let volume = [
             "bytes_moved",

@@ -1,0 +1,42 @@
+//! The third act: the guest gets a shadow on the other node, its host's QEMU is killed, and the shadow goes on.
+
+use anyhow::{Context, Result};
+
+use super::{nodes::Node, update::millis};
+use crate::sh;
+
+/// From one checkpoint to the next: what the guest may lose in this act.
+pub const INTERVAL: &str = "100ms";
+
+/// What the third act told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    /// From the last heartbeat before the death to the first one after it, milliseconds.
+    pub gap_ms: f64,
+    /// How much of the guest's own time is gone: what it had done since the last checkpoint, milliseconds.
+    pub lost_ms: f64,
+    /// Records, operations and RAM pages that the guest found wrong since it began.
+    pub corrupt_records: u64,
+}
+
+impl Told {
+    /// What the heartbeats on both sides of the death say, at a beat a millisecond.
+    pub fn of(fall: &super::beats::Fall, corrupt_records: u64) -> Told {
+        Told { gap_ms: millis(fall.gap), lost_ms: fall.lost as f64, corrupt_records }
+    }
+}
+
+/// Gives the guest of `primary` a shadow on `shadow`, where the copy that it left behind when it moved goes first.
+pub fn protect(primary: &Node, shadow: &Node, vm: &str, volume: &str) -> Result<()> {
+    shadow.ask(&["volume", "rm", volume, "--yes"])?;
+    primary.ask(&["vm", "protect", vm, "--on", shadow.name, "--interval", INTERVAL])?;
+    Ok(())
+}
+
+/// Kills the guest's QEMU on `primary` as a crash would, and has `shadow` go on.
+pub fn fail_over(primary: &Node, shadow: &Node, vm: &str) -> Result<()> {
+    let pid = primary.ask(&["vm", "show", vm])?["pid"].as_u64().context("the guest has no process")?;
+    sh::run_aside(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]))?;
+    shadow.ask(&["vm", "failover", vm, "--i-have-fenced", primary.name])?;
+    Ok(())
+}
