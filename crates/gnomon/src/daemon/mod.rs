@@ -89,10 +89,11 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     std::fs::create_dir_all(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let daemon = tokio::task::spawn_blocking(move || Daemon::open(config)).await.map_err(ApiError::internal)??;
-    protecting::ask_first(&daemon).await?;
+    let lost = protecting::ask_first(&daemon).await?;
     let nbd = open_nbd(&daemon)?;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.find_again()).await.map_err(ApiError::internal)??;
+    protecting::open(&daemon, lost).await?;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.resume_interrupted());
     let api = api::bind(&daemon.config.socket)?;

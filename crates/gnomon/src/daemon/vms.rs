@@ -514,7 +514,7 @@ impl VmHandle {
     }
 
     /// Whether it runs as far as is known, and its monitor did not answer when the daemon started.
-    fn is_unreachable(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         let record = self.record.lock();
         self.qemu.lock().is_none() && record.qemu.is_some() && record.exit.is_none()
     }

@@ -110,7 +110,8 @@ pub async fn given_up(daemon: &Arc<Daemon>, shared: &Arc<Shared>, epoch: u64) ->
         daemon.vms.lose(&record.vm, &lost_words(&record, epoch))?;
         Volumes::of(&daemon, &record)?.lose(&daemon.keeper, &record.to)?;
         daemon.records.remove_protection(&record.vm)?;
-        Story::new(&daemon.records, &record.vm, &record.to).lost_to_shadow(epoch);
+        Story::new(&daemon, &record.vm, &record.to).lost_to_shadow(epoch);
+        daemon.balancing.arrive(&record.vm, &record.to);
         Ok(())
     })
     .await
@@ -129,7 +130,7 @@ pub async fn yield_to_shadow(daemon: &Arc<Daemon>, id: &str, vm: &str, epoch: u6
     let Some(shared) = daemon.protections.get(vm).filter(|shared| shared.record.lock().id == id) else {
         return Ok(Yielded::Unknown);
     };
-    if daemon.vms.get(vm).is_ok_and(|vm| vm.qemu().is_some()) {
+    if daemon.vms.get(vm).is_ok_and(|vm| vm.qemu().is_some() || vm.is_unreachable()) {
         return Ok(Yielded::Runs);
     }
     given_up(daemon, &shared, epoch).await?;

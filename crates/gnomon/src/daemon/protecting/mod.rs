@@ -58,6 +58,8 @@ use crate::api::{
 const STREAM: Stream = Stream(u32::MAX);
 /// How long a checkpoint may take to come to its end when the daemon stops.
 const REST_WITHIN: Duration = Duration::from_secs(5);
+/// How often a QEMU is looked at whose monitor did not answer when the daemon started.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(200);
 /// The intervals that may be asked for. Under 10 ms a guest would do little but stand; what is lost after more than a
 /// minute is a restore from a backup, and no failover.
 const INTERVALS_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
@@ -103,12 +105,17 @@ impl Protections {
 
 // ---- what comes before the doors open --------------------------------------------------------------------------------
 
-/// Brings back what is on record, and asks the nodes of shadows whether they have taken over: before this node serves a
-/// disk. A node that does not answer within two seconds is not waited for.
-pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
-    let opener = Arc::clone(daemon);
-    blocking(move || Shadows::open(&opener)).await?;
-    let mut asked = Vec::new();
+/// A VM whose shadow has taken over, and the epoch at which.
+pub type Lost = (Arc<Shared>, u64);
+
+/// Brings back the protections on record, and asks the nodes of shadows whether they have taken over: before this node
+/// serves a disk. The volumes of those that have are fenced when this returns. A node that does not answer within two
+/// seconds is not waited for.
+pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<Vec<Lost>, ApiError> {
+    for record in daemon.records.shadows()? {
+        daemon.vms.reserve(&record.vm, &record.from);
+    }
+    let (mut asked, mut lost) = (Vec::new(), Vec::new());
     for record in daemon.records.protections()? {
         if record.given.is_some() {
             Volumes::of(daemon, &record)?.give(&daemon.keeper, &record.to)?;
@@ -125,8 +132,8 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
         match fate {
             // One that was given away in a switchover ends as it would have.
             Ok(Fate::Promoted { epoch }) if record.given.is_none() => {
-                ended::given_up(daemon, &shared, epoch).await?;
-                daemon.protections.over(&shared);
+                Volumes::of(daemon, &record)?.lose(&daemon.keeper, &record.to)?;
+                lost.push((shared, epoch));
             }
             Ok(_) => {}
             Err(error) => {
@@ -134,7 +141,17 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
             }
         }
     }
-    Ok(())
+    Ok(lost)
+}
+
+/// Ends the VMs that were lost, and brings back the shadows on record: once there are VMs and their disks are served.
+pub async fn open(daemon: &Arc<Daemon>, lost: Vec<Lost>) -> Result<(), ApiError> {
+    for (shared, epoch) in lost {
+        ended::given_up(daemon, &shared, epoch).await?;
+        daemon.protections.over(&shared);
+    }
+    let opener = Arc::clone(daemon);
+    blocking(move || Shadows::open(&opener)).await
 }
 
 /// The daemon stops: checkpoints that are under way come to their end, so that no guest is left standing.
@@ -168,8 +185,12 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
 /// Starts the driver of a protection on record.
 async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
     let record = shared.record.lock().clone();
+    while daemon.vms.get(&record.vm).is_ok_and(|vm| vm.is_unreachable()) {
+        // It runs, and its monitor is asked until it answers.
+        tokio::time::sleep(ANSWERS_WITHIN).await;
+    }
     let Some(vm) = daemon.vms.get(&record.vm).ok().filter(|vm| vm.qemu().is_some()) else {
-        let story = Story::new(&daemon.records, &record.vm, &record.to);
+        let story = Story::new(&daemon, &record.vm, &record.to);
         return ended::stand_by(daemon, shared, story).await;
     };
     let (begin, with) = (Arc::clone(&daemon), Arc::clone(&shared));

@@ -93,7 +93,7 @@ impl Primary {
             shared: Arc::clone(shared),
             vm,
             qemu,
-            story: Story::new(&daemon.records, &record.vm, &record.to),
+            story: Story::new(daemon, &record.vm, &record.to),
             volumes,
             engine: Mutex::default(),
         };
@@ -132,6 +132,11 @@ impl Primary {
     /// Drives the protection to its end. `job` is told how the first copy goes.
     pub async fn run(mut self, mut job: Option<Job>) {
         self.shared.drives();
+        if self.record().given.is_none()
+            && let Err(error) = self.wake_up().await
+        {
+            tracing::error!(vm = self.record().vm, %error, "its guest may stand: try `cont` on its monitor");
+        }
         let ended = self.sessions(&mut job).await;
         self.shared.rests();
         // The engine lets go of the guest's pages before anybody may follow them anew.

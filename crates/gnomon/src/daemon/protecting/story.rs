@@ -5,22 +5,22 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use super::pulse::{millis, seconds};
+use super::pulse::millis;
 use crate::{
     api::{
         ApiError,
         types::{EventView, PhaseView},
     },
-    daemon::records::Records,
+    daemon::Daemon,
 };
 
 /// Writes events of one VM down. Clones tell the same story.
 #[derive(Clone)]
 pub struct Story {
-    records: Arc<Records>,
+    daemon: Arc<Daemon>,
     vm: String,
     to: String,
     /// Whether the loss of the shadow has been told.
@@ -32,8 +32,8 @@ pub type Phase = (&'static str, Duration);
 
 impl Story {
     /// The story of `vm` and its shadow at node `to`.
-    pub fn new(records: &Arc<Records>, vm: &str, to: &str) -> Story {
-        Story { records: Arc::clone(records), vm: vm.to_string(), to: to.to_string(), told_lost: Arc::default() }
+    pub fn new(daemon: &Arc<Daemon>, vm: &str, to: &str) -> Story {
+        Story { daemon: Arc::clone(daemon), vm: vm.to_string(), to: to.to_string(), told_lost: Arc::default() }
     }
 
     /// The shadow has a checkpoint, the first one or the first after trouble.
@@ -90,23 +90,13 @@ impl Story {
         self.write(what, status, None, &[], reasons);
     }
 
-    /// An event that cannot be written is told in the log: nothing waits for it.
     fn write(&self, what: &str, status: &str, gap: Option<Duration>, phases: &[Phase], reasons: &[String]) {
-        let event = EventView {
-            at: seconds(SystemTime::now()),
-            vm: self.vm.clone(),
-            what: what.to_string(),
-            status: status.to_string(),
-            to: format!("node {}", self.to),
+        let phase = |(name, took): &Phase| PhaseView { name: name.to_string(), ms: millis(*took) };
+        self.daemon.note(&EventView {
             gap_ms: gap.map(millis),
-            phases: phases
-                .iter()
-                .map(|(name, took)| PhaseView { name: name.to_string(), ms: millis(*took) })
-                .collect(),
+            phases: phases.iter().map(phase).collect(),
             reasons: reasons.to_vec(),
-        };
-        if let Err(error) = self.records.put_event(&event) {
-            tracing::error!(vm = self.vm, %error, "an event could not be written down");
-        }
+            ..EventView::now(&self.vm, what, status, format!("node {}", self.to))
+        });
     }
 }

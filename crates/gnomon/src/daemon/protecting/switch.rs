@@ -38,6 +38,7 @@ impl Primary {
     /// error ends the session: what became of it is asked in the next.
     pub(super) async fn switch(&mut self, hub: &Hub, job: &Job) -> Result<bool, ApiError> {
         let mut clock = Clock(Instant::now());
+        self.daemon.balancing.leave(&self.record().vm);
         tell(job, "freeze", "the last checkpoint is made");
         let frozen = match self.freeze().await? {
             Ok(frozen) => frozen,
@@ -127,6 +128,7 @@ impl Primary {
 
     fn called_off(&self, job: &Job, error: ApiError) -> Result<bool, ApiError> {
         self.story.not_taken_over("switchover", &error);
+        self.daemon.balancing.arrive(&self.record().vm, &self.daemon.config.node);
         job.finish(Err(error.then("the guest runs on here, as before")));
         Ok(false)
     }
@@ -169,6 +171,8 @@ impl Primary {
             daemon.records.remove_protection(&record.vm)
         })
         .await?;
+        let record = self.record();
+        self.daemon.balancing.arrive(&record.vm, &record.to);
         // Before anybody is told: it may come back at once.
         self.daemon.protections.over(&self.shared);
         Ok(End::Moved)

@@ -5,8 +5,9 @@
 //!   devices loaded ──► promoted, on record ──► volumes are its own ──► the guest runs ──► a VM of this node
 //!        │ failed: nothing has changed  ▲ the commit point: from here on the primary has lost it, whatever comes
 //! ```
-//! A daemon that dies after the commit point and before the guest ran has lost its memory. Its volumes are this node's
-//! then, and the operator starts it from them; the primary must not run it all the same.
+//! A daemon that dies after the commit point finds the QEMU again, which has loaded the guest, and lets it run. If that
+//! has ended too, the memory is lost: the volumes are this node's, and the operator starts the guest from them; the primary
+//! must not run it all the same.
 
 use std::{
     sync::Arc,
@@ -60,7 +61,7 @@ pub fn planned(daemon: &Arc<Daemon>, id: &str, epoch: u64) -> Result<TakenOver, 
     let told = take_over(daemon, &keeping, epoch)?;
     let phases = [("loading", told.loading), ("claiming", told.claiming), ("starting", told.starting)];
     let gap = phases.iter().map(|(_, took)| *took).sum();
-    Story::new(&daemon.records, &keeping.record().vm, &daemon.config.node).took_over("switchover", gap, &phases);
+    Story::new(daemon, &keeping.record().vm, &daemon.config.node).took_over("switchover", gap, &phases);
     Ok(TakenOver {
         checkpoint: told.checkpoint,
         loading_ms: millis(told.loading),
@@ -122,12 +123,12 @@ async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Re
     if !keeping.has_memory() {
         blocking(move || take_disks_over(&claimer, &keeping, epoch)).await?;
         let why = format!("its memory was lost here: start {} with `gnomon vm run` from its disks", record.vm);
-        Story::new(&daemon.records, &record.vm, &here).disks_only("failover", &why);
+        Story::new(daemon, &record.vm, &here).disks_only("failover", &why);
         tell(job, "done", &why);
         return Ok(json!({ "from": record.from, "epoch": epoch, "guest_runs": false }));
     }
     let outcome = blocking(move || take_over(&claimer, &keeping, epoch)).await;
-    let story = Story::new(&daemon.records, &record.vm, &here);
+    let story = Story::new(daemon, &record.vm, &here);
     let told = match &outcome {
         Ok(told) => told,
         Err(error) => {
@@ -213,10 +214,11 @@ fn take_disks_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> 
     let record = keeping.record();
     let mut slot = keeping.engine();
     keeping.found_copies(daemon)?.freeze()?;
-    daemon.records.put_promoted(&record.id, epoch)?;
+    // First: what waits has loaded nothing, and must not be taken for a guest.
     if let Some(engine) = slot.take() {
         engine.qemu.kill()?;
     }
+    daemon.records.put_promoted(&record.id, epoch)?;
     finish_promotion(daemon, record)
 }
 
@@ -245,18 +247,22 @@ fn settle(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u64, qemu: Arc<Qem
         stderr: None,
     };
     daemon.vms.take_in(vm, qemu)?;
+    daemon.balancing.arrive(&record.vm, &daemon.config.node);
     daemon.shadows.remove(daemon, record)
 }
 
-/// This daemon died in the midst of a takeover that was decided: the guest runs here, or ran nowhere.
+/// This daemon died in the midst of a takeover that was decided. Devices are loaded before that, and the QEMU outlives the
+/// daemon: the guest goes on in it, unless that has ended too.
 pub fn finish_promotion(daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
     let epoch = daemon.records.promoted(&record.id)?.unwrap_or_default();
     claim_late(daemon, record)?;
-    if let Some(qemu) = daemon.vms.find_running(&record.vm) {
-        tracing::warn!(vm = record.vm, pid = qemu.record().pid, "its takeover was decided, and it runs here");
-        settle(daemon, record, epoch, Arc::new(qemu))?;
+    if let Some(qemu) = daemon.vms.find_loaded(&record.vm) {
+        tracing::warn!(vm = record.vm, pid = qemu.record().pid, "its takeover was decided: it runs on here");
+        let qemu = Arc::new(qemu);
+        settle(daemon, record, epoch, Arc::clone(&qemu))?;
         // Nothing is lent any more after a restart.
-        return daemon.vms.unfence(&*daemon.vms.get(&record.vm)?);
+        daemon.vms.unfence(&*daemon.vms.get(&record.vm)?)?;
+        return Ok(qemu.qmp().cont_after_migration(STEP)?);
     }
     tracing::error!(vm = record.vm, "its takeover was decided and cut off: start it from its disks, which are here");
     daemon.vms.end_leftover(&record.vm)?;

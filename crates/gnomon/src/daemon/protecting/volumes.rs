@@ -174,7 +174,7 @@ impl Volumes {
 
     /// Whether a standby is not followed any more in this session.
     pub fn is_broken(&self) -> bool {
-        self.senders.lock().iter().any(|sender| sender.state().phase == SenderPhase::Ended)
+        self.senders.lock().iter().any(|sender| sender.phase() == SenderPhase::Ended)
     }
 
     /// What the standbys lack.

@@ -50,13 +50,13 @@ impl Vms {
     /// Finds every VM on record again, and ends what is not. Blocks for two seconds for each that does not answer.
     pub fn find_again(self: &Arc<Vms>) -> Result<(), ApiError> {
         let records = self.records.vms()?;
-        let known: Vec<PathBuf> = records.iter().flat_map(folders_of).collect();
+        let mut known: Vec<PathBuf> = records.iter().flat_map(folders_of).collect();
+        // Those that wait for the guests of other nodes are looked after elsewhere.
+        known.extend(self.reserved.read().keys().map(|name| self.dir.join(name)));
         for dir in folders_in(&self.dir) {
             self.end_unless_known(&dir, &known);
         }
-        // A shadow that had taken over was found as such.
-        let is_new = |record: &VmRecord| !self.all.read().contains_key(&record.name);
-        records.into_iter().filter(is_new).try_for_each(|record| self.bring_back(record))
+        records.into_iter().try_for_each(|record| self.bring_back(record))
     }
 
     fn end_unless_known(&self, dir: &Path, known: &[PathBuf]) {

@@ -8,7 +8,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use gnomon_qemu::{Launch, Qemu, QemuRecord, RamLoan, Resolved, Role, VmPaths, VmSpec};
+use gnomon_qemu::{Launch, Qemu, QemuRecord, RamLoan, Resolved, Role, RunState, VmPaths, VmSpec};
 use gnomon_terms::Bytes;
 
 use super::{VmHandle, Vms};
@@ -74,7 +74,8 @@ impl Vms {
         let dir = self.dir.join(&spec.name);
         std::fs::create_dir_all(&dir)?;
         let spec = self.localized(spec, token);
-        for disk in &spec.disks {
+        // Another QEMU may have waited before, with the same token.
+        for disk in spec.disks.iter().filter(|disk| !self.keeper.is_lent(&disk.name, token)) {
             self.keeper.lend(&disk.name, token, &spec.name)?;
         }
         let host = self.host()?;
@@ -105,37 +106,26 @@ impl Vms {
         Ok(self.show(record, Some(qemu)))
     }
 
-    /// A QEMU of this name that nobody looks after and whose guest runs.
-    pub fn find_running(&self, name: &str) -> Option<Qemu> {
+    /// A QEMU of this name that nobody looks after and that has loaded its guest.
+    pub fn find_loaded(&self, name: &str) -> Option<Qemu> {
         let qemu = Qemu::adopt_dir(&self.dir.join(name)).ok()?;
-        qemu.qmp().query_status().is_ok_and(|status| status.running).then_some(qemu)
+        qemu.qmp().query_status().is_ok_and(|status| status.state != RunState::Inmigrate).then_some(qemu)
     }
 
     /// Another node runs the guest of this VM by now: its QEMU here is killed, its disks are taken from it, and its
     /// record says so until the VM is forgotten. Blocks until the process is gone.
     pub fn lose(&self, name: &str, why: &str) -> Result<(), ApiError> {
-        let Some(vm) = self.all.read().get(name).cloned() else { return self.lose_unfound(name, why) };
+        let vm = self.get(name)?;
         self.take_disks_back(&vm.record());
-        if let Some(qemu) = vm.record().qemu {
+        if let Some(qemu) = vm.qemu() {
             qemu.kill()?;
         }
+        vm.kill_unreachable()?;
         *vm.qemu.lock() = None;
         vm.change(&self.records, |record| {
             record.qemu = None;
             record.exit = Some(why.to_string());
         })
-    }
-
-    /// The same while the daemon starts, before its VMs are looked for.
-    fn lose_unfound(&self, name: &str, why: &str) -> Result<(), ApiError> {
-        let record = self.records.vms()?.into_iter().find(|record| record.name == name);
-        let mut record = record.ok_or_else(|| ApiError::not_found("vm", name))?;
-        self.take_disks_back(&record);
-        for qemu in [record.qemu.take(), record.beside.take().map(|beside| beside.qemu)].into_iter().flatten() {
-            qemu.kill()?;
-        }
-        record.exit = Some(why.to_string());
-        self.records.put_vm(&record)
     }
 
     /// Takes the disks of a VM from its QEMU: when this returns, none of its requests touches them any more.
