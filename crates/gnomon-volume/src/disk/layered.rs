@@ -95,6 +95,26 @@ impl LayeredDisk {
         Ok(())
     }
 
+    /// Reads what is valid here, and the rest at the peer without keeping it. Validity only grows, so what is found valid
+    /// stays readable.
+    fn read_through(&self, into: &mut [u8], at: u64) -> Result<(), DiskError> {
+        let end = at + into.len() as u64;
+        let mut here = at;
+        while here < end {
+            let rest = Extent::touching(here, end - here);
+            let Some((valid, blocks)) = self.valid.run(rest) else { break };
+            let run = Extent::new(rest.start.0, blocks.0.min(FETCH_BLOCKS));
+            let stop = run.end().byte().min(end);
+            let part = &mut into[(here - at) as usize..(stop - at) as usize];
+            match valid {
+                true => self.local.read_at(part, here)?,
+                false => cut_out(&*self.peer.fetch(run)?, run, here, part),
+            }
+            here = stop;
+        }
+        Ok(())
+    }
+
     /// Blocks that `at .. at + len` touches only in part and that are not valid: they must be fetched before they
     /// can be partly replaced.
     fn torn(&self, at: u64, len: u64) -> Option<Extent> {
@@ -138,11 +158,16 @@ impl Disk for LayeredDisk {
 
     fn read_at(&self, into: &mut [u8], at: u64) -> Result<(), DiskError> {
         let extent = Extent::touching(at, into.len() as u64);
-        if !self.valid.all(extent) {
-            self.peer.stalled(extent);
-            self.demand(extent)?;
+        if self.valid.all(extent) {
+            return self.local.read_at(into, at);
         }
-        self.local.read_at(into, at)
+        self.peer.stalled(extent);
+        match self.demand(extent) {
+            Ok(()) => self.local.read_at(into, at),
+            // What cannot be kept can be read all the same: the guest need not stand for want of space here.
+            Err(DiskError::Full { .. }) => self.read_through(into, at),
+            Err(error) => Err(error),
+        }
     }
 
     fn write_at(&self, data: &[u8], at: u64) -> Result<(), DiskError> {
@@ -199,6 +224,17 @@ impl Disk for LayeredDisk {
             here = stop;
         }
         Ok(segments)
+    }
+}
+
+/// The bytes from `at` on of a copy of `extent`, which [`fits`].
+fn cut_out(content: &Content, extent: Extent, at: u64, into: &mut [u8]) {
+    match content {
+        Content::Zero => into.fill(0),
+        Content::Data(data) => {
+            let from = (at - extent.start.byte()) as usize;
+            into.copy_from_slice(&data[from..from + into.len()]);
+        }
     }
 }
 

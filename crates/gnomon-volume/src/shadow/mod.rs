@@ -240,8 +240,10 @@ impl Shadow {
     }
 
     fn failed(&self, error: DiskError) -> Settlement {
-        tracing::error!(%error, "a copy could not be stored");
-        *self.fault.lock() = Some(error.to_string());
+        // One line for each time that the source has taken note: a full disk fails every copy.
+        if self.fault.lock().replace(error.to_string()).is_none() {
+            tracing::error!(%error, "copies cannot be stored");
+        }
         Settlement::Failed
     }
 

@@ -251,6 +251,35 @@ fn a_destination_without_space_is_told_and_the_source_goes_on() {
     }
 }
 
+/// After the switch there is no way back by itself: the move waits for space, what was not copied is read from the source,
+/// and when there is space again it goes on.
+#[test]
+fn a_destination_that_fills_up_while_draining_goes_on_when_there_is_space() {
+    let place = tempfile::tempdir().expect("a folder");
+    let Some(_small) = Small::mount(place.path(), "74M") else { return };
+    let pair = Pair::with(&format!("[volume]\ndir = '{}'\n", place.path().display()), true);
+    let before = fill(&pair.a);
+    pair.a.ask(&["volume", "move", "data", "--to", "b", "--mode", "post", "--bandwidth", "4mbit", "--detach"]);
+    pair.a.await_job("data", |job| is_in(job, "drain", 0));
+    let other = place.path().join("other");
+    let _ = Command::new("dd").args(["if=/dev/zero", "bs=1M", &format!("of={}", other.display())]).output();
+    pair.a.ask(&["volume", "bandwidth", "data", "none"]);
+    // More is read than there is room for: it comes from the source, whether or not it can be kept.
+    let mut nbd = open(&pair.b);
+    let mut bytes = vec![0; 1 << 20];
+    for at in (0..before.len() - bytes.len()).step_by(bytes.len()) {
+        nbd.read(&mut bytes, at as u64).expect("read");
+        assert!(bytes == before[at..at + bytes.len()], "what is read at {at}");
+    }
+    let told = |job: &Value| job["progress"]["message"].as_str().is_some_and(|said| said.contains("free some space"));
+    let waiting = pair.a.await_job("data", told);
+    assert!(is_running(&waiting), "{waiting}");
+    fs::remove_file(other).expect("removed");
+    let ended = pair.a.await_end("data");
+    assert_eq!(ended["state"], "done", "{ended}");
+    assert!(content(&pair.b) == before);
+}
+
 #[test]
 fn a_client_at_work_finds_everything_it_was_acknowledged() {
     let pair = Pair::new();

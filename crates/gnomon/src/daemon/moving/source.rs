@@ -329,6 +329,8 @@ impl SourceMove {
         let mut meter = Meter::new();
         let mut ticks = tokio::time::interval(TICK);
         let begun = Instant::now();
+        // What keeps the destination from storing copies, until it stores some again.
+        let (mut fault, mut missing_then) = (None, u64::MAX);
         self.carried_at_switch =
             self.totals.carried() + legs.iter().map(|leg| leg.mover.carried().pushed()).sum::<u64>();
         loop {
@@ -344,20 +346,23 @@ impl SourceMove {
                 missing += state.missing;
                 owed += if self.record.reverse { state.owed } else { 0 };
                 degraded |= state.degraded;
-                if let Some(fault) = state.fault {
-                    tracing::warn!(fault, "node {} reports", self.record.to);
-                }
+                fault = state.fault.or(fault);
                 if look.lacking == BlockCount(0) && state.missing > 0 {
                     self.reconcile(leg).await?;
                 }
             }
-            let message = match (self.record.guest_lost, degraded) {
-                (true, _) => transfer::GUEST_LOST,
-                (false, true) => "writes are not mirrored back at present",
-                (false, false) => "",
+            if missing < missing_then {
+                fault = None;
+            }
+            missing_then = missing;
+            let message = match (self.record.guest_lost, &fault, degraded) {
+                (true, ..) => transfer::GUEST_LOST.to_string(),
+                (false, Some(fault), _) => format!("node {} cannot keep what arrives: {fault}", self.record.to),
+                (false, None, true) => "writes are not mirrored back at present".to_string(),
+                (false, None, false) => String::new(),
             };
             let lacking = BlockCount(missing + owed).bytes().0;
-            self.job.report(shrinking("drain", lacking, self.total(), meter.rate(), message.to_string()));
+            self.job.report(shrinking("drain", lacking, self.total(), meter.rate(), message));
             if (missing, look.lacking) == (0, BlockCount(0)) {
                 match (owed, degraded) {
                     (0, _) => return Ok(Drained::Whole),
