@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 /// A cluster to come up, or a leader to be there; a hundred times what it takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// An election takes 1 to 2 s. Shorter than the default, because some tests wait for the end of it.
+/// What a call needs of a cluster that is well. Shorter than the default, because some tests wait for the end of it.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(3);
 
 pub struct Cluster {
@@ -113,14 +113,22 @@ impl Cluster {
 
     /// A store in `namespace`.
     pub fn store_in(&self, namespace: &str) -> EtcdStore {
-        self.store_at(&self.members.iter().map(|member| member.client).collect::<Vec<_>>(), namespace)
+        self.store_at(&self.client_ports(), namespace)
+    }
+
+    /// A store in `namespace` that waits as long as an election may take: mostly 1 to 2 s, and as often again as votes
+    /// are split, which has no bound.
+    pub fn patient_store_in(&self, namespace: &str) -> EtcdStore {
+        EtcdStore::open_with(address(&self.client_ports(), namespace), PATIENCE).expect("store")
     }
 
     /// A store that reaches the members by other ports.
     pub fn store_at(&self, ports: &[u16], namespace: &str) -> EtcdStore {
-        let members: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let address: EtcdAddress = format!("etcd://{}/{namespace}", members.join(",")).parse().expect("address");
-        EtcdStore::open_with(address, STORE_PATIENCE).expect("store")
+        EtcdStore::open_with(address(ports, namespace), STORE_PATIENCE).expect("store")
+    }
+
+    fn client_ports(&self) -> Vec<u16> {
+        self.members.iter().map(|member| member.client).collect()
     }
 
     /// Where a member listens for clients.
@@ -166,6 +174,11 @@ impl Drop for Cluster {
             let _ = process.wait();
         }
     }
+}
+
+fn address(ports: &[u16], namespace: &str) -> EtcdAddress {
+    let members: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    format!("etcd://{}/{namespace}", members.join(",")).parse().expect("address")
 }
 
 /// In memory where that can be: an etcd syncs every write, members are killed and not the machine, and a disk that other

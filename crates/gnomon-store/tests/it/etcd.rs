@@ -61,7 +61,7 @@ fn a_batch_is_bounded_and_what_others_wrote_is_told() {
 #[test]
 fn a_member_is_killed_and_comes_back() {
     let mut cluster = Cluster::start();
-    let store = cluster.store();
+    let (store, hasty) = (cluster.patient_store_in("n"), cluster.store_in("n"));
     let heard = store.watch("").expect("watch");
     let mut version = store.put("counter", b"0").expect("put");
     assert_eq!(next(&heard).now.map(|now| now.version), Some(version));
@@ -74,7 +74,7 @@ fn a_member_is_killed_and_comes_back() {
     }
     cluster.kill(0);
     cluster.kill(1);
-    let error = store.put("counter", b"x").expect_err("one of three is not enough");
+    let error = hasty.put("counter", b"x").expect_err("one of three is not enough");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     cluster.run(0);
     cluster.leader();
@@ -88,7 +88,7 @@ fn the_leader_is_killed_while_clients_count() {
     const BEFORE: u64 = 40;
     const AFTER: u64 = 80;
     let mut cluster = Cluster::start();
-    let stores: Vec<EtcdStore> = (0..CLIENTS).map(|_| cluster.store_in("count")).collect();
+    let stores: Vec<EtcdStore> = (0..CLIENTS).map(|_| cluster.patient_store_in("count")).collect();
     stores[0].put("counter", &0u64.to_le_bytes()).expect("put");
     let (acknowledged, unsettled) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {

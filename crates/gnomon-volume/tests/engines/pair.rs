@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -74,8 +74,10 @@ pub fn pump(
         let (handle, cut) = (Arc::clone(&handle), Arc::clone(cut));
         thread::spawn(move || {
             while !cut.load(Ordering::SeqCst) {
-                if let Ok(message) = receiver.recv_timeout(Duration::from_millis(5)) {
-                    handle(message);
+                match receiver.recv_timeout(Duration::from_millis(5)) {
+                    Ok(message) => handle(message),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         })

@@ -268,6 +268,15 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Its threads would go on until the process ends. A test that has failed is not asked for more.
+        if !std::thread::panicking() {
+            self.cut();
+        }
+    }
+}
+
 fn open(machine: &Machine, boot: u8) -> Result<Arc<StandbyReceiver>, StandbyError> {
     StandbyReceiver::open(ReceiverParts {
         stream: STREAM,
