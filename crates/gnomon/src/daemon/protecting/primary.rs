@@ -121,7 +121,7 @@ impl Primary {
         };
         let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
         let volumes = Arc::clone(&self.volumes);
-        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(move || volumes.mark())))
+        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(move |_| volumes.mark())))
     }
 
     /// Its record, as it is now.
