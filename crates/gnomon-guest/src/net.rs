@@ -17,9 +17,7 @@ use std::{
 };
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketType, bind,
-    netlink::SocketAddrNetlink,
-    recv, sendto, socket,
+    AddressFamily, RecvFlags, SendFlags, SocketType, bind, netlink::SocketAddrNetlink, recv, sendto, socket,
 };
 
 /// The longest line that is answered; a longer one ends its connection.

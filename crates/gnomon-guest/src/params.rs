@@ -169,7 +169,16 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["gn.sed=1", "gn.seed=x", "gn.seed", "gn.zipf=9", "gn.zipf=NaN", "gn.records=-1", "gn.ip=10.0.0.2", "gn.answer=65536"] {
+        for line in [
+            "gn.sed=1",
+            "gn.seed=x",
+            "gn.seed",
+            "gn.zipf=9",
+            "gn.zipf=NaN",
+            "gn.records=-1",
+            "gn.ip=10.0.0.2",
+            "gn.answer=65536",
+        ] {
             assert!(Params::from_kernel(line).is_err(), "{line} was taken");
         }
         assert!(Params::from_shell(&["seed".to_owned(), "1".to_owned()]).is_err());

@@ -426,7 +426,7 @@ pub struct EventView {
     pub at: f64,
     /// Which VM.
     pub vm: String,
-    /// `update`, `rollback`, `move`, `protect`, `shadow-lost`, `unprotect`, `switchover` or `failover`.
+    /// `update`, `rollback`, `move`, `protect`, `shadow-lost`, `exposed` (strict mode is suspended), `unprotect`, `switchover` or `failover`.
     pub what: String,
     /// `done`, `refused` or `failed`.
     pub status: String,

@@ -103,6 +103,7 @@ pub enum Command {
     /// Keep a shadow of a running VM on another node: its memory, devices and disks, checkpoint by checkpoint
     #[command(after_help = "Examples:\n  gnomon vm protect web --on node-b\n  \
                             gnomon vm protect web --on node-b --interval 100ms --detach\n  \
+                            gnomon vm protect db --on node-b --strict    nothing that was answered is ever lost\n  \
                             gnomon vm show web                           state, lag, pauses\n\n\
                             When this host dies, the guest goes on at node-b from the last checkpoint it has: what it did since\n\
                             then is lost, and `lag` says how much that is. See `gnomon vm failover`.")]
