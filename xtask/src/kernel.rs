@@ -14,8 +14,8 @@ use crate::{setup, sh};
 /// The package that always names the newest cloud kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What the guest needs: its disk and its serial ports. What these need in turn is read from the modules themselves.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console"];
+/// What the guest needs: its disk, its serial ports and its network card. What these need in turn is read from the modules themselves.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console", "virtio_net"];
 
 /// An unpacked kernel.
 #[derive(Debug)]

@@ -103,7 +103,7 @@ fn protect(qemu: &Arc<Qemu>, ram: &GuestRam) -> Fallible<Replicator> {
     let hypervisor = QemuHypervisor::new(qemu.clone(), CaptureOptions::default());
     let tracking = track(&TrackTarget::new(qemu.record().pid, ram)?)?;
     eprintln!("tracked by {}", tracking.tracker.tier());
-    let mut primary = Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(|| Ok(Vec::new())));
+    let mut primary = Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(|_| Ok(Vec::new())));
     let (tx, rx) = mpsc::sync_channel::<Message>(QUEUE);
     let acks = primary.connect(Arc::new(Queue(Mutex::new(tx))), None).0;
     thread::spawn(move || {

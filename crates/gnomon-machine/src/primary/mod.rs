@@ -88,8 +88,9 @@ pub struct Setup {
     pub patience: Duration,
 }
 
-/// How far the volumes of a guest have got, asked while it stands; or why that cannot be said.
-pub type Marks = Box<dyn FnMut() -> Result<Vec<Mark>, String> + Send>;
+/// How far the volumes of a guest have got, asked while it stands for the checkpoint of this number; or why that cannot
+/// be said. What it has sent until now is of that checkpoint, too.
+pub type Marks = Box<dyn FnMut(u64) -> Result<Vec<Mark>, String> + Send>;
 
 /// Replicates one guest.
 pub struct Replicator {
@@ -368,7 +369,7 @@ impl Replicator {
     }
 
     fn mark(&mut self, checkpoint: u64) -> Result<Vec<Mark>, ReplicateError> {
-        (self.marks)().map_err(|why| ReplicateError::Volumes { checkpoint, why })
+        (self.marks)(checkpoint).map_err(|why| ReplicateError::Volumes { checkpoint, why })
     }
 
     fn stand(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {

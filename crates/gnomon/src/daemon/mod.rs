@@ -5,6 +5,7 @@
 
 mod agent;
 mod balancing;
+pub mod cards;
 pub mod console;
 pub mod importing;
 pub mod jobs;

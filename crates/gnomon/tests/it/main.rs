@@ -10,6 +10,7 @@ mod imports;
 mod kills;
 mod moves;
 mod nbd_tls;
+mod nics;
 mod outlook;
 mod protects;
 mod rollbacks;

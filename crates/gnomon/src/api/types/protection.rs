@@ -11,6 +11,9 @@ pub struct ProtectVm {
     /// Milliseconds from one checkpoint to the next; without it, as the guest's pauses and the link allow.
     #[serde(default)]
     pub interval_ms: Option<u64>,
+    /// Whether nothing that the guest says may leave before its shadow has the state it comes from.
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// Asks a node to go on with a guest whose shadow it has.
@@ -68,6 +71,12 @@ pub struct ProtectionView {
     pub pause_p99_ms: Option<f64>,
     /// By which means its written pages are followed: pagemap-scan, soft-dirty or compare.
     pub tracker: String,
+    /// Whether frames of the guest wait until the shadow has the state they come from.
+    #[serde(default)]
+    pub strict: bool,
+    /// Whether they leave at once all the same, and that is on record: the shadow has nothing yet, or was lost.
+    #[serde(default)]
+    pub exposed: bool,
 }
 
 /// A shadow, as its node knows it.

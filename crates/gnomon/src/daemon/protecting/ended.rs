@@ -152,6 +152,8 @@ mod tests {
             epoch: 1,
             volumes: Vec::new(),
             given: None,
+            strict: false,
+            exposed: false,
         };
         let words = lost_words(&record, 2);
         assert!(words.contains("node b") && words.contains("epoch 2") && words.contains("vm stop web"), "{words}");

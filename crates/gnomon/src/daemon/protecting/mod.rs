@@ -13,7 +13,7 @@
 //! disks are served ([`ask_first`]), for a moment only: silence is not a reason to stop a guest.
 //!
 //! Read in this order: [`primary`] and [`shadow`] with its [`seat`], then [`switch`] and [`takeover`], then [`ended`] and
-//! [`doubt`]; [`pulse`] is what a user is told.
+//! [`doubt`]; [`strict`] says when frames leave, and [`pulse`] is what a user is told.
 
 mod copies;
 mod doubt;
@@ -26,6 +26,7 @@ mod seat;
 mod shadow;
 mod shared;
 mod story;
+mod strict;
 mod switch;
 mod takeover;
 mod volumes;
@@ -120,6 +121,7 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<Vec<Lost>, ApiError> {
         if record.given.is_some() {
             Volumes::of(daemon, &record)?.give(&daemon.keeper, &record.to)?;
         }
+        strict::bring_back(daemon, &record);
         let shared = daemon.protections.add(record.clone());
         let asker = Arc::clone(daemon);
         asked.push(tokio::spawn(async move {
@@ -132,6 +134,7 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<Vec<Lost>, ApiError> {
         match fate {
             // One that was given away in a switchover ends as it would have.
             Ok(Fate::Promoted { epoch }) if record.given.is_none() => {
+                daemon.vms.gate(&record.vm).fence();
                 Volumes::of(daemon, &record)?.lose(&daemon.keeper, &record.to)?;
                 lost.push((shared, epoch));
             }
@@ -231,6 +234,9 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
         epoch: record.epoch,
         volumes: record.disks,
         given: None,
+        strict: ask.strict,
+        // Until there is a first checkpoint.
+        exposed: ask.strict,
     };
     let volumes = Volumes::of(daemon, &record)?;
     volumes.refuse_unless_free()?;

@@ -120,8 +120,12 @@ impl Primary {
             patience: PATIENCE,
         };
         let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
-        let volumes = Arc::clone(&self.volumes);
-        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(move || volumes.mark())))
+        let (volumes, gate) = (Arc::clone(&self.volumes), self.daemon.vms.gate(&record.vm));
+        let marks = move |checkpoint| {
+            gate.close(checkpoint);
+            volumes.mark()
+        };
+        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(marks)))
     }
 
     /// Its record, as it is now.
@@ -177,6 +181,7 @@ impl Primary {
             }
             self.shared.pulse.lost(&error.to_string());
             self.story.lost(&error);
+            self.expose_if_alone().await;
             if let Some(end) = self.wait(&error).await {
                 return Ok(end);
             }
@@ -280,7 +285,8 @@ impl Primary {
             ask::<()>(&hub.rpc, Ask::StartOver).await?;
             anew = true;
         }
-        self.hear(hub, acks);
+        let at_gate = self.begin_strictly(anew).await?;
+        self.hear(hub, acks, at_gate);
         self.shared.said.store(0, Ordering::Relaxed);
         self.shared.pulse.connected(anew);
         Ok(())
@@ -312,13 +318,19 @@ impl Primary {
     }
 
     /// Answers of the shadow reach the engine; so does the end of the session.
-    fn hear(&self, hub: &Hub, acks: Acks) {
+    fn hear(&self, hub: &Hub, acks: Acks, at_gate: Option<u64>) {
         let (shared, told) = (Arc::clone(&self.shared), acks.clone());
+        let gate = self.daemon.vms.gate(&self.record().vm);
         let story = self.story.clone();
         hub.serve(
             STREAM,
             Arc::new(move |message| {
                 if let Message::Sealed { checkpoint, ok, .. } = message {
+                    if ok {
+                        shared.is_not_alone();
+                        // Before the engine knows: after the last one the cables are pulled.
+                        at_gate.iter().for_each(|session| gate.commit(*session, checkpoint));
+                    }
                     told.sealed(checkpoint, ok);
                     if ok && shared.pulse.sealed(checkpoint) {
                         story.protected(checkpoint);
@@ -352,6 +364,7 @@ impl Primary {
 
     /// Takes checkpoints until something is asked or the session is of no use.
     async fn checkpoints(&mut self, hub: &Hub, job: &mut Option<Job>) -> Result<Left, ApiError> {
+        self.cover().await?;
         let run = Run {
             engine: self.engine()?,
             qemu: Arc::clone(&self.qemu),
@@ -418,6 +431,7 @@ impl Primary {
     fn forget(&self) -> Result<(), ApiError> {
         self.volumes.end(&self.daemon.keeper)?;
         self.daemon.records.remove_protection(&self.record().vm)?;
+        self.daemon.vms.gate(&self.record().vm).expose();
         self.story.unprotected();
         Ok(())
     }

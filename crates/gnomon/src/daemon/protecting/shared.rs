@@ -1,6 +1,6 @@
 //! What the API and the driver of a protection share.
 
-use std::sync::atomic::AtomicU64;
+use std::{sync::atomic::AtomicU64, time::Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -41,6 +41,8 @@ pub struct Shared {
     pub pulse: Pulse,
     /// What was asked of it.
     pub order: watch::Sender<Order>,
+    /// Since when there has been no checkpoint, after a session was lost.
+    pub(super) alone_since: Mutex<Option<Instant>>,
     /// Pages said in the session.
     pub(super) said: AtomicU64,
     /// Whether no driver is at work.
@@ -51,7 +53,14 @@ impl Shared {
     /// A protection as it is on record.
     pub fn new(record: ProtectRecord) -> Shared {
         let (record, order) = (Mutex::new(record), watch::Sender::default());
-        Shared { record, pulse: Pulse::default(), order, said: AtomicU64::new(0), idle: watch::Sender::new(true) }
+        Shared {
+            record,
+            pulse: Pulse::default(),
+            order,
+            alone_since: Mutex::default(),
+            said: AtomicU64::new(0),
+            idle: watch::Sender::new(true),
+        }
     }
 
     /// Changes its record; durable before it is believed.
@@ -95,6 +104,7 @@ impl Shared {
     pub fn view(&self) -> ProtectionView {
         let record = self.record.lock().clone();
         let view = self.pulse.view(&record.to, record.epoch);
+        let view = ProtectionView { strict: record.strict, exposed: record.exposed, ..view };
         match record.given {
             Some(_) => ProtectionView { state: ProtectionState::Given, ..view },
             None => view,

@@ -51,6 +51,13 @@ impl Story {
         }
     }
 
+    /// Strict mode is suspended: the guest goes on without its shadow.
+    pub fn exposed(&self) {
+        let what = "its shadow is lost: what it says leaves at once, and a failover would lose that";
+        tracing::warn!(vm = self.vm, "{what}");
+        self.note("exposed", "done", &[what.to_string()]);
+    }
+
     /// The guest's QEMU has ended.
     pub fn guest_ended(&self) {
         let what =

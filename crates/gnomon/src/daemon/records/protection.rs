@@ -25,6 +25,12 @@ pub struct ProtectRecord {
     pub volumes: Vec<String>,
     /// The epoch at which the guest was given to the shadow's node, while it is not known whether it runs there.
     pub given: Option<u64>,
+    /// Whether nothing that the guest says leaves before its shadow has the state it comes from.
+    #[serde(default)]
+    pub strict: bool,
+    /// Whether it leaves at once all the same: the shadow has nothing yet, or was lost.
+    #[serde(default)]
+    pub exposed: bool,
 }
 
 /// A VM of another node that has its shadow here.
@@ -106,6 +112,8 @@ mod tests {
             epoch: 1,
             volumes: vec!["root".into()],
             given: None,
+            strict: true,
+            exposed: false,
         };
         let there = ShadowRecord {
             id: "a-1-1".into(),
