@@ -78,7 +78,7 @@ nginx -c /nginx.conf || poweroff -f
 for word in $(cat /proc/cmdline); do case $word in load=*) load=${word#load=};; esac; done
 case $load in
   idle) ;;
-  web) while :; do ab -q -k -c 8 -t 3600 -n 100000000 http://127.0.0.1/page.html >/dev/null || poweroff -f; done & ;;
+  web) while :; do ab -q -k -c 8 -n 100000 http://127.0.0.1/page.html >/dev/null || poweroff -f; done & ;;
   database) su postgres -c 'pgbench -h /pg -U postgres -n -c 4 -T 36000 postgres' >/dev/null || poweroff -f & ;;
   *) echo \"no such load: $load\"; poweroff -f ;;
 esac

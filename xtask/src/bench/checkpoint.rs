@@ -38,19 +38,21 @@ pub(super) fn words(rows: &Value) -> String {
 
 fn line(row: &Value) -> String {
     let case = row["case"].as_str().unwrap_or_default();
+    let number = |name: &str| row[name].as_f64().unwrap_or_default();
     match row["kind"].as_str() {
         Some("slowdown") => format!(
-            "{case:<14} slower by {:>5} % with checkpoints, {:>5} % with bare captures\n",
-            row["gnomon"], row["bare"]
+            "{case:<13} slower by {:>6.1} % with checkpoints, {:>6.1} % with bare captures\n",
+            number("gnomon"),
+            number("bare")
         ),
         _ => format!(
-            "{case:<14} pause p50 {:>6} p95 {:>6} ms; bare p50 {:>6} p95 {:>6} ms; {} pages, {} bytes a checkpoint\n",
-            row["gnomon_p50"],
-            row["gnomon_p95"],
-            row["bare_p50"],
-            row["bare_p95"],
-            row["pages_running"].as_u64().unwrap_or(0) + row["pages_standing"].as_u64().unwrap_or(0),
-            row["bytes"]
+            "{case:<13} pause p50 {:>6.2} p95 {:>6.2} ms; bare p50 {:>6.2} p95 {:>6.2} ms; {} pages, {} bytes a checkpoint\n",
+            number("gnomon_p50"),
+            number("gnomon_p95"),
+            number("bare_p50"),
+            number("bare_p95"),
+            number("pages_running") + number("pages_standing"),
+            number("bytes")
         ),
     }
 }
@@ -69,7 +71,7 @@ mod tests {
         ]);
         let told = words(&rows);
         assert!(
-            told.contains("pause p50    5.5") && told.contains("42 pages") && told.contains("slower by   7.5 %"),
+            told.contains("pause p50   5.50") && told.contains("42 pages") && told.contains("slower by    7.5 %"),
             "{told}"
         );
     }

@@ -145,8 +145,7 @@ impl<'a> Guest<'a> {
 
     /// Gives the guest on node b a shadow on node a, and lets it work for a while.
     pub fn protect(&mut self) -> Result<()> {
-        failover::protect(&self.nodes.b, &self.nodes.a, VM, VOLUME)?;
-        (0..3).try_for_each(|_| self.await_line("report").map(drop))
+        failover::protect(&self.nodes.b, &self.nodes.a, VM, VOLUME)
     }
 
     /// The guest's QEMU on node b dies, and its shadow goes on.

@@ -5,7 +5,7 @@
 
 pub mod beats;
 pub mod crash;
-mod failover;
+pub mod failover;
 pub mod guest;
 pub mod nodes;
 mod screen;

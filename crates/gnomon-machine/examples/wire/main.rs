@@ -44,17 +44,17 @@ fn main() -> Fallible<()> {
         ..VmSpec::new("measured", MEMORY)
     };
     let qemu = boot(home.path(), spec)?;
-    let measured = await_work(home.path()).and_then(|()| measure(&qemu, count));
+    let measured = await_work(&qemu, home.path()).and_then(|()| measure(&qemu, count));
     qemu.kill()?;
     println!("{}", measured?.json(load, count));
     Ok(())
 }
 
-fn await_work(home: &Path) -> Fallible<()> {
+fn await_work(qemu: &Qemu, home: &Path) -> Fallible<()> {
     let began = Instant::now();
     let console = VmPaths::new(&home.join("vm")).console_log();
     while !fs::read_to_string(&console).unwrap_or_default().contains(AT_WORK) {
-        if began.elapsed() > PATIENCE * 2 {
+        if began.elapsed() > PATIENCE * 2 || qemu.exit_watch().exited().is_some() {
             return Err(format!("the guest does not work:\n{}", fs::read_to_string(&console)?).into());
         }
         thread::sleep(Duration::from_millis(20));

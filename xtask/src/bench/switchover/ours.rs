@@ -2,15 +2,15 @@
 
 use std::{
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
 
 use super::{Deed, Load, Stage, beat_on, gap};
 use crate::demo::{
-    guest::{RETRY, Stream, listen},
+    failover::await_stride,
+    guest::{Stream, listen},
     nodes::{Node, Nodes},
     update::Lanes,
 };
@@ -22,8 +22,6 @@ const REPORT: &str = "gnomon.report";
 
 /// Checkpoints before a guest is handed over: a shadow in its stride.
 const STRIDE: u64 = 5;
-/// How long they may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two nodes.
 pub(super) struct Ours<'a> {
@@ -101,23 +99,10 @@ impl<'a> Ours<'a> {
 /// Hands the guest over; what is heard of it at the other node, from before it ran there.
 fn switch_over(here: &Node, there: &Node, began: Instant) -> Result<Stream> {
     here.ask(&["vm", "protect", VM, "--on", there.name])?;
-    await_stride(here)?;
+    await_stride(here, VM, STRIDE)?;
     let after = listen(heartbeat(there), began);
     here.ask(&["vm", "switchover", VM])?;
     Ok(after)
-}
-
-/// Waits until the shadow keeps up.
-fn await_stride(node: &Node) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        let told = &node.ask(&["vm", "show", VM])?["protection"];
-        if told["state"] == "protected" && told["checkpoint"].as_u64() > Some(STRIDE) {
-            return Ok(());
-        }
-        anyhow::ensure!(began.elapsed() < PATIENCE, "the shadow does not keep up: {told}");
-        thread::sleep(RETRY);
-    }
 }
 
 /// Where a daemon offers the guest's heartbeat.
