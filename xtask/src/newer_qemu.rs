@@ -99,12 +99,23 @@ fn parse_archive(os_release: &str, addresses: &str) -> Option<Archive> {
     Some(Archive { mirror: mirror.to_owned(), suite: suite.to_owned() })
 }
 
-/// An apt with a folder of its own that knows what the host has installed.
-struct PrivateApt {
+/// An apt with a folder of its own.
+pub struct PrivateApt {
     folder: PathBuf,
+    /// The list of what is installed.
+    status: PathBuf,
 }
 
 impl PrivateApt {
+    /// One that takes nothing for installed: whatever is asked for comes with all that it needs.
+    pub fn for_a_bare_host(folder: &Path) -> Result<PrivateApt> {
+        let apt = PrivateApt::new(folder, &archive()?)?;
+        let status = folder.join("status");
+        fs::write(&status, "")?;
+        Ok(PrivateApt { status, ..apt })
+    }
+
+    /// One that knows what the host has installed.
     fn new(folder: &Path, archive: &Archive) -> Result<PrivateApt> {
         for name in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -113,11 +124,11 @@ impl PrivateApt {
         let keys = if Path::new(KEYRING).exists() { format!(" [signed-by={KEYRING}]") } else { String::new() };
         let lines = [suite.clone(), format!("{suite}-backports")].map(|s| format!("deb{keys} {mirror} {s} main\n"));
         fs::write(folder.join("sources.list"), lines.concat())?;
-        Ok(PrivateApt { folder: folder.to_owned() })
+        Ok(PrivateApt { folder: folder.to_owned(), status: "/var/lib/dpkg/status".into() })
     }
 
     /// `apt-get`, with everything that it writes, and what it reads of the host's sources, in the folder.
-    fn get(&self) -> Command {
+    pub fn get(&self) -> Command {
         let mut command = setup::apt();
         let of_ours = [("Dir::State", "state"), ("Dir::Cache", "cache"), ("Dir::Etc::sourcelist", "sources.list")];
         for (option, name) in of_ours {
@@ -128,12 +139,14 @@ impl PrivateApt {
         }
         // As root, apt would download as a user of its own, who may not write here. The lock is the host's, and nothing
         // of the host's is written.
-        let others = ["Dir::State::status=/var/lib/dpkg/status", "APT::Sandbox::User=root", "Debug::NoLocking=1"];
+        command.arg("-o").arg(format!("Dir::State::status={}", self.status.display()));
+        let others = ["APT::Sandbox::User=root", "Debug::NoLocking=1"];
         command.args(others.iter().flat_map(|option| ["-o", option]));
         command
     }
 
-    fn downloaded(&self) -> Result<Vec<PathBuf>> {
+    /// The packages that were fetched.
+    pub fn downloaded(&self) -> Result<Vec<PathBuf>> {
         let archives = self.folder.join("cache/archives");
         let entries = fs::read_dir(&archives).with_context(|| format!("cannot list {}", archives.display()))?;
         let paths = entries.flatten().map(|entry| entry.path());

@@ -1,5 +1,10 @@
 //! The third act: the guest gets a shadow on the other node, its host's QEMU is killed, and the shadow goes on.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result};
 
 use super::{nodes::Node, update::millis};
@@ -8,21 +13,30 @@ use crate::sh;
 /// From one checkpoint to the next: what the guest may lose in this act.
 pub const INTERVAL: &str = "100ms";
 
+/// Checkpoints before the death: two seconds of them. The first one takes in all that was written while all of the memory
+/// was on its way; a death just after it costs more than one in the shadow's stride.
+const STRIDE: u64 = 20;
+
+/// How long a shadow may take to get into it, and how often it is looked at.
+const STRIDE_WITHIN: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What the third act told.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Told {
     /// From the last heartbeat before the death to the first one after it, milliseconds.
     pub gap_ms: f64,
-    /// How much of the guest's own time is gone: what it had done since the last checkpoint, milliseconds.
+    /// How much of the guest's own time is gone: what it had done since the last checkpoint that the shadow had,
+    /// milliseconds.
     pub lost_ms: f64,
     /// Records, operations and RAM pages that the guest found wrong since it began.
     pub corrupt_records: u64,
 }
 
 impl Told {
-    /// What the heartbeats on both sides of the death say, at a beat a millisecond.
+    /// What the heartbeats on both sides of the death say.
     pub fn of(fall: &super::beats::Fall, corrupt_records: u64) -> Told {
-        Told { gap_ms: millis(fall.gap), lost_ms: fall.lost as f64, corrupt_records }
+        Told { gap_ms: millis(fall.gap), lost_ms: millis(fall.lost), corrupt_records }
     }
 }
 
@@ -30,7 +44,22 @@ impl Told {
 pub fn protect(primary: &Node, shadow: &Node, vm: &str, volume: &str) -> Result<()> {
     shadow.ask(&["volume", "rm", volume, "--yes"])?;
     primary.ask(&["vm", "protect", vm, "--on", shadow.name, "--interval", INTERVAL])?;
-    Ok(())
+    await_stride(primary, vm, STRIDE)
+}
+
+/// Waits until a shadow that keeps up has sealed so many more checkpoints.
+pub fn await_stride(primary: &Node, vm: &str, more: u64) -> Result<()> {
+    let (began, mut until) = (Instant::now(), None);
+    loop {
+        let told = &primary.ask(&["vm", "show", vm])?["protection"];
+        if let (Some("protected"), Some(sealed)) = (told["state"].as_str(), told["checkpoint"].as_u64())
+            && sealed >= *until.get_or_insert(sealed + more)
+        {
+            return Ok(());
+        }
+        anyhow::ensure!(began.elapsed() < STRIDE_WITHIN, "the shadow does not keep up: {told}");
+        thread::sleep(LOOK);
+    }
 }
 
 /// Kills the guest's QEMU on `primary` as a crash would, and has `shadow` go on.

@@ -46,10 +46,26 @@ impl Nodes {
         // Each node reaches the other through a wire: no byte between them goes around it.
         let to_b = Wire::start(local(0), there, rate, delay)?;
         let to_a = Wire::start(local(0), here, rate, delay)?;
+        Nodes::linked(folder, [here, there], [to_a.address, to_b.address], Some(rate))
+    }
+
+    /// The same with no link but this machine's own: as fast as it is.
+    pub fn side_by_side(folder: &Path) -> Result<Nodes> {
+        let addresses = [free_port()?, free_port()?];
+        Nodes::linked(folder, addresses, addresses, None)
+    }
+
+    /// Nodes that listen here, and are reached by each other there.
+    fn linked(
+        folder: &Path,
+        [a, b]: [SocketAddr; 2],
+        [to_a, to_b]: [SocketAddr; 2],
+        rate: Option<u64>,
+    ) -> Result<Nodes> {
         certify(folder)?;
         Ok(Nodes {
-            a: Node::start(folder, "a", here, ("b", to_b.address), rate)?,
-            b: Node::start(folder, "b", there, ("a", to_a.address), rate)?,
+            a: Node::start(folder, "a", a, ("b", to_b), rate)?,
+            b: Node::start(folder, "b", b, ("a", to_a), rate)?,
             folder: folder.to_owned(),
         })
     }
@@ -83,7 +99,7 @@ impl Node {
         name: &'static str,
         listen: SocketAddr,
         peer: (&str, SocketAddr),
-        link_rate: u64,
+        link_rate: Option<u64>,
     ) -> Result<Node> {
         let home = folder.join(name);
         let (run_dir, state_dir, volume_dir) = (home.join("run"), home.join("state"), home.join("volumes"));
@@ -92,15 +108,14 @@ impl Node {
         }
         let config = home.join("gnomon.toml");
         let pki = folder.join("pki").join(name);
+        let rate = link_rate.map(|rate| format!("rate = \"{}\"\n", rate / 100 * 96)).unwrap_or_default();
         fs::write(
             &config,
             format!(
                 "[node]\nname = \"{name}\"\nrun_dir = {run_dir:?}\nstate_dir = {state_dir:?}\n\n\
-                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\nrate = \"{}\"\n\n\
+                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\n{rate}\n\
                  [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n[volume]\ndir = {volume_dir:?}\n",
-                link_rate / 100 * 96,
-                peer.0,
-                peer.1
+                peer.0, peer.1
             ),
         )?;
         let daemon = RefCell::new(spawn(&home)?);
