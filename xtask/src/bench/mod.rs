@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 use crate::{
     Ended,
     args::{Args, Misuse},
-    sh,
+    postgres, sh,
 };
+pub use table::median;
 
 /// Enough for a median that one bad round does not move.
 const ROUNDS: usize = 5;
@@ -55,15 +56,20 @@ pub struct Row {
 pub fn run(args: &Args) -> Ended {
     let name = args.words.first().map(String::as_str);
     let rounds = args.number("rounds", ROUNDS)?.max(1);
-    if name == Some("checkpoint") {
-        return checkpoints(args, rounds);
+    match name {
+        Some("checkpoint") => return checkpoints(args, rounds),
+        Some("postgres") => return postgres::bench(args),
+        _ => {}
     }
     let rows = match name {
         Some("nbd") => nbd::run(rounds)?,
         Some("interceptor") => interceptor::run(rounds)?,
         Some("vhost") => vhost::run(rounds)?,
         _ => {
-            return Err(Misuse("which benchmark? There are: nbd, vhost, interceptor, checkpoint".to_owned()).into());
+            return Err(Misuse(
+                "which benchmark? There are: nbd, vhost, interceptor, checkpoint, postgres".to_owned(),
+            )
+            .into());
         }
     };
     if let Some(file) = args.text("plot") {
@@ -123,7 +129,7 @@ fn accel(name: Option<&str>) -> &'static str {
 }
 
 /// What the numbers were measured on, and how many threads wanted to run in the last minute.
-fn machine(accel: &str) -> Result<Value> {
+pub fn machine(accel: &str) -> Result<Value> {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -5,7 +5,7 @@
 
 mod beats;
 pub mod crash;
-mod failover;
+pub mod failover;
 mod guest;
 pub mod nodes;
 mod screen;
