@@ -372,7 +372,7 @@ fn card(nic: &NicView) -> Vec<(&'static str, String)> {
         flow(nic.received_frames, nic.received_bytes),
         nic.dropped_frames
     );
-    let held = nic.is_holding.then(|| flow(nic.held_frames, nic.held_bytes)).unwrap_or_default();
+    let held = if nic.is_holding { flow(nic.held_frames, nic.held_bytes) } else { String::new() };
     vec![
         ("nic", format!("{} at {}", nic.mac, nic.uplink)),
         ("no uplink", nic.why.clone().unwrap_or_default()),

@@ -364,7 +364,7 @@ impl Primary {
 
     /// Takes checkpoints until something is asked or the session is of no use.
     async fn checkpoints(&mut self, hub: &Hub, job: &mut Option<Job>) -> Result<Left, ApiError> {
-        self.cover().await?;
+        self.end_exposure().await?;
         let run = Run {
             engine: self.engine()?,
             qemu: Arc::clone(&self.qemu),

@@ -203,6 +203,18 @@ impl Shadows {
     }
 }
 
+impl Engine {
+    /// Loads the devices of the checkpoint it has. A QEMU that did not take them is of no use, and is ended: another one
+    /// waits on the same memory when somebody needs it.
+    pub(super) fn load(&mut self) -> Result<(), ApiError> {
+        let loaded = self.shadow.load(STEP);
+        if loaded.is_err() {
+            self.qemu.kill()?;
+        }
+        Ok(loaded?)
+    }
+}
+
 impl Keeping {
     /// As it is on record.
     pub fn record(&self) -> &ShadowRecord {
@@ -396,7 +408,7 @@ impl Keeping {
             }
         }
         self.awaken(daemon, engine)?;
-        engine.shadow.load(STEP)?;
+        engine.load()?;
         self.seen.lock().loaded = true;
         Ok(())
     }

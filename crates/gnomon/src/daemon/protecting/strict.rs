@@ -1,10 +1,12 @@
 //! Strict mode: what the guest sends leaves only when the shadow has the state that it comes from.
 //!
 //! ```text
-//!   exposed ──"covered" on record, then the first checkpoint: frames wait from its freeze on──► covered
-//!      ▲                                                                                          │
-//!      └──"exposed" on record, then all frames leave── no session for a while, or the shadow ◄────┘
-//!                                                      has nothing any more
+//!              "not exposed" on record, then the first checkpoint
+//!            ┌────────────────────────────────────────────────────►┐
+//!   exposed: frames leave                              not exposed: they wait from its freeze on
+//!            └◄────────────────────────────────────────────────────┘
+//!              no checkpoint for a while since the session was lost, or the shadow
+//!              has nothing any more: "exposed" on record, then what waits leaves
 //! ```
 //! Whichever way it goes, the record is durable before the first frame goes by it, so that a daemon that dies in between
 //! holds too much rather than too little when it is back. A guest that was exposed must not be gone on with elsewhere
@@ -25,8 +27,8 @@ use crate::{
 /// than the shadow's daemon takes to be restarted, shorter than most clients wait for an answer.
 const WAITS_FOR_SHADOW: Duration = Duration::from_secs(5);
 
-/// What a daemon that starts knows of a guest's frames, before it carries the first one: those of a covered guest wait,
-/// and those of a guest that was given away, or is another node's, do not leave here at all.
+/// What a daemon that starts knows of a guest's frames, before it carries the first one: those of a guest that is not
+/// exposed wait, and those of a guest that was given away, or is another node's, do not leave here at all.
 pub fn bring_back(daemon: &Daemon, record: &ProtectRecord) {
     let gate = daemon.vms.gate(&record.vm);
     if record.given.is_some() {
@@ -52,7 +54,7 @@ impl Primary {
     }
 
     /// Checkpoints are about to be taken: from the first one on, frames wait.
-    pub(super) async fn cover(&self) -> Result<(), ApiError> {
+    pub(super) async fn end_exposure(&self) -> Result<(), ApiError> {
         let record = self.record();
         match record.strict && record.exposed {
             true => self.write_exposed(false).await,

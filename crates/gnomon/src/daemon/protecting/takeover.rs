@@ -187,7 +187,7 @@ fn take_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result
     } else if engine.qemu.exit_watch().exited().is_some() {
         return Err(nothing());
     }
-    engine.shadow.load(STEP)?;
+    engine.load()?;
     let begun = Instant::now();
     let copies = keeping.copies()?;
     copies.freeze()?;
