@@ -10,13 +10,17 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{newer_qemu::PrivateApt, setup::Refusal, sh};
+use crate::{
+    debian::{Archive, PrivateApt},
+    setup::{self, Refusal},
+    sh,
+};
 
 /// Servers, and who asks them: ab and pgbench.
 const PACKAGES: &[&str] = &["nginx-light", "apache2-utils", "postgresql-15", "busybox-static"];
 
 /// What these want, and a guest without a package manager or a just-in-time compiler does not.
-const UNWANTED: &[&str] = &["libllvm", "libz3", "perl", "systemd_", "dpkg_", "locales", "adduser", "ucf_"];
+const UNWANTED: &[&str] = &["libllvm14", "libz3-4", "perl", "systemd", "dpkg", "locales", "adduser", "ucf"];
 
 /// Folders that nobody reads there: they are half of the whole.
 const UNREAD: &[&str] = &[
@@ -93,16 +97,11 @@ pub fn ensure() -> Result<PathBuf> {
     if done.exists() {
         return Ok(done);
     }
-    if sh::capture(Command::new("id").arg("-u"))?.trim() != "0" {
-        return Err(
-            Refusal("the guest's files have owners of their own, which only root can give them".into()).into()
-        );
-    }
+    setup::refuse_unless_root("to make a guest's file system and to run its programs")?;
     let _ = fs::remove_dir_all(&folder);
-    let (apt, root) = (PrivateApt::for_a_bare_host(&folder.join("apt"))?, folder.join("root"));
-    fs::create_dir_all(&root)?;
+    let root = folder.join("root");
     eprintln!("load: fetching {} (97 MB, of which {} keeps 190)", PACKAGES.join(", "), done.display());
-    unpack(&apt, &root)?;
+    fetch(&folder, &root)?;
     furnish(&root)?;
     make_database(&root)?;
     let part = folder.join("load.cpio");
@@ -112,15 +111,11 @@ pub fn ensure() -> Result<PathBuf> {
     Ok(done)
 }
 
-fn unpack(apt: &PrivateApt, root: &Path) -> Result<()> {
-    sh::run_aside(apt.get().args(["update", "-q"]))?;
-    let fetching = ["install", "-q", "-y", "--download-only", "--no-install-recommends"];
-    sh::run_aside(apt.get().args(fetching).args(PACKAGES))?;
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let is_wanted = |path: &PathBuf| !UNWANTED.iter().any(|unwanted| name(path).contains(unwanted));
-    for package in apt.downloaded()?.into_iter().filter(is_wanted) {
-        sh::run_aside(Command::new("dpkg").arg("-x").arg(&package).arg(root))?;
-    }
+fn fetch(folder: &Path, root: &Path) -> Result<()> {
+    let wanted = || Refusal("the guest with a load is made of Debian's packages: run this on Debian".to_owned());
+    let archive = Archive::of_host().ok_or_else(wanted)?;
+    let apt = PrivateApt::from_nothing(&folder.join("apt"), &archive, &[&archive.suite], UNWANTED)?;
+    apt.unpack(&archive.suite, PACKAGES, root)?;
     for folder in UNREAD {
         let _ = fs::remove_dir_all(root.join(folder));
     }

@@ -7,12 +7,14 @@
 mod args;
 mod bench;
 mod check;
+mod debian;
 mod demo;
 mod guest_image;
 mod initramfs;
 mod kernel;
 mod load_image;
 mod newer_qemu;
+mod postgres;
 mod setup;
 mod sh;
 mod test;
@@ -42,6 +44,9 @@ cargo xtask COMMAND
   bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
                        primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many
                        times slower                                                                 (same options)
+  bench postgres       PostgreSQL under pgbench in a Debian guest, handed over and failed over in strict mode: what its
+                       clients heard nothing for, and whether anything is missing that they were told of (root)
+                         [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one
@@ -82,7 +87,9 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "check" => args(&[], &[]).map_err(Into::into).and_then(|_| check::run()),
         "tidy" => args(&[], &[]).map_err(Into::into).and_then(|_| tidy::run()),
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
-        "bench" => bench::run(&args(&["json"], &["plot", "rounds", "ram", "rates"])?),
+        "bench" => {
+            bench::run(&args(&["json"], &["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients"])?)
+        }
         "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "seed"])?),
         "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),
         "wire" => wire::run(&args(&[], &["listen", "to", "rate", "delay"])?),

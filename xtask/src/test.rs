@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 
-use crate::{Ended, check, demo, guest_image, newer_qemu, setup, sh};
+use crate::{Ended, check, demo, guest_image, newer_qemu, postgres, setup, sh};
 
 /// `cargo xtask test`
 pub fn run() -> Ended {
@@ -22,6 +22,7 @@ pub fn run() -> Ended {
     cargo.env(newer_qemu::VARIABLE, newer_qemu);
     sh::stage("tests", || sh::run(&mut cargo))?;
     sh::stage("a Linux guest whose disk's server dies", demo::crash::run)?;
+    sh::stage("PostgreSQL in a Debian guest whose hosts die", postgres::test)?;
     checked?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,8 +21,9 @@ use serde_json::{Value, json};
 use crate::{
     Ended,
     args::{Args, Misuse},
-    sh,
+    postgres, sh,
 };
+pub use table::median;
 
 /// Enough for a median that one bad round does not move.
 const ROUNDS: usize = 5;
@@ -64,6 +65,7 @@ pub fn run(args: &Args) -> Ended {
     match name {
         Some("checkpoint") => return tell(args, "checkpoint", &checkpoint::run(rounds, args)?, checkpoint::words),
         Some("wire") => return tell(args, "wire", &wire::run(rounds)?, wire::words),
+        Some("postgres") => return postgres::bench(args),
         _ => {}
     }
     let rows = match name {
@@ -72,7 +74,7 @@ pub fn run(args: &Args) -> Ended {
         Some("vhost") => vhost::run(rounds)?,
         Some("switchover") => switchover::run(rounds, args)?,
         _ => {
-            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire";
+            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire, postgres";
             return Err(Misuse(format!("which benchmark? There are: {all}")).into());
         }
     };
@@ -139,7 +141,7 @@ fn accel(name: Option<&str>) -> &'static str {
 }
 
 /// What the numbers were measured on, and how many threads wanted to run in the last minute.
-fn machine(accel: &str) -> Result<Value> {
+pub fn machine(accel: &str) -> Result<Value> {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -58,7 +58,7 @@ fn ours(row: &Row) -> f64 {
 }
 
 /// The middle sample; the mean of the middle two when their number is even.
-pub(super) fn median(samples: &[f64]) -> f64 {
+pub fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

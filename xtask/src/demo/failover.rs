@@ -1,14 +1,18 @@
 //! The third act: the guest gets a shadow on the other node, its host's QEMU is killed, and the shadow goes on.
 
 use std::{
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::{nodes::Node, update::millis};
+use super::{guest::RETRY, nodes::Node, update::millis};
 use crate::sh;
+
+/// How long a daemon may take to see that a QEMU of its own has ended, on a busy machine.
+const SEEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// From one checkpoint to the next: what the guest may lose in this act.
 pub const INTERVAL: &str = "100ms";
@@ -57,15 +61,20 @@ pub fn await_stride(primary: &Node, vm: &str, more: u64) -> Result<()> {
         {
             return Ok(());
         }
-        anyhow::ensure!(began.elapsed() < STRIDE_WITHIN, "the shadow does not keep up: {told}");
+        ensure!(began.elapsed() < STRIDE_WITHIN, "the shadow does not keep up: {told}");
         thread::sleep(LOOK);
     }
 }
 
-/// Kills the guest's QEMU on `primary` as a crash would, and has `shadow` go on.
+/// Kills the guest's QEMU on `primary` as a crash would, and has `shadow` go on: at once when the daemon there has seen
+/// it, which would say until then that the guest runs.
 pub fn fail_over(primary: &Node, shadow: &Node, vm: &str) -> Result<()> {
     let pid = primary.ask(&["vm", "show", vm])?["pid"].as_u64().context("the guest has no process")?;
-    sh::run_aside(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]))?;
-    shadow.ask(&["vm", "failover", vm, "--i-have-fenced", primary.name])?;
-    Ok(())
+    sh::run_aside(Command::new("kill").args(["-KILL", &pid.to_string()]))?;
+    let killed = Instant::now();
+    while primary.ask(&["vm", "show", vm])?["protection"]["state"] != "ended" {
+        ensure!(killed.elapsed() < SEEN_WITHIN, "node {} does not see that its guest has ended", primary.name);
+        thread::sleep(RETRY);
+    }
+    shadow.ask(&["vm", "failover", vm, "--i-have-fenced", primary.name]).map(drop)
 }
