@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "load for the benchmarks"),
     ("busybox-static", "a small guest for tests of the machine plane"),
     ("cpio", "packs that guest"),
+    ("iproute2", "networks of their own for tests of network cards"),
     ("haproxy", "a load balancer that sends connections to where a VM is"),
     ("etcd-server", "the store that several hosts see: tests run three members on loopback"),
     ("protobuf-compiler", "protoc, for the build of etcd's client (feature `etcd`)"),
