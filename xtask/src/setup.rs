@@ -23,7 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "a small guest for tests of the machine plane"),
     ("cpio", "packs that guest"),
     ("e2fsprogs", "mkfs.ext4, for the disk of a guest with PostgreSQL"),
-    ("iproute2", "the network of two hosts: namespaces, bridges and taps"),
+    ("iproute2", "networks of their own for guests with network cards and their hosts"),
     ("haproxy", "a load balancer that sends connections to where a VM is"),
     ("etcd-server", "the store that several hosts see: tests run three members on loopback"),
     ("protobuf-compiler", "protoc, for the build of etcd's client (feature `etcd`)"),

@@ -74,7 +74,8 @@ impl FromStr for MacAddress {
 
     fn from_str(text: &str) -> Result<MacAddress, NoMacAddress> {
         let wrong = || NoMacAddress(text.chars().take(40).collect());
-        let byte = |part: &str| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten();
+        let is_byte = |part: &str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| is_byte(part));
         let bytes: Vec<u8> = text.split(':').map(byte).collect::<Option<_>>().ok_or_else(wrong)?;
         let bytes: [u8; 6] = bytes.try_into().map_err(|_| wrong())?;
         match bytes[0] & 1 == 0 && bytes != [0; 6] {
