@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -141,13 +141,24 @@ impl Load {
     pub fn stop(mut self) -> Result<Told> {
         // The signal that its own time limit would send.
         sh::run_aside(Command::new("kill").args(["-ALRM", &self.child.id().to_string()]))?;
-        // Ends when pgbench has closed its end.
-        while self.progress.recv().is_ok() {}
+        self.await_end()?;
         let status = self.child.wait()?;
         let log = self.folder.join(format!("told.{}", self.child.id()));
         let log = fs::read_to_string(&log).with_context(|| format!("{} ({status})", log.display()))?;
         let words = fs::read_to_string(self.folder.join("pgbench.log"))?;
         Ok(Told { acks: verdict::acks(&log)?, broken: words.matches(" aborted in ").count() })
+    }
+
+    /// Until pgbench has said its last word. It goes on saying that nothing comes while a client waits for an answer.
+    fn await_end(&self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.progress.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(_) if Instant::now() < until => {}
+                _ => bail!("a client was not told of its last transaction within {PATIENCE:?}"),
+            }
+        }
     }
 }
 
