@@ -1,8 +1,8 @@
 //! `bench wire`: bytes that are sent for a page that a guest has written, beside raw pages, QEMU's XBZRLE and zstd.
 //!
 //! Guests with a real load (nginx under ab, PostgreSQL under pgbench, both idle) are made to stand every 100 ms; each
-//! coder is told the same pages, with what they were before. Each peer is taken at its best (an example of
-//! gnomon-machine says how). The measurement counts bytes, so a busy machine changes only what the guests get done.
+//! coder is told the same pages (an example of gnomon-machine). The measurement counts bytes, so a busy machine changes
+//! only what the guests get done.
 
 use std::process::Command;
 

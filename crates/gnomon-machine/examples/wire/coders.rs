@@ -1,21 +1,17 @@
 //! The coders, each of which is told the same pages in the same order and counts the bytes it would send for them.
 //!
 //! A peer's page has QEMU's header of 8 bytes: a guest has one block of RAM that matters, so its name is not said again;
-//! a page of zeroes is that and one byte. Every peer is taken at its best: XBZRLE's cache holds all of the guest, and
-//! zstd's window goes on from page to page, as in QEMU's multifd.
+//! a page of zeroes is that and one byte. XBZRLE has as much memory for its cache as ours has for what it remembers, and
+//! zstd's window goes on from page to page and from checkpoint to checkpoint, as in QEMU's multifd.
 
 use std::{
     io::Write,
     time::{Duration, Instant},
 };
 
-use gnomon_machine::page::{
-    Said, SentPages,
-    batch::{Writer, pack},
-    is_zero,
-};
+use gnomon_machine::page::{Said, SentPages, batch::Writer, is_zero, pack::Packer};
 use gnomon_proto::frame::HEADER_LEN;
-use gnomon_terms::{Bytes, PageNumber};
+use gnomon_terms::{Bytes, PAGE_SIZE, PageNumber};
 
 use super::xbzrle::{self, Page};
 
@@ -33,7 +29,6 @@ const FRAME: u64 = HEADER_LEN as u64;
 /// One page that was written.
 pub struct Written<'a> {
     pub page: PageNumber,
-    pub old: &'a Page,
     pub new: &'a Page,
 }
 
@@ -52,10 +47,18 @@ pub struct Contender {
 }
 
 impl Contender {
+    /// Another checkpoint.
     pub fn take(&mut self, pages: &[Written<'_>]) {
         let began = Instant::now();
         self.bytes += self.coder.checkpoint(pages);
         self.took += began.elapsed();
+    }
+}
+
+impl Contender {
+    /// Counts from here on.
+    pub fn start(&mut self) {
+        (self.bytes, self.took) = (0, Duration::ZERO);
     }
 }
 
@@ -67,13 +70,13 @@ pub fn contenders(memory: Bytes, first: impl Fn(&mut dyn FnMut(PageNumber, &Page
         first(&mut |page, now| {
             sent.say(page, now);
         });
-        Box::new(Ours { sent, packs })
+        Box::new(Ours { sent, packer: packs.then(Packer::default) })
     };
     let all: [(&'static str, Box<dyn Coder>); 6] = [
         ("gnomon", ours(true)),
         ("gnomon-unpacked", ours(false)),
         ("raw", Box::new(Raw)),
-        ("xbzrle", Box::new(Xbzrle)),
+        ("xbzrle", Box::new(Xbzrle::new(memory))),
         ("zstd-1", Box::new(Zstd::new(1))),
         ("zstd-3", Box::new(Zstd::new(3))),
     ];
@@ -83,7 +86,7 @@ pub fn contenders(memory: Bytes, first: impl Fn(&mut dyn FnMut(PageNumber, &Page
 /// As `primary/sender.rs` says it.
 struct Ours {
     sent: SentPages,
-    packs: bool,
+    packer: Option<Packer>,
 }
 
 impl Coder for Ours {
@@ -95,20 +98,22 @@ impl Coder for Ours {
                 writer.push(written.page, coding);
             }
             if writer.is_full() {
-                bytes += said(&mut writer, self.packs);
+                bytes += self.said(&mut writer);
             }
         }
-        bytes + said(&mut writer, self.packs)
+        bytes + self.said(&mut writer)
     }
 }
 
-fn said(writer: &mut Writer, packs: bool) -> u64 {
-    if writer.is_empty() {
-        return 0;
+impl Ours {
+    fn said(&mut self, writer: &mut Writer) -> u64 {
+        if writer.is_empty() {
+            return 0;
+        }
+        let (body, _) = writer.take();
+        let packed = self.packer.as_mut().and_then(|packer| packer.pack(&body));
+        FRAME + packed.map_or(body.len(), |packed| packed.len()) as u64
     }
-    let (body, _) = writer.take();
-    let short = if packs { pack(&body) } else { None };
-    FRAME + short.map_or(body.len(), |short| short.len()) as u64
 }
 
 struct Raw;
@@ -123,17 +128,58 @@ fn plain(page: &Page) -> u64 {
     if is_zero(page) { ZERO } else { HEADER + page.len() as u64 }
 }
 
-struct Xbzrle;
+/// With QEMU's cache: each page has one place in it, which another page gets when it has not been used for two rounds. A
+/// page that is not in it is sent whole; so is each at its first time, for the cache begins empty.
+/// Source: QEMU, docs/xbzrle.txt ("Cache update strategy").
+struct Xbzrle {
+    slots: Vec<Option<Slot>>,
+    round: u64,
+}
+
+struct Slot {
+    page: PageNumber,
+    used: u64,
+    content: Box<Page>,
+}
+
+/// Rounds for which a page keeps its place.
+const LIFETIME: u64 = 2;
+
+impl Xbzrle {
+    /// A power of two of places.
+    fn new(memory: Bytes) -> Xbzrle {
+        let places = (memory.0 / PAGE_SIZE + 1).next_power_of_two() / 2;
+        Xbzrle { slots: (0..places).map(|_| None).collect(), round: 0 }
+    }
+
+    fn page(&mut self, page: PageNumber, now: &Page) -> u64 {
+        let at = (page.0 as usize) & (self.slots.len() - 1);
+        let round = self.round;
+        match &mut self.slots[at] {
+            Some(slot) if slot.page == page => {
+                let delta = xbzrle::encode(&slot.content, now);
+                slot.used = round;
+                slot.content.copy_from_slice(now);
+                match delta {
+                    _ if is_zero(now) => ZERO,
+                    Some(delta) if delta.is_empty() => 0,
+                    Some(delta) => XBZRLE_HEADER + delta.len() as u64,
+                    None => plain(now),
+                }
+            }
+            Some(slot) if slot.used + LIFETIME > round => plain(now),
+            slot => {
+                *slot = Some(Slot { page, used: round, content: Box::new(*now) });
+                plain(now)
+            }
+        }
+    }
+}
 
 impl Coder for Xbzrle {
     fn checkpoint(&mut self, pages: &[Written<'_>]) -> u64 {
-        let of = |written: &Written<'_>| match xbzrle::encode(written.old, written.new) {
-            _ if is_zero(written.new) => ZERO,
-            Some(delta) if delta.is_empty() => 0,
-            Some(delta) => XBZRLE_HEADER + delta.len() as u64,
-            None => plain(written.new),
-        };
-        pages.iter().map(of).sum()
+        self.round += 1;
+        pages.iter().map(|written| self.page(written.page, written.new)).sum()
     }
 }
 

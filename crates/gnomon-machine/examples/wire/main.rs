@@ -1,7 +1,7 @@
 //! What is sent for a page that a guest has written: ours, beside raw pages, QEMU's XBZRLE and zstd.
 //!
 //! `wire KERNEL INITRD LOAD [CHECKPOINTS]`: a Linux guest under a real load, made to stand every 100 ms. What it has
-//! written since is told to all coders, with what it was before. Prints one JSON object. `cargo xtask bench wire` runs it.
+//! written since is told to all coders. Prints one JSON object. `cargo xtask bench wire` runs it.
 
 mod coders;
 #[path = "../measured/mod.rs"]
@@ -25,6 +25,9 @@ use xbzrle::Page;
 const MEMORY: u64 = 1 << 30;
 /// From one checkpoint to the next.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// Checkpoints that are told and not counted: a guest is protected for days, and in its first seconds each page is new to
+/// every coder.
+const WARM_UP: usize = 100;
 /// What a guest's init says when its load has begun.
 const AT_WORK: &str = "is at work";
 /// The share of a guest's memory that the daemon spends on remembering what the shadow has.
@@ -80,10 +83,14 @@ fn measure(qemu: &Qemu, count: usize) -> Fallible<Measured> {
     // It went on while they were told.
     mirror.catch_up(qemu, &mut *tracker)?;
     let mut measured = Measured { contenders: all, pages: 0 };
-    for _ in 0..count {
+    for number in 0..WARM_UP + count {
+        if number == WARM_UP {
+            measured.contenders.iter_mut().for_each(Contender::start);
+            measured.pages = 0;
+        }
         thread::sleep(INTERVAL);
-        let before = mirror.catch_up(qemu, &mut *tracker)?;
-        let written = mirror.written(&before);
+        let written = mirror.catch_up(qemu, &mut *tracker)?;
+        let written = mirror.written(&written);
         measured.contenders.iter_mut().for_each(|contender| contender.take(&written));
         measured.pages += written.len() as u64;
     }
@@ -96,30 +103,25 @@ struct Mirror {
 }
 
 impl Mirror {
-    /// Makes the guest stand, and takes in what it has written; what these pages were before. It runs on before this
-    /// returns.
-    fn catch_up(&mut self, qemu: &Qemu, tracker: &mut dyn DirtyTracker) -> Fallible<Vec<(PageNumber, Page)>> {
+    /// Makes the guest stand, and takes in what it has written: which pages these are. It runs on before this returns.
+    fn catch_up(&mut self, qemu: &Qemu, tracker: &mut dyn DirtyTracker) -> Fallible<PageSet> {
         qemu.qmp().stop()?;
         let mut dirty = PageSet::new();
         tracker.scan(&mut dirty)?;
-        let mut before = Vec::new();
         for run in dirty.runs() {
-            for page in run.pages() {
-                before.push((page, self.pages()[page.0 as usize]));
-            }
             let (from, length) = ((run.start.0 * PAGE_SIZE) as usize, run.bytes().0 as usize);
             tracker.read(run.start, &mut self.bytes[from..from + length])?;
         }
         qemu.qmp().cont()?;
-        Ok(before)
+        Ok(dirty)
     }
 
     fn pages(&self) -> &[Page] {
         self.bytes.as_chunks().0
     }
 
-    fn written<'a>(&'a self, before: &'a [(PageNumber, Page)]) -> Vec<Written<'a>> {
-        before.iter().map(|(page, old)| Written { page: *page, old, new: &self.pages()[page.0 as usize] }).collect()
+    fn written(&self, pages: &PageSet) -> Vec<Written<'_>> {
+        pages.pages().map(|page| Written { page, new: &self.pages()[page.0 as usize] }).collect()
     }
 }
 

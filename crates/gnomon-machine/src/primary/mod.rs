@@ -241,7 +241,7 @@ impl Replicator {
         self.make_way()?;
         let began = Instant::now();
         let mut told = self.begin(began);
-        self.while_it_is_much(&mut told)?;
+        self.while_it_is_more_than(MUCH, &mut told)?;
         self.copy_while_it_runs(&mut told)?;
         let marks = self.while_it_stands(&mut told)?;
         self.send_copies(told.checkpoint)?;
@@ -256,7 +256,8 @@ impl Replicator {
         self.make_way()?;
         let began = Instant::now();
         let mut told = self.begin(began);
-        self.while_it_is_much(&mut told)?;
+        // What is sent before it stands is not sent while it does.
+        self.while_it_is_more_than(QUICK, &mut told)?;
         told.stood_at = Some(Instant::now());
         self.stand(told.checkpoint)?;
         self.scan(told.checkpoint)?;
@@ -312,8 +313,8 @@ impl Replicator {
         Told { checkpoint: self.last + 1, after: self.rhythm.since_last(now), ..Told::default() }
     }
 
-    /// Codes and sends pages beside the running guest until few enough to be copied are left, or no fewer.
-    fn while_it_is_much(&mut self, told: &mut Told) -> Result<(), ReplicateError> {
+    /// Codes and sends pages beside the running guest until so few are left, or no fewer.
+    fn while_it_is_more_than(&mut self, few: PageCount, told: &mut Told) -> Result<(), ReplicateError> {
         if self.tracker.tier().needs_standing_guest() {
             return Ok(());
         }
@@ -321,7 +322,7 @@ impl Replicator {
         loop {
             self.scan(told.checkpoint)?;
             let owed = self.ledger.owed.count();
-            if !another_round(told.rounds, owed, before, MUCH) {
+            if !another_round(told.rounds, owed, before, few) {
                 return Ok(());
             }
             self.send_owed(told.checkpoint)?;
