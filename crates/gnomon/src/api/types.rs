@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
-pub use protection::{FailoverVm, ProtectVm, ProtectionState, ProtectionView, ShadowView};
+pub use protection::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView};
 
 use super::ApiError;
 

@@ -300,7 +300,7 @@ impl Vms {
             // A VM that was stopped or moved has been forgotten, or is about to be: nothing may be written for it after.
             let all = vms.all.read();
             let known = all.get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
-            if known && let Err(error) = vms.records.put_vm(&record) {
+            if known && let Err(error) = vm.change(&vms.records, |_| {}) {
                 tracing::error!(vm = name, %error, "its end could not be recorded");
             }
         });
@@ -538,7 +538,8 @@ impl VmHandle {
     fn ended(&self, how: &str, words: String) {
         let mut record = self.record.lock();
         *self.qemu.lock() = None;
-        record.exit = Some(how.to_string());
+        // Of one that was ended on purpose it is known why.
+        record.exit.get_or_insert_with(|| how.to_string());
         record.stderr = (!words.is_empty()).then_some(words);
     }
 }
