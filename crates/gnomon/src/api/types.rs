@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
 pub use nic::{NicView, RunNic};
-pub use protection::{FailoverVm, ProtectVm, ProtectionState, ProtectionView, ShadowView};
+pub use protection::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView};
 
 use super::ApiError;
 

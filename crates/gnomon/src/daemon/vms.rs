@@ -314,7 +314,7 @@ impl Vms {
             if known {
                 vms.gate(&name).unplug();
             }
-            if known && let Err(error) = vms.records.put_vm(&record) {
+            if known && let Err(error) = vm.change(&vms.records, |_| {}) {
                 tracing::error!(vm = name, %error, "its end could not be recorded");
             }
         });
@@ -572,7 +572,8 @@ impl VmHandle {
     fn ended(&self, how: &str, words: String) {
         let mut record = self.record.lock();
         *self.qemu.lock() = None;
-        record.exit = Some(how.to_string());
+        // Of one that was ended on purpose it is known why.
+        record.exit.get_or_insert_with(|| how.to_string());
         record.stderr = (!words.is_empty()).then_some(words);
     }
 }

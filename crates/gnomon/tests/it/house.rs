@@ -107,6 +107,12 @@ impl House {
         tool("kill", &[signal, &daemon.to_string()]);
     }
 
+    /// Adds to its configuration; it is read when the daemon starts.
+    pub fn configure(&self, more: &str) {
+        let text = fs::read_to_string(self.config()).expect("a configuration") + more;
+        fs::write(self.config(), text).expect("a configuration");
+    }
+
     /// A path below the node's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -28,6 +28,8 @@ use parking_lot::Mutex;
 use super::{
     STREAM, ask, blocking,
     ended::{self, given_up},
+    guarding,
+    leash::Leashed,
     rpc::{Ask, Fate, Kept},
     run::{AGAIN, Left, Run, tell, wake_up},
     shared::{Order, Shared},
@@ -68,7 +70,7 @@ pub(super) enum End {
     Unwanted,
     /// The guest runs at the shadow's node, and is gone here.
     Moved,
-    /// The guest was lost to the shadow's node, at this epoch.
+    /// The guest was lost to the shadow's node, which runs it at this epoch.
     Lost(u64),
     /// Somebody else has seen to it.
     GivenUp,
@@ -120,6 +122,7 @@ impl Primary {
             patience: PATIENCE,
         };
         let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
+        let hypervisor = Leashed::new(Arc::clone(&self.qemu), hypervisor, Arc::clone(&self.shared.leash));
         let (volumes, gate) = (Arc::clone(&self.volumes), self.daemon.vms.gate(&record.vm));
         let marks = move |checkpoint| {
             gate.close(checkpoint);
@@ -156,8 +159,8 @@ impl Primary {
                 .and(Err(ApiError::refused("the guest runs at the shadow's node by now"))),
             Ok(End::Moved | End::GivenUp) => Err(ApiError::refused("the guest does not run here any more")),
             Ok(End::Resting) => return,
-            Ok(End::Unwanted) => self.forget().and(Err(ApiError::refused("it is not wanted any more"))),
-            Err(error) => self.forget().and(Err(error)),
+            Ok(End::Unwanted) => self.forget().await.and(Err(ApiError::refused("it is not wanted any more"))),
+            Err(error) => self.forget().await.and(Err(error)),
         };
         self.daemon.protections.over(&self.shared);
         finish(job, told);
@@ -198,6 +201,7 @@ impl Primary {
                 return Some(End::Unwanted);
             }
             Order::GivenUp => return Some(End::GivenUp),
+            Order::Lost => return Some(self.lost()),
             Order::Rest => return Some(End::Resting),
             Order::Switch(job) => {
                 self.shared.switch_begins();
@@ -217,6 +221,7 @@ impl Primary {
         let session = self.daemon.dial(&record.to).await?;
         let (hub, _inbox) = Hub::start(session);
         let outcome = self.drive(&hub, job).await;
+        self.shared.in_step(false);
         if let Some(engine) = &mut *self.engine.lock() {
             engine.disconnect();
         }
@@ -251,6 +256,7 @@ impl Primary {
             match order {
                 Order::None => {}
                 Order::GivenUp => return Ok(End::GivenUp),
+                Order::Lost => return Ok(self.lost()),
                 Order::Rest => return Ok(End::Resting),
                 Order::End => {
                     ask::<()>(&hub.rpc, Ask::Forget { id: self.record().id }).await?;
@@ -273,7 +279,15 @@ impl Primary {
         let (spec, resolved) = self.built()?;
         let pages = resolved.memory / PAGE_SIZE;
         let disks = self.volumes.told()?;
-        let keep = Ask::Keep { id: record.id, epoch: record.epoch, spec: Box::new(spec), resolved, disks };
+        let keep = Ask::Keep {
+            id: record.id,
+            epoch: record.epoch,
+            spec: Box::new(spec),
+            resolved,
+            disks,
+            strict: record.strict,
+            lease_s: record.lease_s,
+        };
         let kept: Kept = ask(&hub.rpc, keep).await?;
         self.volumes.connect(hub, &kept.disks)?;
         let wire = Arc::new(PrimaryWire { sender: hub.sender(), shared: Arc::clone(&self.shared) });
@@ -333,6 +347,7 @@ impl Primary {
                     }
                     told.sealed(checkpoint, ok);
                     if ok && shared.pulse.sealed(checkpoint) {
+                        shared.in_step(true);
                         story.protected(checkpoint);
                     }
                 }
@@ -358,8 +373,13 @@ impl Primary {
     /// Makes the guest run again when a crash of the daemon cut its checkpoint off. A guest that was given away stands
     /// for that reason, and never comes here.
     async fn wake_up(&self) -> Result<(), ApiError> {
-        let qemu = Arc::clone(&self.qemu);
-        blocking(move || wake_up(&qemu)).await
+        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.leash));
+        blocking(move || leash.run(|| wake_up(&qemu)).unwrap_or(Ok(()))).await
+    }
+
+    /// The shadow's node holds the guest: it runs it at the next epoch.
+    fn lost(&self) -> End {
+        End::Lost(self.record().epoch + 1)
     }
 
     /// Takes checkpoints until something is asked or the session is of no use.
@@ -428,7 +448,8 @@ impl Primary {
     }
 
     /// It is not protected any more: nothing is left of it here.
-    fn forget(&self) -> Result<(), ApiError> {
+    async fn forget(&self) -> Result<(), ApiError> {
+        guarding::end(&self.shared).await;
         self.volumes.end(&self.daemon.keeper)?;
         self.daemon.records.remove_protection(&self.record().vm)?;
         self.daemon.vms.gate(&self.record().vm).expose();

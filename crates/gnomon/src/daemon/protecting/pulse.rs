@@ -158,6 +158,7 @@ impl Pulse {
             tracker: facts.tracker.clone(),
             strict: false,
             exposed: false,
+            guard: None,
         }
     }
 }

@@ -91,7 +91,8 @@ impl Run {
     fn pass_over(&self, error: &ReplicateError) -> Duration {
         self.shared.pulse.failed(&chain(error));
         tracing::warn!(vm = self.shared.record.lock().vm, error = chain(error), "a checkpoint did not come about");
-        if let Err(error) = wake_up(&self.qemu) {
+        let woken = self.shared.leash.run(|| wake_up(&self.qemu)).unwrap_or(Ok(()));
+        if let Err(error) = woken {
             tracing::error!(pid = self.qemu.record().pid, %error, "the guest may stand: try `cont` on its monitor");
         }
         AGAIN

@@ -83,6 +83,12 @@ impl Story {
         self.write(what, "done", Some(gap), phases, &[]);
     }
 
+    /// A takeover without the primary; `why` is empty when it was an operator's word alone.
+    pub fn failed_over(&self, gap: Duration, phases: &[Phase], why: &str) {
+        let why = (!why.is_empty()).then(|| why.to_string());
+        self.write("failover", "done", Some(gap), phases, why.as_slice());
+    }
+
     /// The disks were taken over, and the guest does not run.
     pub fn disks_only(&self, what: &str, why: &str) {
         self.note(what, "disks-only", &[why.to_string()]);

@@ -69,13 +69,17 @@ impl Primary {
             return;
         }
         if let Err(error) = self.expose().await {
-            tracing::error!(vm = record.vm, %error, "its frames wait on: that its shadow is lost is not on record");
+            tracing::error!(vm = record.vm, %error, "its frames wait on: that its shadow is lost is on no record");
         }
     }
 
-    /// The guest goes on without its shadow: on record first, then its frames leave.
+    /// The guest goes on without its shadow: on record first, then its frames leave. A shadow that might take over by
+    /// itself is struck off before: it must not go on from what others know to be past.
     async fn expose(&self) -> Result<(), ApiError> {
         let record = self.record();
+        if let Some(guard) = self.shared.guard() {
+            blocking(move || guard.strike_off()).await?;
+        }
         if !record.exposed {
             self.write_exposed(true).await?;
             self.story.exposed();

@@ -121,15 +121,14 @@ impl Vms {
         let vm = self.get(name)?;
         self.gate(name).fence();
         self.take_disks_back(&vm.record());
+        // Before its end is noticed; that it has a QEMU stays on record until it has none.
+        vm.change(&self.records, |record| record.exit = Some(why.to_string()))?;
         if let Some(qemu) = vm.qemu() {
             qemu.kill()?;
         }
         vm.kill_unreachable()?;
         *vm.qemu.lock() = None;
-        vm.change(&self.records, |record| {
-            record.qemu = None;
-            record.exit = Some(why.to_string());
-        })
+        vm.change(&self.records, |record| record.qemu = None)
     }
 
     /// Takes the disks of a VM from its QEMU, and pulls its cables: when this returns, none of its requests touches its
