@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::{
     Plan, Way,
@@ -103,6 +104,7 @@ fn shuttle(plan: &Plan, nodes: &Nodes, load: &Load) -> Result<Vec<Event>> {
         let name = format!("{}: {way:?} from {} to {}", turn + 1, here.name, there.name);
         sh::stage(&name, || -> Result<()> {
             load.await_work()?;
+            await_look(here, "is protected", |vm| vm["protection"]["state"] == "protected")?;
             let from = now()?;
             match way {
                 Way::Switchover => here.ask(&["vm", "switchover", VM]).map(drop)?,
@@ -129,13 +131,22 @@ fn protect(here: &Node, there: &Node) -> Result<()> {
 
 /// Removes what a failover has left of the guest, once its host has heard that it was lost.
 fn clear(node: &Node) -> Result<()> {
-    let started = Instant::now();
-    while !node.ask(&["vm", "show", VM])?["protection"].is_null() {
-        ensure!(started.elapsed() < PATIENCE, "node {} does not hear that its guest was taken over", node.name);
-        thread::sleep(RETRY);
-    }
+    await_look(node, "has heard that its guest was taken over", |vm| vm["protection"].is_null())?;
     node.ask(&["vm", "stop", VM])?;
     node.ask(&["volume", "rm", VOLUME, "--yes"]).map(drop)
+}
+
+/// Looks at the guest on a node until it is as wished.
+fn await_look(node: &Node, wish: &str, fits: impl Fn(&Value) -> bool) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let seen = node.ask(&["vm", "show", VM])?;
+        if fits(&seen) {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < PATIENCE, "nobody says on node {} that it {wish}: {seen}", node.name);
+        thread::sleep(RETRY);
+    }
 }
 
 fn now() -> Result<u64> {
