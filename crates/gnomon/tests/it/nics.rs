@@ -272,13 +272,13 @@ fn in_strict_mode_nothing_that_was_answered_is_lost() {
     await_protected(&wired.pair.a);
     client.goes_on(10);
 
-    nothing_leaves_while_the_shadow_is_silent(&wired, &client);
+    nothing_leaves_while_the_shadow_is_silent(&wired);
+    client.goes_on(10);
 
-    // And at any moment.
+    // Its host dies at any moment, and the number that comes after the last answer is the next one.
     let pid = show(&wired.pair.a)["pid"].as_u64().expect("a process").to_string();
     wired.pair.a.crash();
     tool("kill", &["-KILL", &pid]);
-    wired.pair.b.signal("-CONT");
     wired.pair.b.ask(&["vm", "failover", "tiny", "--i-have-fenced", "a"]);
     client.goes_on(20);
     assert_eq!(card(&wired.pair.b)["is_holding"], false, "it has no shadow");
@@ -305,35 +305,27 @@ fn in_strict_mode_nothing_that_was_answered_is_lost() {
 }
 
 /// The shadow's daemon is stopped: what the guest answers from then on is held, until the loss is recorded.
-fn nothing_leaves_while_the_shadow_is_silent(wired: &Wired, client: &Client) {
+fn nothing_leaves_while_the_shadow_is_silent(wired: &Wired) {
     wired.pair.b.signal("-STOP");
-    // What the shadow had said before it was stopped may still be let out. Once frames wait, and go on to wait, none of
-    // them is of a checkpoint that it has.
-    let newest = |what: &str| {
-        let checkpoint = |vm: &Value| vm["protection"]["checkpoint"].as_u64();
-        await_some(what, || show(&wired.pair.a).to_string(), || checkpoint(&show(&wired.pair.a)))
-    };
-    let settled = || {
-        let (before, answers) = (newest("a checkpoint"), client.newest());
-        await_show(&wired.pair.a, "frames that wait", |vm| vm["nics"][0]["held_frames"].as_u64() > Some(0));
-        (newest("the same one") == before).then_some((before, answers))
-    };
-    let (checkpoint, _) = await_some("a silent shadow", || show(&wired.pair.a).to_string(), settled);
-    let answers = client.newest();
-    // The guest repeats what is not acknowledged: more frames than before have come, and none has left.
-    let held = card(&wired.pair.a)["held_frames"].as_u64();
-    let now = await_some(
-        "another frame",
-        || show(&wired.pair.a).to_string(),
-        || {
-            let vm = show(&wired.pair.a);
-            (vm["nics"][0]["held_frames"].as_u64() > held || vm["protection"]["exposed"] == true).then_some(vm)
-        },
-    );
-    let told = client.newest();
-    if now["protection"]["exposed"] == false && now["protection"]["checkpoint"] == checkpoint {
-        assert_eq!(told, answers, "an answer has left before its checkpoint was committed");
+    // Looks at the card whenever more frames wait than before, for the guest repeats what is not acknowledged. A frame
+    // that was free to leave before the first look has left by the third: the card's thread has come round.
+    let mut looks: Vec<Value> = Vec::new();
+    while looks.len() < 5 {
+        let waited = looks.last().and_then(|vm| vm["nics"][0]["held_frames"].as_u64()).unwrap_or(0);
+        let more = |vm: &Value| vm["nics"][0]["held_frames"].as_u64() > Some(waited);
+        let look = || Some(show(&wired.pair.a)).filter(|vm| more(vm) || vm["protection"]["exposed"] == true);
+        looks.push(await_some("another frame", || show(&wired.pair.a).to_string(), look));
     }
+    // What the shadow had said before it was stopped may have come late, and on a very slow host the loss is on record.
+    let (first, settled, last) = (&looks[0]["protection"], &looks[2]["nics"][0], &looks[4]);
+    if last["protection"]["exposed"] == false && last["protection"]["checkpoint"] == first["checkpoint"] {
+        let sent = |card: &Value| card["sent_frames"].as_u64();
+        assert_eq!(sent(settled), sent(&last["nics"][0]), "a frame has left before its checkpoint was committed");
+    }
+    wired.pair.b.signal("-CONT");
+    await_show(&wired.pair.a, "a shadow again", |vm| {
+        vm["protection"]["state"] == "protected" && vm["protection"]["exposed"] == false
+    });
 }
 
 #[test]

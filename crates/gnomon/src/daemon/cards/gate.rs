@@ -33,9 +33,10 @@ impl Gate {
 
     // ---- cables ---------------------------------------------------------------------------------------------
 
-    /// Plugs the cards in, with their uplinks open when this returns. After an error none is.
+    /// Plugs the cards of a guest in that begins anew, with their uplinks open when this returns. After an error none is.
     pub fn plug_in_now(&self, nics: &[NicSpec]) -> Result<(), UplinkError> {
         let mut inner = self.inner.lock();
+        (inner.is_fenced, inner.session, inner.holds) = (false, None, false);
         let taps: Vec<Tap> = nics.iter().map(|nic| Tap::open(&nic.uplink, nic.mac)).collect::<Result<_, _>>()?;
         inner.end_all();
         let cards = nics.iter().zip(taps).map(|(nic, tap)| Card::start(&self.vm, nic.clone(), Some(tap)));
