@@ -69,12 +69,29 @@ pub fn await_stride(primary: &Node, vm: &str, more: u64) -> Result<()> {
 /// Kills the guest's QEMU on `primary` as a crash would, and has `shadow` go on: at once when the daemon there has seen
 /// it, which would say until then that the guest runs.
 pub fn fail_over(primary: &Node, shadow: &Node, vm: &str) -> Result<()> {
-    let pid = primary.ask(&["vm", "show", vm])?["pid"].as_u64().context("the guest has no process")?;
-    sh::run_aside(Command::new("kill").args(["-KILL", &pid.to_string()]))?;
+    kill(process(primary, vm)?)?;
     let killed = Instant::now();
     while primary.ask(&["vm", "show", vm])?["protection"]["state"] != "ended" {
         ensure!(killed.elapsed() < SEEN_WITHIN, "node {} does not see that its guest has ended", primary.name);
         thread::sleep(RETRY);
     }
     shadow.ask(&["vm", "failover", vm, "--i-have-fenced", primary.name]).map(drop)
+}
+
+/// Kills the daemon of `primary` and the guest's QEMU as the death of their host would, and has `shadow` go on. Returns
+/// when the host is back.
+pub fn outlive(primary: &Node, shadow: &Node, vm: &str) -> Result<()> {
+    let pid = process(primary, vm)?;
+    primary.die()?;
+    kill(pid)?;
+    shadow.ask(&["vm", "failover", vm, "--i-have-fenced", primary.name])?;
+    primary.revive()
+}
+
+fn process(node: &Node, vm: &str) -> Result<u64> {
+    node.ask(&["vm", "show", vm])?["pid"].as_u64().context("the guest has no process")
+}
+
+fn kill(pid: u64) -> Result<()> {
+    sh::run_aside(Command::new("kill").args(["-KILL", &pid.to_string()]))
 }

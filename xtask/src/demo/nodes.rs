@@ -155,11 +155,21 @@ impl Node {
 
     /// Kills the daemon as a crash would, and starts it again.
     pub fn crash(&self) -> Result<()> {
+        self.die()?;
+        self.revive()
+    }
+
+    /// Kills the daemon as a crash would.
+    pub fn die(&self) -> Result<()> {
         let mut daemon = self.daemon.borrow_mut();
         daemon.kill()?;
         daemon.wait()?;
-        *daemon = spawn(&self.home, self.place)?;
-        drop(daemon);
+        Ok(())
+    }
+
+    /// Starts the daemon of a node that has died.
+    pub fn revive(&self) -> Result<()> {
+        *self.daemon.borrow_mut() = spawn(&self.home, self.place)?;
         self.await_answer()
     }
 

@@ -6,6 +6,7 @@
 //! what the database has.
 
 mod client;
+mod facts;
 mod hosts;
 mod image;
 mod run;
@@ -17,9 +18,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{Ended, args::Args, bench, demo, setup, sh};
-use run::Facts;
+use facts::Facts;
 
-/// The run of the test stage: each way once, and a failover of a guest that a failover has brought.
+/// The run of the test stage: each way once.
 const SHORT: Plan = Plan { switchovers: 1, failovers: 2, clients: 4 };
 
 /// What is asked for.
@@ -34,7 +35,10 @@ struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Switchover,
-    Failover,
+    /// A failover from a host whose daemon lives.
+    QemuDies,
+    /// A failover from a host that is gone, daemon and all.
+    HostDies,
 }
 
 impl Plan {
@@ -47,12 +51,12 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The ways in turn, as long as there are both.
+    /// The ways in turn, as long as there are both; of the failovers every second one with the host.
     fn ways(&self) -> Vec<Way> {
+        let death = |at: usize| if at.is_multiple_of(2) { Way::QemuDies } else { Way::HostDies };
         let either = |at: usize| {
-            [(Way::Switchover, self.switchovers), (Way::Failover, self.failovers)]
-                .into_iter()
-                .filter_map(move |(way, times)| (at < times).then_some(way))
+            let ways = [(Way::Switchover, self.switchovers), (death(at), self.failovers)];
+            ways.into_iter().filter_map(move |(way, times)| (at < times).then_some(way))
         };
         (0..self.switchovers.max(self.failovers)).flat_map(either).collect()
     }
@@ -114,10 +118,11 @@ mod tests {
 
     #[test]
     fn ways_take_turns() {
-        use Way::{Failover, Switchover};
+        use Way::{HostDies, QemuDies, Switchover};
         let ways = |switchovers, failovers| Plan { switchovers, failovers, clients: 1 }.ways();
-        assert_eq!(ways(1, 2), [Switchover, Failover, Failover]);
-        assert_eq!(ways(2, 2), [Switchover, Failover, Switchover, Failover]);
+        assert_eq!(SHORT.ways(), [Switchover, QemuDies, HostDies]);
+        assert_eq!(ways(2, 1), [Switchover, QemuDies, Switchover]);
+        assert_eq!(ways(2, 3), [Switchover, QemuDies, Switchover, HostDies, QemuDies]);
         assert_eq!(ways(0, 0), []);
     }
 

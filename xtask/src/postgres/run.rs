@@ -8,17 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Plan, Way,
     client::{Client, Load, PATIENCE, RETRY, Told},
+    facts::{Facts, WAYS},
     hosts,
     image::Image,
-    verdict::{self, Verdict},
+    verdict,
 };
 use crate::{
-    bench,
     demo::{
         failover,
         nodes::{Node, Nodes},
@@ -48,17 +48,6 @@ struct Event {
     to: u64,
 }
 
-/// What was found out.
-pub struct Facts {
-    verdict: Verdict,
-    broken: usize,
-    balanced: bool,
-    /// Answers a second: before there was a shadow, and afterwards, all that was done to the guest included.
-    tps: [f64; 2],
-    /// The client's longest silences around each switchover, and each failover; milliseconds.
-    silences: [Vec<f64>; 2],
-}
-
 /// Makes the run in a folder of its own, which is kept when something went wrong.
 pub fn run(plan: &Plan, image: &Image) -> Result<Facts> {
     let folder = std::env::temp_dir().join(format!("gn-postgres-{}", std::process::id()));
@@ -84,14 +73,14 @@ fn perform(plan: &Plan, image: &Image, folder: &Path) -> Result<Facts> {
     let ended = now()?;
     let Told { acks, broken } = load.stop()?;
     let verdict = verdict::judge(&acks, &client.rows()?);
-    let silence = |way: Way| {
+    let silence = |(way, _): (Way, &str)| {
         let of = events.iter().filter(|event| event.way == way);
         of.map(|event| verdict::silence(&acks, event.from, event.to) as f64 / 1000.0).collect()
     };
     Ok(Facts {
         balanced: client.is_balanced()?,
         tps: [verdict::rate(&acks, begun, protected), verdict::rate(&acks, protected, ended)],
-        silences: [silence(Way::Switchover), silence(Way::Failover)],
+        silences: WAYS.map(silence),
         verdict,
         broken,
     })
@@ -115,15 +104,17 @@ fn shuttle(plan: &Plan, nodes: &Nodes, load: &Load) -> Result<Vec<Event>> {
         let name = format!("{}: {way:?} from {} to {}", turn + 1, here.name, there.name);
         sh::stage(&name, || -> Result<()> {
             load.await_work()?;
+            await_look(here, "is protected", |vm| vm["protection"]["state"] == "protected")?;
             let from = now()?;
             match way {
                 Way::Switchover => here.ask(&["vm", "switchover", VM]).map(drop)?,
-                Way::Failover => failover::fail_over(here, there, VM)?,
+                Way::QemuDies => failover::fail_over(here, there, VM)?,
+                Way::HostDies => failover::outlive(here, there, VM)?,
             }
             let to = now()?;
             load.await_work()?;
             events.push(Event { way, from, to });
-            if way == Way::Failover {
+            if way != Way::Switchover {
                 clear(here)?;
             }
             (here, there) = (there, here);
@@ -140,79 +131,24 @@ fn protect(here: &Node, there: &Node) -> Result<()> {
 
 /// Removes what a failover has left of the guest, once its host has heard that it was lost.
 fn clear(node: &Node) -> Result<()> {
-    let started = Instant::now();
-    while !node.ask(&["vm", "show", VM])?["protection"].is_null() {
-        ensure!(started.elapsed() < PATIENCE, "node {} does not hear that its guest was taken over", node.name);
-        thread::sleep(RETRY);
-    }
+    await_look(node, "has heard that its guest was taken over", |vm| vm["protection"].is_null())?;
     node.ask(&["vm", "stop", VM])?;
     node.ask(&["volume", "rm", VOLUME, "--yes"]).map(drop)
 }
 
-fn now() -> Result<u64> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_micros() as u64)
+/// Looks at the guest on a node until it is as wished.
+fn await_look(node: &Node, wish: &str, fits: impl Fn(&Value) -> bool) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let seen = node.ask(&["vm", "show", VM])?;
+        if fits(&seen) {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < PATIENCE, "nobody says on node {} that it {wish}: {seen}", node.name);
+        thread::sleep(RETRY);
+    }
 }
 
-impl Facts {
-    /// Whether nothing was lost: no transaction, no connection, and no balance.
-    pub fn is_good(&self) -> bool {
-        self.verdict.is_good() && self.broken == 0 && self.balanced
-    }
-
-    /// For machines.
-    pub fn json(&self) -> Value {
-        let tenths = |value: f64| (value * 10.0).round() / 10.0;
-        let row = |case: &str, silences: &[f64]| {
-            json!({
-                "case": case,
-                "unit": "ms",
-                "better": "lower",
-                "gnomon": tenths(bench::median(silences)),
-                "most": tenths(silences.iter().copied().fold(0.0, f64::max)),
-                "n": silences.len(),
-            })
-        };
-        json!({
-            "rows": [row("silence at a switchover", &self.silences[0]), row("silence at a failover", &self.silences[1])],
-            "acknowledged": self.verdict.acknowledged,
-            "lost": self.verdict.lost.len(),
-            "twice": self.verdict.twice.len(),
-            "unheard": self.verdict.unheard.len(),
-            "connections_broken": self.broken,
-            "balanced": self.balanced,
-            "tps_without_shadow": tenths(self.tps[0]),
-            "tps_strict": tenths(self.tps[1]),
-        })
-    }
-
-    /// For people.
-    pub fn words(&self) -> String {
-        let Verdict { lost, twice, unheard, repeated, acknowledged } = &self.verdict;
-        let line = |name: &str, silences: &[f64]| {
-            let most = silences.iter().copied().fold(0.0, f64::max);
-            let median = bench::median(silences);
-            format!(
-                "{name:<14}{} · clients heard nothing for {median:.0} ms (median), {most:.0} ms (most)\n",
-                silences.len()
-            )
-        };
-        let first = |list: &[verdict::Row]| format!("{:?}", &list[..list.len().min(5)]);
-        let mut words = format!(
-            "\nPostgreSQL under pgbench, in strict mode.\n\n{}{}transactions  {acknowledged} acknowledged · {} lost · {} done \
-             twice · balances {}\nclients       {} connections broken · {:.1} transactions/s in all, {:.1}/s without a shadow\n",
-            line("switchovers", &self.silences[0]),
-            line("failovers", &self.silences[1]),
-            lost.len(),
-            twice.len(),
-            if self.balanced { "agree" } else { "DISAGREE" },
-            self.broken,
-            self.tps[1],
-            self.tps[0],
-        );
-        let wrong = [("LOST", lost), ("TWICE", twice), ("UNHEARD", unheard), ("TOLD TWICE", repeated)];
-        for (what, list) in wrong.into_iter().filter(|(_, list)| !list.is_empty()) {
-            words.push_str(&format!("{what}: {} of (client, number) {} …\n", list.len(), first(list)));
-        }
-        words
-    }
+fn now() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_micros() as u64)
 }
