@@ -145,7 +145,9 @@ pub async fn is_superseded(shared: &Shared) -> bool {
 impl PrimaryGuard {
     /// The shadow has all of a checkpoint of this session, or has lost it.
     pub fn in_step(&self, in_step: bool) {
-        self.heirs.change(|known| known.in_step = in_step);
+        if self.heirs.known.lock().in_step != in_step {
+            self.heirs.change(|known| known.in_step = in_step);
+        }
     }
 
     /// From now on nobody takes over: what is done next decides who runs the guest. Returns when the store has it.
