@@ -226,6 +226,8 @@ impl Primary {
             engine.disconnect();
         }
         hub.end("the session is over").await;
+        // Again: a Seal that was answered at the very end was heard until now.
+        self.shared.in_step(false);
         let volumes = Arc::clone(&self.volumes);
         blocking(move || {
             volumes.disconnect();
@@ -346,8 +348,10 @@ impl Primary {
                         at_gate.iter().for_each(|session| gate.commit(*session, checkpoint));
                     }
                     told.sealed(checkpoint, ok);
-                    if ok && shared.pulse.sealed(checkpoint) {
+                    if ok {
                         shared.in_step(true);
+                    }
+                    if ok && shared.pulse.sealed(checkpoint) {
                         story.protected(checkpoint);
                     }
                 }

@@ -145,7 +145,9 @@ pub async fn is_superseded(shared: &Shared) -> bool {
 impl PrimaryGuard {
     /// The shadow has all of a checkpoint of this session, or has lost it.
     pub fn in_step(&self, in_step: bool) {
-        self.heirs.change(|known| known.in_step = in_step);
+        if self.heirs.known.lock().in_step != in_step {
+            self.heirs.change(|known| known.in_step = in_step);
+        }
     }
 
     /// The shadow is no heir from now on. Returns when the store has it: only then may the guest be heard of things that
