@@ -20,8 +20,8 @@ pub struct Facts {
     pub broken: usize,
     /// Whether the balances are what the history says.
     pub balanced: bool,
-    /// Answers a second: before there was a shadow, and afterwards, all that was done to the guest included.
-    pub tps: [f64; 2],
+    /// Answers a second, with all that was done to the guest.
+    pub tps: f64,
     /// The clients' longest silence around each event, by [`WAYS`]; milliseconds.
     pub silences: [Vec<f64>; 3],
 }
@@ -44,8 +44,7 @@ impl Facts {
             "repeated": self.verdict.repeated.len(),
             "connections_broken": self.broken,
             "balanced": self.balanced,
-            "tps_without_shadow": tenths(self.tps[0]),
-            "tps_strict": tenths(self.tps[1]),
+            "tps": tenths(self.tps),
         })
     }
 
@@ -56,13 +55,12 @@ impl Facts {
         format!(
             "\nPostgreSQL under pgbench, in strict mode.\n\n{lines}\
              transactions  {acknowledged} acknowledged · {} lost · {} done twice · balances {}\n\
-             clients       {} connections broken · {:.1} transactions/s in all, {:.1}/s without a shadow\n{}",
+             clients       {} connections broken · {:.1} transactions/s in all\n{}",
             lost.len(),
             twice.len(),
             if self.balanced { "agree" } else { "DISAGREE" },
             self.broken,
-            self.tps[1],
-            self.tps[0],
+            self.tps,
             self.complaints(),
         )
     }
@@ -107,7 +105,7 @@ mod tests {
 
     fn facts(lost: Vec<Row>, broken: usize, balanced: bool) -> Facts {
         let verdict = Verdict { lost, acknowledged: 7, ..Verdict::default() };
-        Facts { verdict, broken, balanced, tps: [2.0, 1.0], silences: [vec![], vec![1.04], vec![1.0, 3.0]] }
+        Facts { verdict, broken, balanced, tps: 1.0, silences: [vec![], vec![1.04], vec![1.0, 3.0]] }
     }
 
     #[test]

@@ -67,8 +67,6 @@ fn perform(plan: &Plan, image: &Image, folder: &Path) -> Result<Facts> {
     let load = client.load(plan.clients)?;
     load.await_work()?;
     let begun = now()?;
-    load.await_work()?;
-    let protected = now()?;
     let events = shuttle(plan, &nodes, &load)?;
     let ended = now()?;
     let Told { acks, broken } = load.stop()?;
@@ -79,7 +77,7 @@ fn perform(plan: &Plan, image: &Image, folder: &Path) -> Result<Facts> {
     };
     Ok(Facts {
         balanced: client.is_balanced()?,
-        tps: [verdict::rate(&acks, begun, protected), verdict::rate(&acks, protected, ended)],
+        tps: verdict::rate(&acks, begun, ended),
         silences: WAYS.map(silence),
         verdict,
         broken,
