@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::SpecError;
 use check::check_socket;
+pub(crate) use command::cpu_model;
 pub use command::{Role, command_line};
 pub use paths::VmPaths;
 pub use resolve::{Accelerator, NoVersion, QemuVersion, Resolved, resolve, safe_memory_size};
