@@ -17,6 +17,9 @@ use crate::{
 /// The only target that rustup installs by itself; its C library links statically as well.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// What the guest needs: its disk, its serial ports and its network card.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console", "virtio_net"];
+
 /// Everything QEMU needs to boot the guest.
 #[derive(Debug)]
 pub struct GuestImage {
@@ -60,12 +63,7 @@ fn pack(program: &Path, agent: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     for folder in ["dev", "proc", "sys", "modules"] {
         archive.folder(folder);
     }
-    let mut list = String::new();
-    for (name, bytes) in kernel::modules(kernel)? {
-        archive.file(&format!("modules/{name}.ko"), &bytes);
-        list.push_str(&format!("/modules/{name}.ko\n"));
-    }
-    archive.file("modules.list", list.as_bytes());
+    archive.modules(&kernel::modules(kernel, MODULES)?);
     for (name, file) in [("init", program), ("agent", agent)] {
         archive.file(name, &fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
     }

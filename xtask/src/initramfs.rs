@@ -24,6 +24,16 @@ impl Archive {
         self.entry(name, PROGRAM, content);
     }
 
+    /// Adds kernel modules to the folder `modules`, and their names in the order they are given in `modules.list`.
+    pub fn modules(&mut self, modules: &[(String, Vec<u8>)]) {
+        let mut list = String::new();
+        for (name, bytes) in modules {
+            self.file(&format!("modules/{name}.ko"), bytes);
+            list.push_str(&format!("/modules/{name}.ko\n"));
+        }
+        self.file("modules.list", list.as_bytes());
+    }
+
     /// Ends the archive and returns its bytes.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);

@@ -14,9 +14,6 @@ use crate::{setup, sh};
 /// The package that always names the newest cloud kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What the guest needs: its disk and its serial ports. What these need in turn is read from the modules themselves.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console"];
-
 /// An unpacked kernel.
 #[derive(Debug)]
 pub struct Kernel {
@@ -58,11 +55,11 @@ fn fetch(folder: &Path) -> Result<()> {
     fs::rename(&unpacking, folder).with_context(|| format!("cannot make {}", folder.display()))
 }
 
-/// The modules the guest loads, each after those it needs, with their bytes.
-pub fn modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>> {
+/// The named modules, each after those it needs, which it says itself; with their bytes.
+pub fn modules(kernel: &Kernel, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut loaded = Vec::new();
     let mut seen = BTreeSet::new();
-    for name in MODULES {
+    for name in names {
         collect(kernel, name, &mut seen, &mut loaded)?;
     }
     Ok(loaded)

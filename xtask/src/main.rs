@@ -7,11 +7,14 @@
 mod args;
 mod bench;
 mod check;
+mod debian;
 mod demo;
 mod guest_image;
 mod initramfs;
 mod kernel;
+mod load_image;
 mod newer_qemu;
+mod postgres;
 mod setup;
 mod sh;
 mod test;
@@ -31,11 +34,19 @@ cargo xtask COMMAND
   demo                 the main job: two nodes and a real guest on this machine
                          [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post] [--keep]
   crash                a Linux guest on vhost-user-blk whose daemon is killed again and again (part of test)
-  bench checkpoint     how long a guest stands for a checkpoint, beside QEMU's bare state   [--json] [--rounds N]
+  bench checkpoint     how long a guest stands for a checkpoint, beside QEMU's bare state, how much slower it works, and
+                       that memory it does not write costs nothing   [--json] [--rounds N] [--ram 256,1024,4096,8192]
+  bench switchover     how long a guest is silent when it changes its host, or its QEMU, beside QEMU's own migration
+                         [--json] [--plot FILE.svg] [--rounds N] [--ram 256,1024] [--rates 0,4,16]
+  bench wire           bytes sent for each page that guests with real loads write, beside raw pages, XBZRLE and zstd
+                         [--json] [--rounds N]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
   bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
                        primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many
                        times slower                                                                 (same options)
+  bench postgres       PostgreSQL under pgbench in a Debian guest, handed over and failed over in strict mode: what its
+                       clients heard nothing for, and whether anything is missing that they were told of (root)
+                         [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one
@@ -76,7 +87,9 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "check" => args(&[], &[]).map_err(Into::into).and_then(|_| check::run()),
         "tidy" => args(&[], &[]).map_err(Into::into).and_then(|_| tidy::run()),
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
-        "bench" => bench::run(&args(&["json"], &["plot", "rounds"])?),
+        "bench" => {
+            bench::run(&args(&["json"], &["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients"])?)
+        }
         "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "seed"])?),
         "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),
         "wire" => wire::run(&args(&[], &["listen", "to", "rate", "delay"])?),

@@ -22,6 +22,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "load for the benchmarks"),
     ("busybox-static", "a small guest for tests of the machine plane"),
     ("cpio", "packs that guest"),
+    ("e2fsprogs", "mkfs.ext4, for the disk of a guest with PostgreSQL"),
+    ("iproute2", "networks of hosts and cards in tests: namespaces, bridges and taps"),
     ("haproxy", "a load balancer that sends connections to where a VM is"),
     ("etcd-server", "the store that several hosts see: tests run three members on loopback"),
     ("protobuf-compiler", "protoc, for the build of etcd's client (feature `etcd`)"),
@@ -85,7 +87,7 @@ fn requests(missing: &[&str], emulator: Option<&str>, utils: Option<&str>) -> Ve
 
 fn refuse_unless_able(missing: &[&str]) -> Result<()> {
     let debian = fs::read_to_string("/etc/os-release").is_ok_and(|text| is_debian(&text));
-    let root = sh::capture(Command::new("id").arg("-u"))?.trim() == "0";
+    let root = is_root()?;
     let needed = missing.join(" ");
     match (debian, root) {
         (true, true) => Ok(()),
@@ -97,6 +99,18 @@ fn refuse_unless_able(missing: &[&str]) -> Result<()> {
         ))
         .into()),
     }
+}
+
+/// What only root may do is said, and that it is why.
+pub fn refuse_unless_root(purpose: &str) -> Result<()> {
+    match is_root()? {
+        true => Ok(()),
+        false => Err(Refusal(format!("this has to be run as root, {purpose}")).into()),
+    }
+}
+
+fn is_root() -> Result<bool> {
+    Ok(sh::capture(Command::new("id").arg("-u"))?.trim() == "0")
 }
 
 /// Debian, or a distribution that says it is like it.

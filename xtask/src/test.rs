@@ -7,12 +7,14 @@
 
 use std::process::ExitCode;
 
-use crate::{Ended, check, demo, newer_qemu, setup, sh};
+use crate::{Ended, check, demo, guest_image, newer_qemu, postgres, setup, sh};
 
 /// `cargo xtask test`
 pub fn run() -> Ended {
     sh::stage("setup", setup::ensure)?;
     let newer_qemu = sh::stage("newer QEMU", newer_qemu::ensure)?;
+    // Tests that need a Linux guest find it in the cache.
+    sh::stage("guest", guest_image::build)?;
     let checked = check::all();
     // Colours would hide the words from whoever searches the log.
     let mut cargo = sh::cargo();
@@ -20,6 +22,7 @@ pub fn run() -> Ended {
     cargo.env(newer_qemu::VARIABLE, newer_qemu);
     sh::stage("tests", || sh::run(&mut cargo))?;
     sh::stage("a Linux guest whose disk's server dies", demo::crash::run)?;
+    sh::stage("PostgreSQL in a Debian guest whose hosts die", postgres::test)?;
     checked?;
     Ok(ExitCode::SUCCESS)
 }

@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use crate::{
-    bench, heartbeat,
+    bench, heartbeat, net,
     params::Params,
     ram::Ram,
     session::{self, Session},
@@ -54,6 +54,13 @@ fn guest() -> io::Result<()> {
     load_modules()?;
     let line = fs::read_to_string("/proc/cmdline").map_err(|err| about("/proc/cmdline", err))?;
     let params = Params::from_kernel(&line).map_err(|fault| io::Error::other(fault.to_string()))?;
+    serve_network(&params)?;
+    if params.idle {
+        println!("gnomon-guest: nothing else to do");
+        loop {
+            thread::park();
+        }
+    }
     await_device("disk", || Path::new(&params.disk).exists().then(|| PathBuf::from(&params.disk)))?;
     if params.bench {
         return bench::serve(Path::new(&params.disk), open_port(&params.report)?);
@@ -66,6 +73,18 @@ fn guest() -> io::Result<()> {
     let workload = Workload::start(&params)?;
     println!("gnomon-guest: at work on {} with seed {}", params.disk, params.seed);
     Session::new(workload, params.seed, ram, ticks, port).run(&commands, None)
+}
+
+/// Gives the card its address, once it is there, and answers whoever connects.
+fn serve_network(params: &Params) -> io::Result<()> {
+    if let Some(address) = params.ip {
+        await_device("network card", || net::has_card().then(|| PathBuf::from("/sys/class/net")))?;
+        net::configure(address).map_err(|err| about("network card", err))?;
+    }
+    match params.answer {
+        0 => Ok(()),
+        port => net::answer(port).map_err(|err| about("TCP port", err)),
+    }
 }
 
 /// Starts the agent that was packed with us, as an init system would.

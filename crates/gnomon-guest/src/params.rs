@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use crate::net::Address;
+
 /// Everything a run can be told. [`Params::default`] is the demo's middle-sized workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Params {
@@ -38,6 +40,12 @@ pub struct Params {
     pub report: String,
     /// `bench`: 1 to carry out loads at the report port instead of the workload.
     pub bench: bool,
+    /// `ip`: address of the first network card, such as 10.0.0.2/24; left out, none is looked for.
+    pub ip: Option<Address>,
+    /// `answer`: TCP port where lines are counted and answered; 0 means none.
+    pub answer: u16,
+    /// `idle`: 1 to do nothing else: no disk and no ports are needed then.
+    pub idle: bool,
     /// `seconds`: how long a run in a shell lasts.
     pub seconds: u64,
     /// `versions`: where a shell command writes or reads the version dump; empty means nowhere.
@@ -63,6 +71,9 @@ impl Default for Params {
             heartbeat: "gnomon.heartbeat".to_owned(),
             report: "gnomon.report".to_owned(),
             bench: false,
+            ip: None,
+            answer: 0,
+            idle: false,
             seconds: 5,
             versions: String::new(),
         }
@@ -126,6 +137,9 @@ impl Params {
             "heartbeat" => self.heartbeat = value.to_owned(),
             "report" => self.report = value.to_owned(),
             "bench" => self.bench = number()? != 0,
+            "ip" => self.ip = Some(value.parse().ok()?),
+            "answer" => self.answer = value.parse().ok()?,
+            "idle" => self.idle = number()? != 0,
             "seconds" => self.seconds = number()?,
             "versions" => self.versions = value.to_owned(),
             _ => return None,
@@ -155,7 +169,16 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["gn.sed=1", "gn.seed=x", "gn.seed", "gn.zipf=9", "gn.zipf=NaN", "gn.records=-1"] {
+        for line in [
+            "gn.sed=1",
+            "gn.seed=x",
+            "gn.seed",
+            "gn.zipf=9",
+            "gn.zipf=NaN",
+            "gn.records=-1",
+            "gn.ip=10.0.0.2",
+            "gn.answer=65536",
+        ] {
             assert!(Params::from_kernel(line).is_err(), "{line} was taken");
         }
         assert!(Params::from_shell(&["seed".to_owned(), "1".to_owned()]).is_err());

@@ -139,6 +139,9 @@ pub enum Will {
     /// It takes the VM over, and also begins its first term: the primary. A term that is gone from the store, which
     /// somebody must have wiped, does not make a shadow believe that nobody runs the VM.
     Found,
+    /// It takes the VM over once its holder's lease has ended, heir or not: an administrator has said that what it lacks
+    /// may be lost.
+    Seize,
 }
 
 /// The guard of one VM on one node.
@@ -165,6 +168,12 @@ impl Guard {
         let known = Epoch::default();
         let state = GuardState::Watching;
         Guard { rules, state, will, known, asked: None, claim: None, next: now, nudged: false }
+    }
+
+    /// A guard of a node that held `epoch` before its daemon was restarted. Whether it still does is not known: what is
+    /// at the store tells, and until then it is as if its lease had ended.
+    pub fn resumed(rules: Rules, will: Will, epoch: Epoch, now: Instant) -> Guard {
+        Guard { state: GuardState::Lapsed { epoch }, known: epoch, ..Guard::new(rules, will, now) }
     }
 
     /// Where it is.
@@ -316,7 +325,8 @@ pub struct Unanswered;
 /// Who may claim: the holder always, an heir once the holder's lease has ended, and where there is no term its founder.
 fn may_claim(will: Will, sight: Option<Sight>) -> bool {
     match (will, sight) {
-        (Will::Watch, _) | (Will::Inherit, None) => false,
+        (Will::Watch, _) | (Will::Inherit | Will::Seize, None) => false,
+        (Will::Seize, Some(sight)) => sight.mine || !sight.held,
         (Will::Found, None) => true,
         (Will::Inherit | Will::Found, Some(sight)) => sight.mine || (sight.heir && !sight.held),
     }
@@ -349,6 +359,28 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_comes_back_learns_what_became_of_its_term() {
+        let table = [
+            (sight(3, true, false, true), GuardState::Lapsed { epoch: Epoch(3) }, Some(Epoch(4)), "still its own"),
+            (sight(4, false, false, true), GuardState::Superseded { by: Epoch(4) }, None, "an heir was faster"),
+            (None, GuardState::Lapsed { epoch: Epoch(3) }, Some(Epoch(4)), "wiped"),
+        ];
+        for (seen, state, claims, what) in table {
+            for strict in [true, false] {
+                let mut guard = Guard::resumed(Rules::of(TTL, strict), Will::Found, Epoch(3), at(5));
+                assert_eq!(guard.may_run(at(5)), !strict, "{what}");
+                assert_eq!(guard.poll(at(5)), Some(Ask::Look), "{what}");
+                guard.saw(at(5), Ok(seen));
+                let claimed = match guard.poll(at(5)) {
+                    Some(Ask::Claim { epoch, .. }) => Some(epoch),
+                    _ => None,
+                };
+                assert_eq!((guard.state(), claimed), (state, claims), "{what}");
+            }
+        }
+    }
+
+    #[test]
     fn who_claims_what_it_sees() {
         let over = |epoch, version| Some(Ask::Claim { epoch: Epoch(epoch), over: Some(version) });
         let table = [
@@ -358,6 +390,9 @@ mod tests {
             (Will::Inherit, sight(3, false, true, true), None, "its holder lives"),
             (Will::Inherit, sight(3, false, true, false), over(4, 30), "its holder is gone"),
             (Will::Inherit, sight(3, false, false, false), None, "this shadow has no whole state"),
+            (Will::Seize, sight(3, false, false, true), None, "its holder lives, whatever an administrator says"),
+            (Will::Seize, sight(3, false, false, false), over(4, 30), "an administrator answers for what it lacks"),
+            (Will::Seize, None, None, "a term that is gone was wiped; nobody knows who runs"),
             (Will::Found, sight(3, true, false, true), over(4, 30), "a daemon that was restarted"),
             (Will::Found, sight(3, false, false, false), None, "a primary that others succeeded"),
         ];

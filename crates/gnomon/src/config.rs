@@ -8,6 +8,7 @@ use std::{
     env, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use gnomon_store::EtcdAddress;
@@ -68,6 +69,7 @@ struct RawPeer {
 #[serde(deny_unknown_fields, default)]
 struct RawStore {
     shared: Option<String>,
+    lease: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -113,6 +115,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// The store that other nodes see too; `None`: what they must agree on is agreed on by hand.
     pub shared_store: Option<EtcdAddress>,
+    /// How long a node that is silent at that store keeps the VMs that it holds.
+    pub lease: Duration,
     /// Where volumes' files are.
     pub volume_dir: PathBuf,
     /// Where guests of this host find their disks.
@@ -256,6 +260,7 @@ impl Config {
             socket: raw.api.socket.unwrap_or_else(|| run_dir.join(SOCKET_NAME)),
             link: raw.link.map(link).transpose()?,
             peers: raw.peer.into_iter().map(peer).collect::<Result<_, _>>()?,
+            lease: lease(raw.store.lease)?,
             shared_store: raw.store.shared.map(|text| shared_store(&text)).transpose()?,
             volume_dir: raw.volume.dir.unwrap_or_else(|| state_dir.join("volumes")),
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
@@ -399,6 +404,18 @@ fn host_and_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
     }
 }
 
+/// Seconds that a lease may last: etcd grants none that is shorter than an election of its own takes, and after a minute
+/// somebody has come by hand.
+const LEASES_S: std::ops::RangeInclusive<u64> = 2..=60;
+
+fn lease(seconds: Option<u64>) -> Result<Duration, ConfigError> {
+    match seconds {
+        None => Ok(gnomon_store::guarding::DEFAULT_TTL),
+        Some(seconds) if LEASES_S.contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        Some(seconds) => Err(value("store.lease", &seconds.to_string(), "write seconds, from 2 to 60")),
+    }
+}
+
 fn shared_store(text: &str) -> Result<EtcdAddress, ConfigError> {
     text.parse().map_err(|_| value("store.shared", text, "write etcd://HOST:PORT[,HOST:PORT...][/NAMESPACE]"))
 }
@@ -504,6 +521,7 @@ mod tests {
             ("[link]\nlisten='0.0.0.0:1'\npki='/p'\nrate='fast'", "link.rate = \"fast\"", "400mbit"),
             ("[link]\nlisten='0.0.0.0:1'\npki='/p'\nrate='0'", "link.rate = \"0\"", "leave the key out"),
             ("[[peer]]\nname='b'\naddress='10.0.0.2'", "peer.address = \"10.0.0.2\"", "host:port"),
+            ("[store]\nlease=1", "store.lease = \"1\"", "from 2 to 60"),
             ("[store]\nshared='10.0.0.2:2379'", "store.shared = \"10.0.0.2:2379\"", "etcd://HOST:PORT"),
             ("[volume]\nnbd_tcp='0.0.0.0:10809'", "volume.nbd_tcp", "volume.nbd_pki"),
             (BALANCER_WITHOUT_PORT, "balancer.address = \"10.0.0.2\"", "host:port"),

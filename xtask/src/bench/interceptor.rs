@@ -71,7 +71,8 @@ pub(super) fn run(rounds: usize) -> Result<Vec<Row>> {
 fn measure(folder: &Path, rounds: usize) -> Result<Vec<Row>> {
     let nodes = sh::stage("two nodes and a link", || Nodes::start(folder, RATE, DELAY))?;
     let uri = sh::stage("a volume on node a", || import(&nodes.a, folder))?;
-    let cases = CASES.iter().map(|&(name, ..)| Case { name, unit: "us", better: Better::Lower }).collect();
+    let cases =
+        CASES.iter().map(|&(name, ..)| Case { name: name.to_owned(), unit: "us", better: Better::Lower }).collect();
     // One run of fio tells all percentiles: the case that comes later takes what an earlier one of its round left.
     let mut left: HashMap<(Load, usize), Value> = HashMap::new();
     interleave(cases, CONTENDERS, rounds, |case, who| {

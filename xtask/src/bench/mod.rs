@@ -7,8 +7,11 @@ mod checkpoint;
 mod interceptor;
 mod nbd;
 mod plot;
+mod qmp;
+mod switchover;
 mod table;
 mod vhost;
+mod wire;
 
 use std::{fs, process::ExitCode};
 
@@ -18,16 +21,20 @@ use serde_json::{Value, json};
 use crate::{
     Ended,
     args::{Args, Misuse},
-    sh,
+    postgres, sh,
 };
+pub use table::median;
 
 /// Enough for a median that one bad round does not move.
 const ROUNDS: usize = 5;
 
+/// The same for what is over in milliseconds, and hangs on what else the machine does in them.
+const SWITCHES: usize = 10;
+
 /// Something to be measured.
 pub struct Case {
     /// Its name in the table.
-    pub name: &'static str,
+    pub name: String,
     /// The unit of a sample.
     pub unit: &'static str,
     /// Which samples are the good ones.
@@ -54,16 +61,21 @@ pub struct Row {
 /// `cargo xtask bench NAME`
 pub fn run(args: &Args) -> Ended {
     let name = args.words.first().map(String::as_str);
-    let rounds = args.number("rounds", ROUNDS)?.max(1);
-    if name == Some("checkpoint") {
-        return checkpoints(args, rounds);
+    let rounds = args.number("rounds", if name == Some("switchover") { SWITCHES } else { ROUNDS })?.max(1);
+    match name {
+        Some("checkpoint") => return tell(args, "checkpoint", &checkpoint::run(rounds, args)?, checkpoint::words),
+        Some("wire") => return tell(args, "wire", &wire::run(rounds)?, wire::words),
+        Some("postgres") => return postgres::bench(args),
+        _ => {}
     }
     let rows = match name {
         Some("nbd") => nbd::run(rounds)?,
         Some("interceptor") => interceptor::run(rounds)?,
         Some("vhost") => vhost::run(rounds)?,
+        Some("switchover") => switchover::run(rounds, args)?,
         _ => {
-            return Err(Misuse("which benchmark? There are: nbd, vhost, interceptor, checkpoint".to_owned()).into());
+            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire, postgres";
+            return Err(Misuse(format!("which benchmark? There are: {all}")).into());
         }
     };
     if let Some(file) = args.text("plot") {
@@ -76,14 +88,20 @@ pub fn run(args: &Args) -> Ended {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is measured in times and percentiles has rows of its own.
-fn checkpoints(args: &Args, rounds: usize) -> Ended {
-    let rows = checkpoint::run(rounds)?;
+/// What is measured by a program of its own has rows of its own.
+fn tell(args: &Args, name: &str, rows: &Value, words: fn(&Value) -> String) -> Ended {
     match args.has("json") {
-        true => println!("{}", json!({ "bench": "checkpoint", "machine": machine("tcg")?, "rows": rows })),
-        false => print!("{}", checkpoint::words(&rows)),
+        true => println!("{}", json!({ "bench": name, "machine": machine("tcg")?, "rows": rows })),
+        false => print!("{}", words(rows)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Numbers with commas between them, of an option.
+fn list(args: &Args, name: &str, default: &[u64]) -> Result<Vec<u64>, Misuse> {
+    let Some(text) = args.text(name) else { return Ok(default.to_vec()) };
+    let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
+    numbers.map_err(|_| Misuse(format!("--{name} {text}: write numbers with commas between them")))
 }
 
 /// Measures all cases with all contenders.
@@ -117,13 +135,13 @@ pub fn interleave(
 /// What runs the guest of a benchmark.
 fn accel(name: Option<&str>) -> &'static str {
     match name {
-        Some("vhost") => "tcg",
+        Some("vhost" | "switchover") => "tcg",
         _ => "none (no guest in this benchmark)",
     }
 }
 
 /// What the numbers were measured on, and how many threads wanted to run in the last minute.
-fn machine(accel: &str) -> Result<Value> {
+pub fn machine(accel: &str) -> Result<Value> {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -148,7 +166,7 @@ mod tests {
 
     #[test]
     fn rounds_are_interleaved_and_begin_with_another_each_time() {
-        let case = || Case { name: "c", unit: "x", better: Better::Higher };
+        let case = || Case { name: "c".to_owned(), unit: "x", better: Better::Higher };
         let mut order = Vec::new();
         let rows = interleave(vec![case(), case()], &["a", "b", "c"], 3, |_, who| {
             order.push(who);

@@ -58,7 +58,8 @@ fn measure(ours: &Path, folder: &Path, rounds: usize) -> Result<Vec<Row>> {
     // Sequential, so that a server's threads never compete with another server's; an idle server costs nothing.
     let servers: Vec<Server> =
         CONTENDERS.iter().map(|who| Server::start(who, ours, &file, folder)).collect::<Result<_>>()?;
-    let cases = CASES.iter().map(|&(name, unit, _)| Case { name, unit, better: Better::Higher }).collect();
+    let cases =
+        CASES.iter().map(|&(name, unit, _)| Case { name: name.to_owned(), unit, better: Better::Higher }).collect();
     interleave(cases, CONTENDERS, rounds, |case, who| {
         let (_, unit, load) = CASES.iter().find(|(name, ..)| *name == case.name).context("no such case")?;
         fio(&servers[who], load, *unit == "IOPS")

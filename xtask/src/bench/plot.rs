@@ -15,7 +15,7 @@ pub(super) fn bars(rows: &[Row]) -> String {
     let mut body = String::new();
     let mut y = GAP;
     for row in rows {
-        body.push_str(&text(8, y + 13, "start", row.case.name));
+        body.push_str(&text(8, y + 13, "start", &row.case.name));
         if row.case.better == Better::Lower {
             body.push_str(&text(8, y + BAR + 13, "start", "less is better"));
         }
@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn the_longest_bar_is_full_and_names_are_escaped() {
         let samples = vec![("a<b", vec![50.0]), ("c", vec![100.0])];
-        let svg = bars(&[Row { case: Case { name: "case", unit: "x", better: Better::Higher }, samples }]);
+        let svg = bars(&[Row { case: Case { name: "case".to_owned(), unit: "x", better: Better::Higher }, samples }]);
         assert!(svg.contains("width=\"420\"") && svg.contains("width=\"210\"") && svg.contains("a&lt;b 50 x"));
         assert_eq!((svg.matches("<rect").count(), svg.matches("<svg").count()), (2, 1));
     }

@@ -1,6 +1,6 @@
 //! What a benchmark tells: one JSON form for machines, one table for people.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Better, Row};
 
@@ -10,7 +10,7 @@ pub(super) fn json(bench: &str, machine: &Value, rows: &[Row]) -> Value {
 }
 
 fn row(row: &Row) -> Value {
-    let peers: serde_json::Map<String, Value> = row
+    let peers: Map<String, Value> = row
         .samples
         .iter()
         .skip(1)
@@ -23,6 +23,7 @@ fn row(row: &Row) -> Value {
         "gnomon": round(ours(row)),
         "peers": peers,
         "ratio_vs_best": (ratio(row) * 1000.0).round() / 1000.0,
+        "p95": row.samples.iter().map(|(name, all)| ((*name).to_owned(), json!(round(p95(all))))).collect::<Map<_, _>>(),
         "n": row.samples.first().map_or(0, |(_, samples)| samples.len()),
         "spread": row.samples.iter().map(|(_, samples)| spread(samples)).fold(0.0, f64::max),
     })
@@ -57,7 +58,7 @@ fn ours(row: &Row) -> f64 {
 }
 
 /// The middle sample; the mean of the middle two when their number is even.
-pub(super) fn median(samples: &[f64]) -> f64 {
+pub fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -65,6 +66,13 @@ pub(super) fn median(samples: &[f64]) -> f64 {
         len if len % 2 == 1 => sorted[len / 2],
         len => (sorted[len / 2 - 1] + sorted[len / 2]) / 2.0,
     }
+}
+
+/// The worst of the samples, but for the worst twentieth of them.
+pub(super) fn p95(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() * 95).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
 }
 
 /// Half the distance between the largest and the smallest sample, as a share of the median.
@@ -111,7 +119,7 @@ mod tests {
         for (better, gnomon, peers, expected) in table {
             let peers_of = peers.iter().map(|&peer| ("peer", vec![peer]));
             let samples = std::iter::once(("gnomon", vec![gnomon])).chain(peers_of).collect();
-            let row = Row { case: Case { name: "c", unit: "us", better }, samples };
+            let row = Row { case: Case { name: "c".to_owned(), unit: "us", better }, samples };
             assert_eq!(ratio(&row), expected, "{better:?} {gnomon} {peers:?}");
         }
     }
@@ -119,7 +127,7 @@ mod tests {
     #[test]
     fn a_row_in_json() {
         let samples = vec![("gnomon", vec![300.0]), ("nbdkit", vec![200.0]), ("qemu-nbd", vec![100.0])];
-        let rows = [Row { case: Case { name: "c", unit: "IOPS", better: Better::Higher }, samples }];
+        let rows = [Row { case: Case { name: "c".to_owned(), unit: "IOPS", better: Better::Higher }, samples }];
         let told = json("nbd", &json!({"cores": 2}), &rows);
         assert_eq!(told["rows"][0]["ratio_vs_best"], 1.5);
         assert_eq!(told["rows"][0]["peers"], json!({"nbdkit": 200.0, "qemu-nbd": 100.0}));

@@ -60,7 +60,8 @@ fn measure(image: &GuestImage, folder: &Path, rounds: usize) -> Result<Vec<Row>>
     sh::run(fill.arg(format!("count={}", FILE_SIZE >> 20)))?;
     let mut guests: Vec<Guest> =
         CONTENDERS.iter().map(|who| Guest::boot(who, image, &file, folder)).collect::<Result<_>>()?;
-    let cases = CASES.iter().map(|&(name, unit, ..)| Case { name, unit, better: Better::Higher }).collect();
+    let cases =
+        CASES.iter().map(|&(name, unit, ..)| Case { name: name.to_owned(), unit, better: Better::Higher }).collect();
     interleave(cases, CONTENDERS, rounds, |case, who| {
         let (_, unit, load, bytes) = CASES.iter().find(|(name, ..)| *name == case.name).context("no such case")?;
         let per_second = guests[who].work(load)?;

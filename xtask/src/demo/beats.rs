@@ -53,8 +53,9 @@ pub fn longest(stream: &[Chunk], from: Duration, to: Duration) -> Duration {
 pub struct Fall {
     /// From the last arrival before to the first one after.
     pub gap: Duration,
-    /// Beats that it made twice: they were its work since the past that it went on from.
-    pub lost: u64,
+    /// How much of its own time it lived twice, to a beat: its work since the past that it went on from. Not counted in
+    /// beats: a guest that was held up makes many at once.
+    pub lost: Duration,
 }
 
 /// Judges the beats of a host that died, then those of where the guest went on. The last line of the first and the first
@@ -67,11 +68,19 @@ pub fn fall(before: &[Chunk], after: &[Chunk]) -> Option<Fall> {
     };
     let (last, after) = (*read(before).last()?, read(after));
     let (first, next) = (after.first()?, after.get(1)?);
-    Some(Fall { gap: first.1.saturating_sub(last.1), lost: (last.0 + 2).saturating_sub(next.0) })
+    Some(Fall { gap: first.at.saturating_sub(last.at), lost: last.guest.saturating_sub(next.guest) })
 }
 
-/// A beat: its number and its arrival.
-type Beat = (u64, Duration);
+/// A beat.
+#[derive(Clone, Copy, Debug)]
+struct Beat {
+    /// Its number.
+    seq: u64,
+    /// When the guest made it, by its own clock.
+    guest: Duration,
+    /// When it arrived, since the demo began.
+    at: Duration,
+}
 
 #[derive(Default)]
 struct Lines {
@@ -89,22 +98,22 @@ impl Lines {
             let line = String::from_utf8_lossy(&self.rest).into_owned();
             self.rest.clear();
             // A line without its two numbers is damage; its number then counts as lost.
-            if let Some(seq) = sequence(&line) {
-                self.beats.push((seq, chunk.at));
+            if let Some((seq, guest)) = numbers(&line) {
+                self.beats.push(Beat { seq, guest, at: chunk.at });
             }
         }
     }
 }
 
-fn sequence(line: &str) -> Option<u64> {
+/// A beat's number, and when it was made.
+fn numbers(line: &str) -> Option<(u64, Duration)> {
     let (seq, guest) = line.split_once(' ')?;
-    guest.parse::<u64>().ok()?;
-    seq.parse().ok()
+    Some((seq.parse().ok()?, Duration::from_micros(guest.parse().ok()?)))
 }
 
 /// Numbers missing from first to last, whatever the order; repeated ones count once.
 fn lost(beats: &[Beat]) -> u64 {
-    let mut seen: Vec<u64> = beats.iter().map(|&(seq, _)| seq).collect();
+    let mut seen: Vec<u64> = beats.iter().map(|beat| beat.seq).collect();
     seen.sort_unstable();
     seen.dedup();
     match (seen.first(), seen.last()) {
@@ -114,10 +123,10 @@ fn lost(beats: &[Beat]) -> u64 {
 }
 
 fn gap(beats: &[Beat], switch: usize) -> Option<Duration> {
-    let (left, right) = (beats.get(switch.checked_sub(1)?)?.1, beats.get(switch)?.1);
+    let (left, right) = (beats.get(switch.checked_sub(1)?)?.at, beats.get(switch)?.at);
     let near = |at: Duration| at + AROUND >= left && at <= right + AROUND;
-    let pairs = beats.windows(2).filter(|pair| near(pair[0].1) && near(pair[1].1));
-    pairs.map(|pair| pair[1].1.saturating_sub(pair[0].1)).max()
+    let pairs = beats.windows(2).filter(|pair| near(pair[0].at) && near(pair[1].at));
+    pairs.map(|pair| pair[1].at.saturating_sub(pair[0].at)).max()
 }
 
 #[cfg(test)]
@@ -138,20 +147,23 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_goes_on_from_its_past_beats_twice() {
+    fn a_guest_that_goes_on_from_its_past_lives_some_of_it_twice() {
         let ms = Duration::from_millis;
-        let before = stream(&[(0, "7 0\n"), (1, "8 1\n9 "), (2, "2\n10 3")]);
+        let before = stream(&[(0, "7 7000\n"), (1, "8 8000\n9 "), (2, "9000\n10 10")]);
+        let fall = |lost| Some(Fall { gap: ms(48), lost: ms(lost) });
         let table = [
-            (stream(&[(50, "8 1\n"), (51, "9 2\n")]), Some(Fall { gap: ms(48), lost: 2 })),
-            (stream(&[(50, "10 3\n"), (51, "11 4\n")]), Some(Fall { gap: ms(48), lost: 0 })),
-            // The first line is the end of "1008 1".
-            (stream(&[(50, "8 1\n"), (51, "6 2\n")]), Some(Fall { gap: ms(48), lost: 5 })),
-            (stream(&[(50, "8 1\n")]), None),
+            (stream(&[(50, "6 6000\n"), (51, "7 7000\n")]), fall(2)),
+            (stream(&[(50, "10 10000\n"), (51, "11 11000\n")]), fall(0)),
+            // The first line is the end of "1006 6000".
+            (stream(&[(50, "6 6000\n"), (51, "7 7000\n")]), fall(2)),
+            // Held up until its sixth millisecond, it made up for five beats at once: one millisecond is lost.
+            (stream(&[(50, "2 8000\n"), (51, "3 8000\n")]), fall(1)),
+            (stream(&[(50, "8 8000\n")]), None),
         ];
         for (after, expected) in table {
-            assert_eq!(fall(&before, &after), expected, "{after:?}");
+            assert_eq!(super::fall(&before, &after), expected, "{after:?}");
         }
-        assert_eq!(fall(&[], &before), None);
+        assert_eq!(super::fall(&[], &before), None);
     }
 
     #[test]

@@ -42,13 +42,13 @@ const WORKLOAD: &str = "gn.read_iops=1000 gn.write_iops=50";
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Looks at sockets that QEMU has not made yet.
-pub(super) const RETRY: Duration = Duration::from_millis(2);
+pub const RETRY: Duration = Duration::from_millis(2);
 
 /// Records are blocks of this many bytes.
 const RECORD: u64 = 4096;
 
 /// Stamped chunks of a stream, filled by a thread.
-pub(super) type Stream = Arc<Mutex<Vec<Chunk>>>;
+pub type Stream = Arc<Mutex<Vec<Chunk>>>;
 
 /// A guest at work.
 pub struct Guest<'a> {
@@ -145,8 +145,7 @@ impl<'a> Guest<'a> {
 
     /// Gives the guest on node b a shadow on node a, and lets it work for a while.
     pub fn protect(&mut self) -> Result<()> {
-        failover::protect(&self.nodes.b, &self.nodes.a, VM, VOLUME)?;
-        (0..3).try_for_each(|_| self.await_line("report").map(drop))
+        failover::protect(&self.nodes.b, &self.nodes.a, VM, VOLUME)
     }
 
     /// The guest's QEMU on node b dies, and its shadow goes on.
@@ -236,7 +235,7 @@ fn port(node: &Node, name: &str) -> PathBuf {
 }
 
 /// Collects a port's bytes with their arrivals, from the moment its socket appears.
-pub(super) fn listen(socket: PathBuf, started: Instant) -> Stream {
+pub fn listen(socket: PathBuf, started: Instant) -> Stream {
     let stream = Stream::default();
     let filled = Arc::clone(&stream);
     thread::spawn(move || {
@@ -270,7 +269,8 @@ fn connect(socket: &Path, within: Duration) -> Result<BufReader<UnixStream>> {
     }
 }
 
-fn lock(stream: &Stream) -> MutexGuard<'_, Vec<Chunk>> {
+/// What has been collected so far.
+pub fn lock(stream: &Stream) -> MutexGuard<'_, Vec<Chunk>> {
     stream.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

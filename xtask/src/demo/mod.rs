@@ -3,13 +3,13 @@
 //! Two daemons with a slow link between them, a guest that beats, reads, rewrites and checks itself, and a move of
 //! that guest with its disk while it works. At the end every record of the moved disk is read again.
 
-mod beats;
+pub mod beats;
 pub mod crash;
-mod failover;
-mod guest;
+pub mod failover;
+pub mod guest;
 pub mod nodes;
 mod screen;
-mod update;
+pub mod update;
 
 use std::{fs, path::Path, process::ExitCode, time::Instant};
 

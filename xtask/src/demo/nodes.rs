@@ -36,8 +36,24 @@ pub struct Node {
     /// Its sockets.
     pub run_dir: PathBuf,
     home: PathBuf,
+    place: Place,
     daemon: RefCell<Child>,
 }
+
+/// Where a node is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The network namespace of its daemon, if that is another than ours.
+    pub namespace: Option<&'static str>,
+    /// Its address there.
+    pub address: Ipv4Addr,
+}
+
+/// Beside us, on loopback.
+const HERE: Place = Place { namespace: None, address: Ipv4Addr::LOCALHOST };
+
+/// The port of a daemon that has its network for itself.
+const PORT: u16 = 7700;
 
 impl Nodes {
     /// Makes certificates and configurations, starts the wires and both daemons, and waits until they answer.
@@ -46,20 +62,50 @@ impl Nodes {
         // Each node reaches the other through a wire: no byte between them goes around it.
         let to_b = Wire::start(local(0), there, rate, delay)?;
         let to_a = Wire::start(local(0), here, rate, delay)?;
+        Nodes::linked(folder, [here, there], [to_a.address, to_b.address], Some(rate))
+    }
+
+    /// The same with no link but this machine's own: as fast as it is.
+    pub fn side_by_side(folder: &Path) -> Result<Nodes> {
+        let addresses = [free_port()?, free_port()?];
+        Nodes::linked(folder, addresses, addresses, None)
+    }
+
+    /// Nodes that listen here, and are reached by each other there.
+    fn linked(
+        folder: &Path,
+        [a, b]: [SocketAddr; 2],
+        [to_a, to_b]: [SocketAddr; 2],
+        rate: Option<u64>,
+    ) -> Result<Nodes> {
         certify(folder)?;
         Ok(Nodes {
-            a: Node::start(folder, "a", here, ("b", to_b.address), rate)?,
-            b: Node::start(folder, "b", there, ("a", to_a.address), rate)?,
+            a: Node::start(folder, ("a", HERE, a), ("b", to_b), rate)?,
+            b: Node::start(folder, ("b", HERE, b), ("a", to_a), rate)?,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// The same at places that reach each other without a wire; they are told that it takes `rate`.
+    pub fn start_at(folder: &Path, places: [Place; 2], rate: u64) -> Result<Nodes> {
+        let [here, there] = places.map(|place| SocketAddr::from((place.address, PORT)));
+        let [a, b] = places;
+        certify(folder)?;
+        Ok(Nodes {
+            a: Node::start(folder, ("a", a, here), ("b", there), Some(rate))?,
+            b: Node::start(folder, ("b", b, there), ("a", here), Some(rate))?,
             folder: folder.to_owned(),
         })
     }
 }
 
 impl Drop for Nodes {
-    /// Both nodes' guests go before either daemon does: in the middle of a move there is a QEMU on each.
+    /// Both nodes' guests go before either daemon does: in the middle of a move there is a QEMU on each. Shadows go
+    /// first: neither they nor what they protect can be stopped.
     fn drop(&mut self) {
-        for node in [&self.a, &self.b] {
-            node.stop_guests();
+        for work in [Node::end_protections, Node::stop_guests] {
+            work(&self.a);
+            work(&self.b);
         }
     }
 }
@@ -80,10 +126,9 @@ impl Node {
     /// needs goes first, and not in the link.
     fn start(
         folder: &Path,
-        name: &'static str,
-        listen: SocketAddr,
+        (name, place, listen): (&'static str, Place, SocketAddr),
         peer: (&str, SocketAddr),
-        link_rate: u64,
+        link_rate: Option<u64>,
     ) -> Result<Node> {
         let home = folder.join(name);
         let (run_dir, state_dir, volume_dir) = (home.join("run"), home.join("state"), home.join("volumes"));
@@ -92,30 +137,39 @@ impl Node {
         }
         let config = home.join("gnomon.toml");
         let pki = folder.join("pki").join(name);
+        let rate = link_rate.map(|rate| format!("rate = \"{}\"\n", rate / 100 * 96)).unwrap_or_default();
         fs::write(
             &config,
             format!(
                 "[node]\nname = \"{name}\"\nrun_dir = {run_dir:?}\nstate_dir = {state_dir:?}\n\n\
-                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\nrate = \"{}\"\n\n\
+                 [link]\nlisten = \"{listen}\"\npki = {pki:?}\n{rate}\n\
                  [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n[volume]\ndir = {volume_dir:?}\n",
-                link_rate / 100 * 96,
-                peer.0,
-                peer.1
+                peer.0, peer.1
             ),
         )?;
-        let daemon = RefCell::new(spawn(&home)?);
-        let node = Node { name, run_dir, home, daemon };
+        let daemon = RefCell::new(spawn(&home, place)?);
+        let node = Node { name, run_dir, home, place, daemon };
         node.await_answer()?;
         Ok(node)
     }
 
     /// Kills the daemon as a crash would, and starts it again.
     pub fn crash(&self) -> Result<()> {
+        self.die()?;
+        self.revive()
+    }
+
+    /// Kills the daemon as a crash would.
+    pub fn die(&self) -> Result<()> {
         let mut daemon = self.daemon.borrow_mut();
         daemon.kill()?;
         daemon.wait()?;
-        *daemon = spawn(&self.home)?;
-        drop(daemon);
+        Ok(())
+    }
+
+    /// Starts the daemon of a node that has died.
+    pub fn revive(&self) -> Result<()> {
+        *self.daemon.borrow_mut() = spawn(&self.home, self.place)?;
         self.await_answer()
     }
 
@@ -129,6 +183,16 @@ impl Node {
             thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    fn end_protections(&self) {
+        let Ok(told) = self.ask(&["vm", "ls"]) else { return };
+        for vm in told.as_array().into_iter().flatten().filter(|vm| vm["protection"].is_object()) {
+            let name = vm["name"].as_str().unwrap_or_default();
+            if let Err(err) = self.ask(&["vm", "unprotect", name]) {
+                eprintln!("demo: {name} on node {} keeps its shadow: {err:#}", self.name);
+            }
+        }
     }
 
     /// Ends what still runs here. What cannot be stopped is told, for a person to end.
@@ -179,9 +243,17 @@ fn running(told: &Value) -> Vec<(String, u64)> {
 }
 
 /// Starts the daemon of a node that has been configured.
-fn spawn(home: &Path) -> Result<Child> {
+fn spawn(home: &Path, place: Place) -> Result<Child> {
     let log = File::options().create(true).append(true).open(home.join("daemon.log"))?;
-    let mut serve = Command::new(program());
+    let mut serve = match place.namespace {
+        // It becomes the daemon: no process stands between.
+        Some(namespace) => {
+            let mut ip = Command::new("ip");
+            ip.args(["netns", "exec", namespace]).arg(program());
+            ip
+        }
+        None => Command::new(program()),
+    };
     serve.arg("serve").arg("--config").arg(home.join("gnomon.toml"));
     serve.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     serve.spawn().context("cannot start the daemon")

@@ -4,22 +4,19 @@
 //!   record: LEB128 ((page − the page after the record before) × 4 + coding) · what the coding needs
 //!   coding: 0 Zero – · 1 Same: LEB128 page · 2 Delta: LEB128 length, bytes · 3 Raw: 4096 bytes
 //! ```
-//! Pages rise within a batch, so a record's number is mostly one byte. A batch may travel packed by zstd ([`pack`],
-//! [`unpack`]): worth it when the link is slower than the compressor.
+//! Pages rise within a batch, so a record's number is mostly one byte. A batch may travel packed ([`super::pack`]): worth
+//! it when the link is slower than the compressor.
 
 use gnomon_proto::frame::MAX_PAYLOAD;
 use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber};
 
 use super::{Coding, Page, delta};
 
-/// The longest batch, unpacked: what a frame may carry.
-pub const LONGEST: usize = MAX_PAYLOAD;
+/// The longest batch, unpacked: what a frame may carry, with room for what packing adds to noise.
+pub const LONGEST: usize = MAX_PAYLOAD - PAGE_SIZE as usize;
 
 /// Bytes of the longest record: a number, a page.
 const LONGEST_RECORD: usize = 10 + PAGE_SIZE as usize;
-
-/// How hard zstd tries: 1 packs memory at several hundred MB/s a core, and more gains little on pages.
-const PACK_LEVEL: i32 = 1;
 
 /// Why a batch cannot be read. Nothing of it beyond the records before may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,17 +161,6 @@ impl<'a> Iterator for Reader<'a> {
     }
 }
 
-/// A batch packed by zstd; `None` when that makes it no shorter.
-pub fn pack(body: &[u8]) -> Option<Vec<u8>> {
-    let packed = zstd::bulk::compress(body, PACK_LEVEL).ok()?;
-    (packed.len() < body.len()).then_some(packed)
-}
-
-/// Unpacks what [`pack`] made; never into more than [`LONGEST`] bytes.
-pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, BatchError> {
-    zstd::bulk::decompress(packed, LONGEST).map_err(|_| BatchError::BadPack)
-}
-
 fn put_number(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
@@ -241,7 +227,6 @@ mod tests {
             }
             let (body, count) = writer.take();
             prop_assert_eq!(count as usize, records.len());
-            let body = match pack(&body) { Some(packed) => unpack(&packed).unwrap(), None => body };
             let read: Vec<(u64, Owned)> = Reader::new(&body, PAGES).map(|record| {
                 let (page, coding) = record.unwrap();
                 (page.0, match coding {
@@ -262,14 +247,7 @@ mod tests {
                 prop_assert!(page.0 < pages && last < Some(page));
                 last = Some(page);
             }
-            let _ = unpack(&body);
         }
-    }
-
-    #[test]
-    fn a_bomb_is_not_unpacked() {
-        let bomb = zstd::bulk::compress(&vec![0; LONGEST + 1], 1).expect("zstd");
-        assert_eq!(unpack(&bomb), Err(BatchError::BadPack));
     }
 
     #[test]
@@ -281,7 +259,7 @@ mod tests {
             writer.push(PageNumber(pages << 40), Coding::Raw(&page));
             pages += 1;
         }
-        assert!((254..=256).contains(&pages), "{pages}");
+        assert!((253..=255).contains(&pages), "{pages}");
         assert!(writer.take().0.len() <= LONGEST && writer.is_empty());
     }
 }

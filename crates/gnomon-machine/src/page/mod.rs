@@ -7,10 +7,12 @@
 //!   none of these ................... Raw             4096 bytes
 //! ```
 //! What the shadow has is known from what was sent to it: [`SentPages`] keeps as much of that as it may, so a coding is
-//! never a guess. Records travel in batches, each a frame's body (see [`batch`]).
+//! never a guess. Records travel in batches, each a frame's body (see [`batch`]), packed
+//! on a slow link ([`pack`]).
 
 pub mod batch;
 pub mod delta;
+pub mod pack;
 mod sent;
 
 use gnomon_terms::{PAGE_SIZE, PageNumber};

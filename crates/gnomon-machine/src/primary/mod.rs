@@ -88,8 +88,9 @@ pub struct Setup {
     pub patience: Duration,
 }
 
-/// How far the volumes of a guest have got, asked while it stands; or why that cannot be said.
-pub type Marks = Box<dyn FnMut() -> Result<Vec<Mark>, String> + Send>;
+/// How far the volumes of a guest have got, asked while it stands for the checkpoint of this number; or why that cannot
+/// be said. What it has sent until now is of that checkpoint, too.
+pub type Marks = Box<dyn FnMut(u64) -> Result<Vec<Mark>, String> + Send>;
 
 /// Replicates one guest.
 pub struct Replicator {
@@ -240,7 +241,7 @@ impl Replicator {
         self.make_way()?;
         let began = Instant::now();
         let mut told = self.begin(began);
-        self.while_it_is_much(&mut told)?;
+        self.while_it_is_more_than(MUCH, &mut told)?;
         self.copy_while_it_runs(&mut told)?;
         let marks = self.while_it_stands(&mut told)?;
         self.send_copies(told.checkpoint)?;
@@ -255,7 +256,8 @@ impl Replicator {
         self.make_way()?;
         let began = Instant::now();
         let mut told = self.begin(began);
-        self.while_it_is_much(&mut told)?;
+        // What is sent before it stands is not sent while it does.
+        self.while_it_is_more_than(QUICK, &mut told)?;
         told.stood_at = Some(Instant::now());
         self.stand(told.checkpoint)?;
         self.scan(told.checkpoint)?;
@@ -311,8 +313,8 @@ impl Replicator {
         Told { checkpoint: self.last + 1, after: self.rhythm.since_last(now), ..Told::default() }
     }
 
-    /// Codes and sends pages beside the running guest until few enough to be copied are left, or no fewer.
-    fn while_it_is_much(&mut self, told: &mut Told) -> Result<(), ReplicateError> {
+    /// Codes and sends pages beside the running guest until so few are left, or no fewer.
+    fn while_it_is_more_than(&mut self, few: PageCount, told: &mut Told) -> Result<(), ReplicateError> {
         if self.tracker.tier().needs_standing_guest() {
             return Ok(());
         }
@@ -320,7 +322,7 @@ impl Replicator {
         loop {
             self.scan(told.checkpoint)?;
             let owed = self.ledger.owed.count();
-            if !another_round(told.rounds, owed, before, MUCH) {
+            if !another_round(told.rounds, owed, before, few) {
                 return Ok(());
             }
             self.send_owed(told.checkpoint)?;
@@ -368,7 +370,7 @@ impl Replicator {
     }
 
     fn mark(&mut self, checkpoint: u64) -> Result<Vec<Mark>, ReplicateError> {
-        (self.marks)().map_err(|why| ReplicateError::Volumes { checkpoint, why })
+        (self.marks)(checkpoint).map_err(|why| ReplicateError::Volumes { checkpoint, why })
     }
 
     fn stand(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {

@@ -7,10 +7,7 @@ use gnomon_terms::{Bytes, Epoch, PageNumber};
 
 use super::told::Codings;
 use crate::{
-    page::{
-        Page, Said, SentPages,
-        batch::{Writer, pack},
-    },
+    page::{Page, Said, SentPages, batch::Writer, pack::Packer},
     wire::{Wire, WireClosed},
 };
 
@@ -25,6 +22,7 @@ pub(super) struct Sender {
     sent: SentPages,
     device: Vec<u8>,
     writer: Writer,
+    packer: Packer,
     records: u64,
     /// Whether batches are packed.
     pub packs: bool,
@@ -48,6 +46,7 @@ impl Sender {
             sent: SentPages::new(memory),
             device: Vec::new(),
             writer: Writer::default(),
+            packer: Packer::default(),
             records: 0,
             packs: false,
             spent: Spent::default(),
@@ -59,6 +58,7 @@ impl Sender {
         self.sent.clear();
         self.device.clear();
         self.writer = Writer::default();
+        self.packer = Packer::default();
         self.records = 0;
         self.spent = Spent::default();
     }
@@ -83,7 +83,7 @@ impl Sender {
             return Ok(());
         }
         let (body, records) = self.writer.take();
-        let packed = if self.packs { pack(&body) } else { None };
+        let packed = if self.packs { self.packer.pack(&body) } else { None };
         let (packed, body) = packed.map_or((false, body), |short| (true, short));
         self.records += u64::from(records);
         self.spent.bytes += body.len() as u64;

@@ -37,7 +37,7 @@ pub use error::{FailoverError, ShadowError};
 pub use successor::{Ready, Successor};
 
 use crate::{
-    page::batch::unpack,
+    page::pack::Unpacker,
     ram::Ram,
     stage::{Stage, Undo},
     wire::Wire,
@@ -115,6 +115,7 @@ struct Session {
     /// What has to come; the first frame says it.
     next: Option<u64>,
     pages: Stage,
+    unpacker: Unpacker,
     device: Arriving,
 }
 
@@ -160,7 +161,8 @@ impl<S: Successor> Shadow<S> {
         }
         self.epoch = epoch;
         let device = Arriving::new(self.limits.device);
-        self.session = Some(Session { epoch, next: None, pages: Stage::new(self.limits.stage), device });
+        let (pages, unpacker) = (Stage::new(self.limits.stage), Unpacker::default());
+        self.session = Some(Session { epoch, next: None, pages, unpacker, device });
         Ok(())
     }
 
@@ -278,7 +280,7 @@ impl<S: Successor> Shadow<S> {
     fn pages(&mut self, epoch: Epoch, checkpoint: u64, packed: bool, body: &[u8]) -> Result<(), ShadowError> {
         let (ram, claims) = (self.ram.clone(), self.committed.is_some());
         let session = self.in_turn(epoch, checkpoint)?;
-        let body = if packed { Cow::Owned(unpack(body)?) } else { Cow::Borrowed(body) };
+        let body = if packed { Cow::Owned(session.unpacker.unpack(body)?) } else { Cow::Borrowed(body) };
         match claims {
             true => session.pages.take(&body, &*ram)?,
             false => session.pages.pass(&body, &*ram)?,

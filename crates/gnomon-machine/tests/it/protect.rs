@@ -110,7 +110,7 @@ impl Protected {
         let tracker = track(&TrackTarget::new(pid, &ram).expect("a target")).expect("a tracker").tracker;
         let while_standing = WhileStanding::default();
         let deed = while_standing.clone();
-        let marks = move || {
+        let marks = move |_| {
             if let Some(deed) = deed.lock().unwrap().as_mut() {
                 deed();
             }

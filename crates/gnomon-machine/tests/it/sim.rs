@@ -50,7 +50,7 @@ fn pair(tier: TrackerTier, limits: Limits, link: Option<BytesPerSecond>) -> Pair
         setup,
         Box::new(SimHypervisor(world.clone())),
         Box::new(tracker),
-        Box::new(|| Ok(Vec::new())),
+        Box::new(|_| Ok(Vec::new())),
     );
     Pair { world, ram, shadow: Arc::new(Mutex::new(shadow)), primary }
 }

@@ -320,7 +320,7 @@ pub enum Message {
         checkpoint: u64,
         /// How many records `body` has.
         records: u32,
-        /// Whether `body` is packed by zstd.
+        /// Whether `body` is packed: the next piece of the session's one zstd stream.
         packed: bool,
         /// The records, as the machine plane codes them.
         body: Vec<u8>,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber, PageRun, PageSet};
 
-use super::{DirtyTracker, ScanCost, TrackError, TrackTarget, TrackerTier};
+use super::{DirtyTracker, ScanCost, TrackError, TrackTarget, TrackerTier, told};
 
 /// How much is read at once: fits in the second-level cache beside the part of the copy it is compared with.
 const CHUNK: usize = 256 << 10;
@@ -78,12 +78,7 @@ impl DirtyTracker for CompareTracker {
         // A memfd outlives its process: what is in it then is nobody's state.
         let compared = self.target.windows().and_then(|_| self.compare(dirty));
         // A scan that ends in the middle has told of all it put into the copy; only the promise is made good here.
-        let all = std::mem::replace(&mut self.all, compared.is_err());
-        let mut reported = PageCount(compared?);
-        if all {
-            reported = self.pages();
-            dirty.insert(PageRun { start: PageNumber(0), len: reported });
-        }
+        let reported = told(compared, &mut self.all, self.target.pages(), dirty)?;
         Ok(ScanCost { took: started.elapsed(), reported })
     }
 

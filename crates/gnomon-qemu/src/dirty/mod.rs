@@ -36,7 +36,7 @@ mod target;
 
 use std::{fmt, time::Duration};
 
-use gnomon_terms::{PageCount, PageNumber, PageSet};
+use gnomon_terms::{PageCount, PageNumber, PageRun, PageSet};
 use serde::{Deserialize, Serialize};
 
 pub use compare::CompareTracker;
@@ -116,6 +116,23 @@ impl fmt::Display for TrackerTier {
             TrackerTier::Compare => "compare",
         })
     }
+}
+
+/// How many pages a scan reports that has passed like this. One that fails in the middle has taken marks away that it did
+/// not tell, so the next one reports `all`.
+fn told(
+    passed: Result<u64, TrackError>,
+    all: &mut bool,
+    pages: PageCount,
+    dirty: &mut PageSet,
+) -> Result<PageCount, TrackError> {
+    let all = std::mem::replace(all, passed.is_err());
+    let reported = PageCount(passed?);
+    if !all {
+        return Ok(reported);
+    }
+    dirty.insert(PageRun { start: PageNumber(0), len: pages });
+    Ok(pages)
 }
 
 /// A tracker, and which better tiers could not be had for this guest, and why.

@@ -19,6 +19,7 @@ use super::{
     maps::Window,
     register::register,
     sys::{Region, has_pagemap_scan, is_registered, scan_and_protect},
+    told,
 };
 
 /// How many runs of pages one call tells: 96 KiB of answer, enough for most epochs in one call.
@@ -118,12 +119,7 @@ impl DirtyTracker for PagemapTracker {
     fn scan(&mut self, dirty: &mut PageSet) -> Result<ScanCost, TrackError> {
         let started = Instant::now();
         let passed = self.pass(dirty);
-        let all = std::mem::replace(&mut self.all, passed.is_err());
-        let mut reported = PageCount(passed?);
-        if all {
-            reported = self.pages();
-            dirty.insert(PageRun { start: PageNumber(0), len: reported });
-        }
+        let reported = told(passed, &mut self.all, self.target.pages(), dirty)?;
         Ok(ScanCost { took: started.elapsed(), reported })
     }
 

@@ -12,7 +12,9 @@ use std::{fs::File, io::Write, os::unix::fs::FileExt, time::Instant};
 
 use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber, PageRun, PageSet};
 
-use super::{DirtyTracker, ScanCost, TrackError, TrackTarget, TrackerTier, maps::Window, probe::has_soft_dirty};
+use super::{
+    DirtyTracker, ScanCost, TrackError, TrackTarget, TrackerTier, maps::Window, probe::has_soft_dirty, told,
+};
 
 /// Bytes of an entry.
 const ENTRY: u64 = 8;
@@ -110,12 +112,7 @@ impl DirtyTracker for SoftDirtyTracker {
     fn scan(&mut self, dirty: &mut PageSet) -> Result<ScanCost, TrackError> {
         let started = Instant::now();
         let passed = self.pass(dirty);
-        let all = std::mem::replace(&mut self.all, passed.is_err());
-        let mut reported = PageCount(passed?);
-        if all {
-            reported = self.pages();
-            dirty.insert(PageRun { start: PageNumber(0), len: reported });
-        }
+        let reported = told(passed, &mut self.all, self.target.pages(), dirty)?;
         Ok(ScanCost { took: started.elapsed(), reported })
     }
 

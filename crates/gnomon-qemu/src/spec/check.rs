@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use gnomon_terms::ErrorKind;
 
-use super::{DiskSource, DiskSpec, NetSpec, QemuVersion, RamBacking, VmSpec};
+use super::{DiskSource, DiskSpec, MAX_INTERFACE, NetSpec, QemuVersion, RamBacking, Uplink, VmSpec};
 
 /// The most processors we ask for; machine types have lower limits of their own.
 const MAX_CPUS: u32 = 1024;
@@ -53,6 +53,26 @@ pub enum SpecError {
         path: PathBuf,
         /// Its length in bytes.
         length: usize,
+    },
+    /// A network interface's name is longer than the kernel allows.
+    #[error("the interface name '{name}' has {length} bytes; the kernel allows {MAX_INTERFACE}, use a shorter one")]
+    InterfaceTooLong {
+        /// The name, or its beginning.
+        name: String,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Two cards of the same address or uplink.
+    #[error("two network cards have {what}; give each its own")]
+    SameNic {
+        /// What they share.
+        what: String,
+    },
+    /// This QEMU cannot do what a card needs.
+    #[error("QEMU {version} has no datagram sockets for network cards: they came with 7.2")]
+    NoNics {
+        /// Which QEMU.
+        version: QemuVersion,
     },
     /// A path or text with bytes that QEMU's command line cannot carry.
     #[error(
@@ -116,7 +136,24 @@ impl VmSpec {
         if let NetSpec::User { mac: Some(mac), .. } = &self.net {
             check_text("mac", mac)?;
         }
+        self.check_nics()?;
         self.disks.iter().try_for_each(|disk| self.check_disk(disk))
+    }
+
+    fn check_nics(&self) -> Result<(), SpecError> {
+        let mut seen = std::collections::HashSet::new();
+        for nic in &self.nics {
+            nic.uplink.check()?;
+            check_socket(&nic.socket)?;
+            check_socket(&nic.peer)?;
+            let Uplink::Tap { name, .. } = &nic.uplink;
+            for what in [format!("the address {}", nic.mac), format!("the tap {name}")] {
+                if !seen.insert(what.clone()) {
+                    return Err(SpecError::SameNic { what });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_disk(&self, disk: &DiskSpec) -> Result<(), SpecError> {
@@ -184,12 +221,18 @@ pub(super) fn check_socket(path: &Path) -> Result<(), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::PortSpec;
+    use crate::spec::{MacAddress, NicSpec, PortSpec};
+
+    fn nic(tap: &str, last: u8) -> NicSpec {
+        let uplink = Uplink::Tap { name: tap.into(), bridge: None };
+        let mac = MacAddress::local([0, 0, 0, 0, 0, last]);
+        NicSpec { mac, uplink, socket: "/r/nic.sock".into(), peer: "/r/peer.sock".into() }
+    }
 
     #[test]
     fn what_cannot_be_is_refused() {
         type Change = fn(&mut VmSpec);
-        let table: [(Change, &str); 10] = [
+        let table: [(Change, &str); 11] = [
             (|s| s.name = String::new(), "is no name"),
             (|s| s.name = "../etc".into(), "is no name"),
             (|s| s.memory = 0, "memory"),
@@ -204,6 +247,7 @@ mod tests {
             (|s| s.disks = vec![DiskSpec::nbd("a", Path::new(&"/x".repeat(60)), "e")], "120 bytes"),
             (|s| s.ports = vec![PortSpec { name: "p".into(), socket: "/a\nb".into() }], "control characters"),
             (|s| s.cmdline = Some("a\0b".into()), "control characters"),
+            (|s| s.nics = vec![nic("tap0", 1), nic("tap0", 2)], "the tap tap0"),
             (
                 |s| {
                     s.ram = RamBacking::Private;

@@ -9,7 +9,7 @@ use crate::{
     ram::{RAM_ID, RamSharing},
 };
 
-use super::{Accelerator, DiskSource, DiskSpec, NetSpec, PortSpec, Resolved, VmPaths, VmSpec};
+use super::{Accelerator, DiskSource, DiskSpec, NetSpec, NicSpec, PortSpec, Resolved, VmPaths, VmSpec};
 
 /// How long QEMU may wait at its start for an NBD server that is not there yet, in seconds. Less than we wait for
 /// QEMU's greeting, so that the error told is QEMU's own.
@@ -41,6 +41,7 @@ pub fn command_line(spec: &VmSpec, resolved: &Resolved, paths: &VmPaths, role: R
     add_boot(&mut args, spec);
     add_ports(&mut args, &spec.ports);
     add_net(&mut args, &spec.net);
+    add_nics(&mut args, &spec.nics);
     args.flags(match role {
         Role::Boot => &[],
         Role::BootPaused => &["-S"],
@@ -198,6 +199,19 @@ fn add_net(args: &mut Args, net: &NetSpec) {
     args.option("-device", format!("virtio-net-pci,netdev=net0{mac}"));
 }
 
+/// Without the ROM that boots from a network: its size differs between releases of QEMU, and a guest could not change
+/// from one to another.
+fn add_nics(args: &mut Args, nics: &[NicSpec]) {
+    for (index, nic) in nics.iter().enumerate() {
+        let (socket, peer) = (escape_path(&nic.socket), escape_path(&nic.peer));
+        args.option(
+            "-netdev",
+            format!("dgram,id=n{index},local.type=unix,local.path={socket},remote.type=unix,remote.path={peer}"),
+        );
+        args.option("-device", format!("virtio-net-pci,netdev=n{index},id=nic{index},mac={},romfile=", nic.mac));
+    }
+}
+
 /// A comma within a value is written twice.
 fn escape(text: &str) -> String {
     text.replace(',', ",,")
@@ -212,6 +226,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::spec::Uplink;
 
     fn resolved(accelerator: Accelerator) -> Resolved {
         Resolved { machine: "pc-q35-7.2".into(), accelerator, memory: 64 << 20 }
@@ -219,6 +234,15 @@ mod tests {
 
     fn line(spec: &VmSpec, role: Role) -> String {
         command_line(spec, &resolved(Accelerator::Tcg), &VmPaths::new(Path::new("/run/web")), role).join(" ")
+    }
+
+    fn nic(socket: &str) -> NicSpec {
+        NicSpec {
+            mac: "02:00:00:00:00:01".parse().expect("an address"),
+            uplink: Uplink::Tap { name: "tap0".into(), bridge: None },
+            socket: socket.into(),
+            peer: "/r/peer".into(),
+        }
     }
 
     #[test]
@@ -248,7 +272,7 @@ mod tests {
     #[test]
     fn each_part_of_a_spec_appears() {
         type Change = fn(&mut VmSpec);
-        let table: [(Change, &str); 8] = [
+        let table: [(Change, &str); 9] = [
             (|s| s.console_log = false, "console.sock,server=on,wait=off -serial"),
             (|s| s.cpus = 4, "-smp 4"),
             (|s| s.cpu_model = Some("qemu64".into()), "-cpu qemu64"),
@@ -266,6 +290,11 @@ mod tests {
             (
                 |s| s.net = NetSpec::User { mac: Some("52:54:00:00:00:01".into()), forward: vec![(2222, 22)] },
                 "-netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22 -device virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01",
+            ),
+            (
+                |s| s.nics = vec![nic("/r/a,b.sock")],
+                "-netdev dgram,id=n0,local.type=unix,local.path=/r/a,,b.sock,remote.type=unix,remote.path=/r/peer \
+                 -device virtio-net-pci,netdev=n0,id=nic0,mac=02:00:00:00:00:01,romfile=",
             ),
             (|s| s.extra_args = vec!["-no-reboot".into()], "-no-reboot"),
             (

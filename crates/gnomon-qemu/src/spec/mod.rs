@@ -6,6 +6,7 @@
 
 mod check;
 mod command;
+mod nic;
 mod paths;
 mod resolve;
 
@@ -17,6 +18,7 @@ pub use check::SpecError;
 use check::check_socket;
 pub(crate) use command::cpu_model;
 pub use command::{Role, command_line};
+pub use nic::{MAX_INTERFACE, MacAddress, NicSpec, NoMacAddress, Uplink};
 pub use paths::VmPaths;
 pub use resolve::{Accelerator, NoVersion, QemuVersion, Resolved, resolve, safe_memory_size};
 
@@ -58,9 +60,12 @@ pub struct VmSpec {
     /// Channels between guest and host (virtio-serial).
     #[serde(default)]
     pub ports: Vec<PortSpec>,
-    /// Network.
+    /// QEMU's own network.
     #[serde(default)]
     pub net: NetSpec,
+    /// Network cards whose frames somebody else carries.
+    #[serde(default)]
+    pub nics: Vec<NicSpec>,
     /// Keep all the guest ever writes to its first serial port. QEMU sets no limit to the file: switch it off for a
     /// guest that is not trusted with the host's disk space.
     #[serde(default = "yes")]
@@ -205,6 +210,7 @@ impl VmSpec {
             cmdline: None,
             ports: Vec::new(),
             net: NetSpec::default(),
+            nics: Vec::new(),
             console_log: yes(),
             extra_args: Vec::new(),
         }

@@ -41,6 +41,11 @@ pub struct Resolved {
     pub memory: u64,
 }
 
+/// The first release with `-netdev dgram`.
+///
+/// Source: QEMU 7.2 change log, "Network".
+const NICS_SINCE: (u32, u32) = (7, 2);
+
 /// Settles `spec` on a host with this QEMU, these machine types and this verdict on KVM (`Err` says why not).
 pub fn resolve(
     spec: &VmSpec,
@@ -49,6 +54,9 @@ pub fn resolve(
     kvm: Result<(), &str>,
 ) -> Result<Resolved, SpecError> {
     spec.check()?;
+    if !spec.nics.is_empty() && (version.major, version.minor) < NICS_SINCE {
+        return Err(SpecError::NoNics { version });
+    }
     let accelerator = match (spec.accel, kvm) {
         (Accel::Tcg, _) | (Accel::Auto, Err(_)) => Accelerator::Tcg,
         (Accel::Kvm | Accel::Auto, Ok(())) => Accelerator::Kvm,

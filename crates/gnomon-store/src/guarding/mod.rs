@@ -55,7 +55,7 @@ pub trait Hands: Send + Sync {
 pub struct Wish {
     /// This node.
     pub node: String,
-    /// The VM.
+    /// What is guarded: a name of the VM's protection, and of its term at the store.
     pub vm: String,
     /// The lease's time to live; the same on all nodes of the VM.
     pub ttl: Duration,
@@ -63,6 +63,8 @@ pub struct Wish {
     pub strict: bool,
     /// How far this node goes to hold the VM.
     pub will: Will,
+    /// The epoch that this node held before its daemon was restarted, if it did.
+    pub held: Option<Epoch>,
 }
 
 /// A guard at work. It ends when this is dropped; its lease then ends by itself, and the guest is left as it is.
@@ -98,7 +100,7 @@ pub enum GuardingError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// This node does not hold the VM.
-    #[error("this node does not hold '{vm}': whoever does names its heirs; `gnomon vm show {vm}` says who that is")]
+    #[error("this node does not hold '{vm}': whoever does names its heirs; `gnomon vm show` says who that is")]
     NotHeld {
         /// Which VM.
         vm: String,
@@ -143,7 +145,10 @@ impl Guarding {
     pub fn begin(store: Arc<dyn Store>, wish: Wish, hands: Box<dyn Hands>) -> Result<Guarding, GuardingError> {
         store.leases()?;
         let rules = Rules::of(wish.ttl, wish.strict);
-        let guard = Guard::new(rules, wish.will, local_now());
+        let guard = match wish.held {
+            Some(epoch) => Guard::resumed(rules, wish.will, epoch, local_now()),
+            None => Guard::new(rules, wish.will, local_now()),
+        };
         let state = State { guard, lease: None, term: None, trouble: None, runs: None, over: false };
         let (state, told) = (Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { store, wish, hands, rules, state, told, gate: Gate::default() });
@@ -187,9 +192,23 @@ impl Guarding {
     }
 
     /// Ends the protection: the lease is given back and the term forgotten. The guest may run wherever it is, unguarded.
-    pub fn end(self) -> Result<(), GuardingError> {
-        self.let_go()?;
+    pub fn end(&self) -> Result<(), GuardingError> {
+        let lease = self.shared.change(|state, now| {
+            // First: the hands are not told to make it stand.
+            state.over = true;
+            state.guard.let_go(now);
+            state.lease.take()
+        });
+        if let Some(lease) = lease {
+            self.shared.store.leases()?.revoke(&lease)?;
+        }
         Ok(self.shared.desk().forget()?)
+    }
+
+    /// The term as it is at the store now, and whether its holder's lease lives; `None` when there is none. Blocks on
+    /// the store.
+    pub fn look(&self) -> Result<Option<(Term, bool)>, GuardingError> {
+        Ok(self.shared.desk().look()?.map(|(sight, term)| (term, sight.held)))
     }
 
     /// How it stands.

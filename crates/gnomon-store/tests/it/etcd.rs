@@ -1,6 +1,7 @@
 //! A store that several hosts see, and what it does when members die, cables are cut and history is forgotten.
 
 use std::{
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -132,7 +133,8 @@ fn read_counter(store: &EtcdStore) -> u64 {
 #[test]
 fn a_client_is_cut_off_and_hears_of_everything_when_it_is_back() {
     let cluster = Cluster::start();
-    let wires: Vec<Wire> = (0..3).map(|number| Wire::to(cluster.client_port(number))).collect();
+    let wires: Vec<Wire> =
+        (0..3).map(|number| Wire::to((Ipv4Addr::LOCALHOST, cluster.client_port(number)))).collect();
     let ports: Vec<u16> = wires.iter().map(Wire::port).collect();
     let (cut_off, well) = (cluster.store_at(&ports, "n"), cluster.store_in("n"));
     let heard = cut_off.watch("").expect("watch");
@@ -158,7 +160,8 @@ fn a_client_is_cut_off_and_hears_of_everything_when_it_is_back() {
 #[test]
 fn history_is_compacted_under_a_watch_that_was_cut() {
     let cluster = Cluster::start();
-    let wires: Vec<Wire> = (0..3).map(|number| Wire::to(cluster.client_port(number))).collect();
+    let wires: Vec<Wire> =
+        (0..3).map(|number| Wire::to((Ipv4Addr::LOCALHOST, cluster.client_port(number)))).collect();
     let ports: Vec<u16> = wires.iter().map(Wire::port).collect();
     let (cut_off, well) = (cluster.store_at(&ports, "n"), cluster.store_in("n"));
     for key in ["goes", "stays", "changes"] {

@@ -1,6 +1,7 @@
 //! Guards over a real cluster: cables are cut, quorum is lost, primaries let go, and at most one node runs the guest.
 
 use std::{
+    net::Ipv4Addr,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -63,9 +64,16 @@ impl Vm {
     }
 
     fn guard(&self, store: impl Store + 'static, node: &'static str, will: Will) -> Guarding {
-        let wish = Wish { node: node.to_string(), vm: "web".to_string(), ttl: TTL, strict: self.strict, will };
+        let wish =
+            Wish { node: node.to_string(), vm: "web".to_string(), ttl: TTL, strict: self.strict, will, held: None };
         let hands = Notes { node, list: self.tell.clone() };
         Guarding::begin(Arc::new(store), wish, Box::new(hands)).expect("a cluster grants leases")
+    }
+
+    /// What is told until all guards have ended.
+    fn rest(self) -> Vec<(&'static str, Word)> {
+        drop(self.tell);
+        self.told.iter().collect()
     }
 
     /// Reads on until `wanted` is told. In strict mode no two may run on the way.
@@ -104,7 +112,8 @@ fn wait_for<T>(look: impl Fn() -> Option<T>) -> T {
 }
 
 fn wires(cluster: &Cluster) -> (Vec<Wire>, Vec<u16>) {
-    let wires: Vec<Wire> = (0..3).map(|number| Wire::to(cluster.client_port(number))).collect();
+    let wires: Vec<Wire> =
+        (0..3).map(|number| Wire::to((Ipv4Addr::LOCALHOST, cluster.client_port(number)))).collect();
     let ports = wires.iter().map(Wire::port).collect();
     (wires, ports)
 }
@@ -182,12 +191,17 @@ fn a_primary_lets_go_and_a_daemon_that_comes_back_goes_on_at_once() {
     heir.set_will(Will::Inherit);
     vm.until("the heir runs", runs("b"));
     heir.end().expect("unprotected");
+    drop(heir);
+    drop(primary);
+    let more = vm.rest();
+    assert!(!more.contains(&("b", Word::Stand)), "the guest runs on, unguarded: {more:?}");
     assert!(cluster.store_in("n").scan("guard/web/term").expect("scan").is_empty(), "there is no term any more");
 }
 
 #[test]
 fn a_store_of_one_host_guards_nothing() {
-    let wish = Wish { node: "a".to_string(), vm: "web".to_string(), ttl: TTL, strict: true, will: Will::Found };
+    let wish =
+        Wish { node: "a".to_string(), vm: "web".to_string(), ttl: TTL, strict: true, will: Will::Found, held: None };
     let hands = Notes { node: "a", list: mpsc::channel().0 };
     let refused = Guarding::begin(Arc::new(MemStore::default()), wish, Box::new(hands)).map(|_| ());
     assert!(matches!(refused, Err(GuardingError::Store(StoreError::NoLeases { .. }))), "{refused:?}");

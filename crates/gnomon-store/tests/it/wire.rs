@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -17,14 +17,15 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A wire to a port of this host.
-    pub fn to(port: u16) -> Wire {
+    /// A wire to where somebody listens on this host.
+    pub fn to(far: impl Into<SocketAddr>) -> Wire {
+        let address = far.into();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("port");
         let wire = Wire { port: listener.local_addr().expect("address").port(), period: Arc::default() };
         let period = Arc::clone(&wire.period);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
+                let Ok(far) = TcpStream::connect(address) else { continue };
                 join(near, far, &period);
             }
         });

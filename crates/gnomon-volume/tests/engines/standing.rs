@@ -12,10 +12,11 @@ use gnomon_volume::{
 
 const SIZE: Bytes = Bytes(1 << 20);
 
-fn open(path: &Path, standing: Standing) -> Volume {
+/// A volume of `size` at `path`, with the file that is there or a new one.
+pub fn open(path: &Path, size: Bytes, epoch: Epoch, standing: Standing) -> Volume {
     let local = match path.exists() {
-        true => FileDisk::open(path, Some(SIZE), Mode::ReadWrite),
-        false => FileDisk::create(path, SIZE),
+        true => FileDisk::open(path, Some(size), Mode::ReadWrite),
+        false => FileDisk::create(path, size),
     };
     let parts = VolumeParts {
         name: "root".to_string(),
@@ -25,7 +26,11 @@ fn open(path: &Path, standing: Standing) -> Volume {
         tap: Arc::new(Tap::new(|| Instant::ORIGIN)),
         boot: BootId::of_this_host().expect("a boot"),
     };
-    Volume::open(parts, Epoch(2), standing).expect("a volume")
+    Volume::open(parts, epoch, standing).expect("a volume")
+}
+
+fn open_here(path: &Path, standing: Standing) -> Volume {
+    open(path, SIZE, Epoch(2), standing)
 }
 
 /// A daemon that died between the record "primary" and the removal of the maps: they say that nothing is owed to a
@@ -34,13 +39,13 @@ fn open(path: &Path, standing: Standing) -> Volume {
 fn a_primary_believes_no_map_of_a_move_that_is_over() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("root.raw");
-    drop(open(&path, Standing::Primary));
+    drop(open_here(&path, Standing::Primary));
     let maps = ["root.raw.owed", "root.raw.unflushed", "root.raw.valid"].map(|name| dir.path().join(name));
     for map in &maps {
         let boot = BootId::of_this_host().expect("a boot");
         drop(BlockMap::open(map, SIZE.blocks(), boot, Lost::SetAll).expect("a map of nothing"));
     }
-    let volume = open(&path, Standing::Primary);
+    let volume = open_here(&path, Standing::Primary);
     assert!(maps.iter().all(|map| !map.exists()));
     let owed = volume.begin_shadow().expect("a primary can have a shadow").owed();
     assert_eq!(owed, SIZE.blocks(), "a new shadow is owed everything");
@@ -52,10 +57,10 @@ fn a_primary_believes_no_map_of_a_move_that_is_over() {
 fn a_shadowed_volume_goes_on_with_its_map() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("root.raw");
-    let volume = open(&path, Standing::Primary);
+    let volume = open_here(&path, Standing::Primary);
     volume.begin_shadow().expect("a primary can have a shadow");
     drop(volume);
-    let volume = open(&path, Standing::Shadowed);
+    let volume = open_here(&path, Standing::Shadowed);
     assert_eq!(volume.outbox().expect("it is shadowed").owed(), SIZE.blocks());
     volume.end_shadow().expect("given up");
     assert!(!dir.path().join("root.raw.owed").exists());

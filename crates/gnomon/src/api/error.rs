@@ -186,6 +186,7 @@ translate!(
     gnomon_volume::standby::StandbyError,
     gnomon_volume::verify::VerifyError,
     gnomon_volume::volume::VolumeError,
+    crate::daemon::cards::UplinkError,
 );
 
 impl From<std::io::Error> for ApiError {

@@ -1,6 +1,7 @@
 //! What crosses the API: requests and views. Sizes are bytes, times seconds; nothing here acts.
 
 mod agent;
+mod nic;
 mod protection;
 mod update;
 
@@ -13,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
-pub use protection::{FailoverVm, ProtectVm, ProtectionState, ProtectionView, ShadowView};
+pub use nic::{NicView, RunNic};
+pub use protection::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView};
 
 pub use update::{
     Approve, ChangeView, EarlierUpdates, ImpactView, IntervalView, SeriesView, UpdateKind, UpdateOutlook,
@@ -342,6 +344,9 @@ pub struct RunVm {
     pub cpu: Option<String>,
     /// Virtio-serial ports.
     pub ports: Vec<String>,
+    /// Network cards.
+    #[serde(default)]
+    pub nics: Vec<RunNic>,
 }
 
 /// Asks the daemon to look after a QEMU that somebody else started.
@@ -377,6 +382,9 @@ pub struct VmView {
     pub disks: Vec<String>,
     /// Its ports.
     pub ports: Vec<PortView>,
+    /// Its network cards; none while its guest does not run here.
+    #[serde(default)]
+    pub nics: Vec<NicView>,
     /// The release of QEMU that runs it.
     pub version: String,
     /// The serial console's socket.
@@ -405,7 +413,7 @@ pub struct EventView {
     pub at: f64,
     /// Which VM.
     pub vm: String,
-    /// `update`, `rollback`, `move`, `protect`, `shadow-lost`, `unprotect`, `switchover` or `failover`.
+    /// `update`, `rollback`, `move`, `protect`, `shadow-lost`, `exposed` (strict mode is suspended), `unprotect`, `switchover` or `failover`.
     pub what: String,
     /// `done`, `refused` or `failed`.
     pub status: String,

@@ -3,7 +3,7 @@
 use gnomon_terms::Bytes;
 
 use super::{Context, Ended, volume::begin};
-use crate::api::types::{FailoverVm, ProtectVm, ProtectionState, VmView};
+use crate::api::types::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, VmView};
 
 /// `gnomon vm protect`
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,13 @@ pub struct ProtectArgs {
     /// From one checkpoint to the next: auto (as the guest's pauses and the link allow), 100ms, 2s
     #[arg(long, value_name = "TIME", default_value = "auto", value_parser = interval)]
     interval: Interval,
+    /// Nothing that the guest says on its network cards leaves before its shadow has the state it comes from; with
+    /// --auto-failover the guest stands rather than run unsure of its lease
+    #[arg(long)]
+    strict: bool,
+    /// The shadow takes over by itself when this node's lease at the shared store has ended; needs `gnomon serve --store`
+    #[arg(long)]
+    auto_failover: bool,
     /// Do not wait for the first copy
     #[arg(long)]
     detach: bool,
@@ -63,7 +70,12 @@ fn interval(text: &str) -> Result<Interval, String> {
 
 /// Begins to protect a VM and follows the first copy.
 pub(super) async fn protect(args: ProtectArgs, context: &Context) -> Ended {
-    let request = ProtectVm { on: args.on, interval_ms: args.interval.0 };
+    let request = ProtectVm {
+        on: args.on,
+        interval_ms: args.interval.0,
+        strict: args.strict,
+        auto_failover: args.auto_failover,
+    };
     begin(&format!("/v1/vms/{}/protect", args.name), &request, args.detach, context).await
 }
 
@@ -101,6 +113,8 @@ pub(super) fn facts_of(vm: &VmView) -> Vec<(&'static str, String)> {
             facts.push(("pause", format!("p50 {half:.1} ms, p99 {most:.1} ms")));
         }
         facts.push(("tracker", shadow.tracker.clone()));
+        facts.push(("strict", strictness(shadow, vm.nics.is_empty()).to_string()));
+        facts.extend(shadow.guard.iter().flat_map(guard_facts));
     }
     if let Some(shadow) = &vm.shadow {
         let link = if shadow.connected { "connected" } else { "no session" };
@@ -108,8 +122,30 @@ pub(super) fn facts_of(vm: &VmView) -> Vec<(&'static str, String)> {
         let has = shadow.checkpoint.zip(shadow.epoch).zip(shadow.age_ms);
         let has = has.map(|((checkpoint, epoch), age)| format!("{checkpoint} of epoch {epoch}, {age:.0} ms old"));
         facts.push(("checkpoint", has.unwrap_or_else(|| "none: it could not go on here".to_string())));
+        facts.extend(shadow.guard.iter().flat_map(guard_facts));
     }
     facts
+}
+
+/// What strict mode does just now.
+fn strictness(shadow: &ProtectionView, no_card: bool) -> &'static str {
+    match (shadow.strict, shadow.exposed, no_card) {
+        (false, ..) => "",
+        (true, _, true) => "there is no network card, and nothing to hold",
+        (true, true, _) => "suspended: what the guest says leaves at once, for its shadow is lost or has nothing yet",
+        (true, false, _) => "what the guest says leaves when its shadow has the state it comes from",
+    }
+}
+
+fn guard_facts(guard: &GuardView) -> Vec<(&'static str, String)> {
+    let armed = if guard.armed { "armed" } else { "not armed" };
+    let held = guard.term.zip(guard.holder.as_ref()).map(|(term, holder)| format!("{term}, held by node {holder}"));
+    vec![
+        ("auto failover", armed.to_string()),
+        ("term", held.unwrap_or_else(|| "none seen at the store".to_string())),
+        ("lease", guard.lease_ms.map(|ms| format!("{ms:.0} ms")).unwrap_or_default()),
+        ("store", guard.trouble.clone().unwrap_or_default()),
+    ]
 }
 
 /// What `vm ls` says of shadows.

@@ -13,7 +13,9 @@ use super::{
     volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
 };
 use crate::{
-    api::types::{AdoptVm, AgentView, Front, MoveMode, PressureView, RunDisk, RunVm, StopVm, VmView},
+    api::types::{
+        AdoptVm, AgentView, Front, MoveMode, NicView, PressureView, RunDisk, RunNic, RunVm, StopVm, VmView,
+    },
     daemon::console,
     names,
 };
@@ -25,6 +27,7 @@ pub enum Command {
     #[command(after_help = "Examples:\n  gnomon vm run web --memory 2G --disk root\n  \
                             gnomon vm run db --memory 4G --cpus 2 --disk root-db --disk data --port heartbeat\n  \
                             gnomon vm run fast --memory 2G --disk root,front=vhost-user\n  \
+                            gnomon vm run shop --memory 2G --disk root --nic tap:shop0,bridge=br0\n  \
                             gnomon vm run tiny --memory 256M --kernel vmlinuz --initrd init.img --append console=ttyS0")]
     Run(RunArgs),
     /// List VMs
@@ -105,6 +108,7 @@ pub enum Command {
     /// Keep a shadow of a running VM on another node: its memory, devices and disks, checkpoint by checkpoint
     #[command(after_help = "Examples:\n  gnomon vm protect web --on node-b\n  \
                             gnomon vm protect web --on node-b --interval 100ms --detach\n  \
+                            gnomon vm protect db --on node-b --strict    nothing that was answered is ever lost\n  \
                             gnomon vm show web                           state, lag, pauses\n\n\
                             When this host dies, the guest goes on at node-b from the last checkpoint it has: what it did since\n\
                             then is lost, and `lag` says how much that is. See `gnomon vm failover`.")]
@@ -172,6 +176,10 @@ pub struct RunArgs {
     /// A virtio-serial port, offered as a unix socket
     #[arg(long = "port", value_name = "NAME", value_parser = names::parse)]
     ports: Vec<String>,
+    /// A network card on a tap of the host, which is made when it is not there; and on a bridge, if one is named. It keeps
+    /// its address wherever the VM goes, and the other nodes use a tap and a bridge of the same names
+    #[arg(long = "nic", value_name = "tap:NAME[,bridge=NAME][,mac=ADDRESS]", value_parser = nic)]
+    nics: Vec<RunNic>,
     /// Listen to gnomon-agent in the guest (a port called `agent`): `vm show` tells how the guest's memory does, and an
     /// update that silences it is taken back
     #[arg(long)]
@@ -259,6 +267,7 @@ fn request(args: RunArgs) -> Result<RunVm, Failure> {
         accel: args.accel,
         machine: args.machine,
         cpu: args.cpu,
+        nics: args.nics,
         ports: args.ports.into_iter().chain(args.agent.then(|| "agent".to_string())).collect(),
     })
 }
@@ -272,6 +281,30 @@ fn disk(text: &str) -> Result<RunDisk, String> {
         Some((_, other)) => return Err(format!("'{other}' is not known: write front=nbd or front=vhost-user")),
     };
     Ok(RunDisk { volume: volume.to_string(), front })
+}
+
+/// `tap:NAME[,bridge=NAME][,mac=ADDRESS]`
+fn nic(text: &str) -> Result<RunNic, String> {
+    let mut parts = text.split(',');
+    let tap = parts.next().and_then(|uplink| uplink.strip_prefix("tap:")).filter(|name| !name.is_empty());
+    let tap = tap.ok_or_else(|| format!("'{text}' names no uplink: write tap:NAME"))?;
+    let mut nic = RunNic { tap: tap.to_string(), bridge: None, mac: None };
+    for part in parts {
+        let slot = match part.split_once('=') {
+            Some(("bridge", _)) => &mut nic.bridge,
+            Some(("mac", _)) => &mut nic.mac,
+            _ => return Err(format!("'{part}' is not known: write bridge=NAME or mac=ADDRESS")),
+        };
+        let value = part.split_once('=').map(|(_, value)| value.to_string()).filter(|value| !value.is_empty());
+        if slot.is_some() || value.is_none() {
+            return Err(format!("'{part}' says nothing, or is there twice"));
+        }
+        *slot = value;
+    }
+    if let Some(mac) = &nic.mac {
+        mac.parse::<gnomon_qemu::MacAddress>().map_err(|error| error.to_string())?;
+    }
+    Ok(nic)
 }
 
 async fn show(name: &str, context: &Context) -> Result<VmView, Failure> {
@@ -338,11 +371,29 @@ fn words(vm: &VmView) -> String {
         ("qmp", vm.qmp.clone()),
     ];
     pairs.extend(vm.ports.iter().map(|port| ("port", format!("{} at {}", port.name, port.socket))));
+    pairs.extend(vm.nics.iter().flat_map(card));
     pairs.extend(vm.agent.iter().flat_map(agent));
     pairs.extend(protect::facts_of(vm));
     pairs.push(("exit", vm.exit.clone().unwrap_or_default()));
     pairs.push(("stderr", vm.stderr.clone().unwrap_or_default()));
     facts(&pairs)
+}
+
+fn card(nic: &NicView) -> Vec<(&'static str, String)> {
+    let flow = |frames: u64, bytes: u64| format!("{frames} frames, {}", Bytes(bytes));
+    let traffic = format!(
+        "{} out; {} in; {} dropped",
+        flow(nic.sent_frames, nic.sent_bytes),
+        flow(nic.received_frames, nic.received_bytes),
+        nic.dropped_frames
+    );
+    let held = if nic.is_holding { flow(nic.held_frames, nic.held_bytes) } else { String::new() };
+    vec![
+        ("nic", format!("{} at {}", nic.mac, nic.uplink)),
+        ("no uplink", nic.why.clone().unwrap_or_default()),
+        ("frames", traffic),
+        ("held", held),
+    ]
 }
 
 fn agent(agent: &AgentView) -> Vec<(&'static str, String)> {
@@ -361,6 +412,29 @@ fn agent(agent: &AgentView) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nic_is_a_tap_and_perhaps_a_bridge_and_an_address() {
+        let of = |tap: &str, bridge: Option<&str>, mac: Option<&str>| {
+            let own = |text: Option<&str>| text.map(str::to_string);
+            Some(RunNic { tap: tap.to_string(), bridge: own(bridge), mac: own(mac) })
+        };
+        let mac = "02:00:00:00:00:01";
+        let table = [
+            ("tap:t0".to_string(), of("t0", None, None)),
+            ("tap:t0,bridge=br0".to_string(), of("t0", Some("br0"), None)),
+            (format!("tap:t0,mac={mac},bridge=br0"), of("t0", Some("br0"), Some(mac))),
+            ("t0".to_string(), None),
+            ("tap:".to_string(), None),
+            ("tap:t0,bridge=".to_string(), None),
+            ("tap:t0,bridge=a,bridge=b".to_string(), None),
+            ("tap:t0,mac=1".to_string(), None),
+            ("tap:t0,speed=1".to_string(), None),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(nic(&text).ok(), wanted, "{text}");
+        }
+    }
 
     #[test]
     fn a_disk_is_a_volume_and_perhaps_a_front() {

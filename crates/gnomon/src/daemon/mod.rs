@@ -5,6 +5,7 @@
 
 mod agent;
 mod balancing;
+pub mod cards;
 pub mod console;
 pub mod importing;
 pub mod jobs;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use gnomon_link::{Identity, Listener, Options, Session};
-use gnomon_store::RedbStore;
+use gnomon_store::{RedbStore, Store};
 use gnomon_volume::front::nbd::{NbdAddress, NbdServer, TlsMode};
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpStream;
@@ -179,6 +180,11 @@ impl Daemon {
             tracing::error!(vm = event.vm, what = event.what, %error, "an event could not be written down");
         }
         self.balancing.tell(event);
+    }
+
+    /// The store that other nodes see too, if there is one.
+    pub fn shared_store(&self) -> Option<Arc<dyn Store>> {
+        self.shared.as_ref().map(Shared::store)
     }
 
     /// Refuses early what cannot work: a node that is not known, or no link at all.

@@ -70,6 +70,11 @@ impl Shared {
         Ok(Some(Shared { store, presence: Mutex::new(Some((stop, stopped))) }))
     }
 
+    /// The store.
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
     /// Ends this node's presence. Blocks for a second at most.
     pub fn leave(&self) {
         if let Some((stop, stopped)) = self.presence.lock().take() {

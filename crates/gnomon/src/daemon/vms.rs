@@ -11,26 +11,28 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NetSpec, PROOF_TIMEOUT,
-    PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, RunState, StopDeadlines, VmPaths, VmSpec, find_qemu,
-    prove_kvm, resolve,
+    Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NetSpec, NicSpec,
+    PROOF_TIMEOUT, PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, RunState, StopDeadlines, Uplink, VmPaths,
+    VmSpec, find_qemu, prove_kvm, resolve,
 };
 use parking_lot::{Mutex, RwLock};
 
 mod beside;
+mod cables;
 mod found;
 mod waiting;
 
 pub use beside::{Beside, Forks, Purpose};
 
 use super::{
+    cards::{Cards, derived_address},
     keeper::{Keeper, lent},
     records::{Records, VmRecord},
 };
 use crate::{
     api::{
         ApiError,
-        types::{Front, PortView, RunDisk, RunVm, VmView},
+        types::{Front, PortView, RunDisk, RunNic, RunVm, VmView},
     },
     names,
 };
@@ -53,6 +55,7 @@ pub struct Vms {
     dir: PathBuf,
     keeper: Arc<Keeper>,
     records: Arc<Records>,
+    cards: Cards,
     all: RwLock<BTreeMap<String, Arc<VmHandle>>>,
     host: OnceLock<Host>,
     /// VMs that have to be made to run again once their disks are served.
@@ -75,6 +78,7 @@ impl Vms {
             dir: run_dir.join("vm"),
             keeper,
             records,
+            cards: Cards::default(),
             all: RwLock::default(),
             host: OnceLock::new(),
             interrupted: Mutex::default(),
@@ -147,6 +151,7 @@ impl Vms {
                 // It may have come up, and not got on record.
                 self.end_leftover(&record.name)?;
                 self.take_disks_back(&record);
+                self.cards.forget(&record.name);
                 Err(error)
             }
         }
@@ -160,6 +165,11 @@ impl Vms {
         let spec = self.localized(spec, record.token);
         for disk in &spec.disks {
             self.lend(disk, record)?;
+        }
+        match role {
+            Role::Boot | Role::BootPaused => self.cards.gate(&record.name).plug_in_now(&spec.nics)?,
+            // Its guest still has its cables elsewhere.
+            Role::Incoming | Role::IncomingPaused => Cards::check(&spec.nics)?,
         }
         let launch = Launch {
             qemu: &host.qemu.path,
@@ -260,6 +270,7 @@ impl Vms {
         self.records.remove_vm(name)?;
         let vm = all.remove(name);
         drop(all);
+        self.cards.forget(name);
         if let Some(vm) = vm {
             self.take_disks_back(&vm.record());
         }
@@ -300,7 +311,10 @@ impl Vms {
             // A VM that was stopped or moved has been forgotten, or is about to be: nothing may be written for it after.
             let all = vms.all.read();
             let known = all.get(&name).is_some_and(|known| Arc::ptr_eq(known, &vm));
-            if known && let Err(error) = vms.records.put_vm(&record) {
+            if known {
+                vms.gate(&name).unplug();
+            }
+            if known && let Err(error) = vm.change(&vms.records, |_| {}) {
                 tracing::error!(vm = name, %error, "its end could not be recorded");
             }
         });
@@ -329,6 +343,8 @@ impl Vms {
             "auto" | "" => Accel::Auto,
             other => return Err(ApiError::usage(format!("accel '{other}' is not known: write auto, kvm or tcg"))),
         };
+        let nics = request.nics.iter().enumerate().map(|(index, nic)| self.nic(&request.name, index, nic));
+        let nics = nics.collect::<Result<_, _>>()?;
         Ok(VmSpec {
             name: request.name.clone(),
             memory: request.memory,
@@ -343,6 +359,7 @@ impl Vms {
             cmdline: request.append.clone(),
             ports: request.ports.iter().map(|port| self.port(&request.name, port)).collect(),
             net: NetSpec::None,
+            nics,
             console_log: true,
             extra_args: Vec::new(),
         })
@@ -363,6 +380,14 @@ impl Vms {
 
     fn queues(&self, vm: &str, volume: &str) -> DiskSource {
         DiskSource::VhostUser { socket: self.dir.join(vm).join(format!("{volume}.disk.sock")) }
+    }
+
+    fn nic(&self, vm: &str, index: usize, nic: &RunNic) -> Result<NicSpec, ApiError> {
+        let given = nic.mac.as_deref().map(|mac| mac.parse()).transpose();
+        let mac = given.map_err(|error| ApiError::usage(format!("{error}")))?;
+        let uplink = Uplink::Tap { name: nic.tap.clone(), bridge: nic.bridge.clone() };
+        let (socket, peer) = nic_sockets(&self.dir.join(vm), index);
+        Ok(NicSpec { mac: mac.unwrap_or_else(|| derived_address(vm, index)), uplink, socket, peer })
     }
 
     fn port(&self, vm: &str, port: &str) -> PortSpec {
@@ -386,6 +411,9 @@ impl Vms {
         }
         for port in &mut spec.ports {
             port.socket = dir.join(format!("{}.sock", port.name));
+        }
+        for (index, nic) in spec.nics.iter_mut().enumerate() {
+            (nic.socket, nic.peer) = nic_sockets(dir, index);
         }
         spec
     }
@@ -441,6 +469,7 @@ impl Vms {
             console: spec.map(|_| paths.console().display().to_string()),
             qmp: known.map(|qemu| qemu.qmp.display().to_string()).unwrap_or_default(),
             disks: record.disks,
+            nics: self.cards.gate(&record.name).view(),
             exit: record.exit,
             stderr: record.stderr,
             agent: None,
@@ -471,6 +500,11 @@ fn accel_word(resolved: &Resolved) -> String {
         Accelerator::Kvm => "kvm".to_string(),
         Accelerator::Tcg => "tcg".to_string(),
     }
+}
+
+/// QEMU's socket of a card, and the daemon's.
+fn nic_sockets(dir: &Path, index: usize) -> (PathBuf, PathBuf) {
+    (dir.join(format!("nic{index}.qemu")), dir.join(format!("nic{index}.sock")))
 }
 
 fn port_view(port: &PortSpec) -> PortView {
@@ -540,7 +574,8 @@ impl VmHandle {
     fn ended(&self, how: &str, words: String) {
         let mut record = self.record.lock();
         *self.qemu.lock() = None;
-        record.exit = Some(how.to_string());
+        // Of one that was ended on purpose it is known why.
+        record.exit.get_or_insert_with(|| how.to_string());
         record.stderr = (!words.is_empty()).then_some(words);
     }
 }

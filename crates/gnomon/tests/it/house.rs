@@ -24,6 +24,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// A node. Its daemon is killed when it is dropped, and so are QEMUs that a test which failed has left.
 pub struct House {
     dir: TempDir,
+    /// The network name space that its daemon and commands run in.
+    netns: Option<String>,
     daemon: Option<Child>,
     log: Arc<Mutex<String>>,
 }
@@ -53,7 +55,7 @@ impl Ran {
 
 /// Runs the program by itself.
 pub fn gnomon(args: &[&str]) -> Ran {
-    Ran::of(program().args(args).output().expect("the program runs"))
+    Ran::of(program(None).args(args).output().expect("the program runs"))
 }
 
 /// Runs another program and insists that it succeeds.
@@ -63,8 +65,11 @@ pub fn tool(name: &str, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gnomon"));
+fn program(netns: Option<&str>) -> Command {
+    let program = env!("CARGO_BIN_EXE_gnomon");
+    let mut command = Command::new(if netns.is_some() { "ip" } else { program });
+    // It becomes the program: the process is the same.
+    command.args(netns.iter().flat_map(|netns| ["netns", "exec", netns, program]));
     let ours = ["GNOMON_SOCKET", "GNOMON_CONFIG", "GNOMON_LOG"];
     ours.iter().for_each(|name| _ = command.env_remove(name));
     command.stdin(Stdio::null());
@@ -81,13 +86,31 @@ impl House {
 
     /// A node that is configured and does not run yet. `more` is appended to its configuration.
     pub fn unlit(name: &str, more: &str) -> House {
-        let house = House { dir: tempfile::tempdir().expect("a folder"), daemon: None, log: Arc::default() };
+        let house =
+            House { dir: tempfile::tempdir().expect("a folder"), netns: None, daemon: None, log: Arc::default() };
         let text = format!(
             "[node]\nname = '{name}'\nrun_dir = '{0}/run'\nstate_dir = '{0}/state'\n{more}",
             house.dir.path().display()
         );
         fs::write(house.config(), text).expect("a configuration");
         house
+    }
+
+    /// Its daemon and commands run in this network name space from now on.
+    pub fn live_in(&mut self, netns: &str) {
+        self.netns = Some(netns.to_string());
+    }
+
+    /// Sends a signal to its daemon.
+    pub fn signal(&self, signal: &str) {
+        let daemon = self.daemon.as_ref().expect("a running daemon").id();
+        tool("kill", &[signal, &daemon.to_string()]);
+    }
+
+    /// Adds to its configuration; it is read when the daemon starts.
+    pub fn configure(&self, more: &str) {
+        let text = fs::read_to_string(self.config()).expect("a configuration") + more;
+        fs::write(self.config(), text).expect("a configuration");
     }
 
     /// A path below the node's folder.
@@ -153,7 +176,7 @@ impl House {
 
     /// A command in this node's folder that asks this node, or is it.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = program();
+        let mut command = program(self.netns.as_deref());
         command.env("GNOMON_SOCKET", self.path("run/gnomon.sock")).env("GNOMON_CONFIG", self.config());
         command.current_dir(self.dir.path()).args(args);
         command

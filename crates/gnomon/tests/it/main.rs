@@ -4,12 +4,17 @@
 mod balancing;
 mod client;
 mod confirms;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "etcd")]
+mod failovers;
 mod guest;
 mod house;
 mod imports;
 mod kills;
 mod moves;
 mod nbd_tls;
+mod nics;
 mod outlook;
 mod protects;
 mod rollbacks;
@@ -24,3 +29,6 @@ mod vm_kills;
 mod vm_moves;
 mod vms;
 mod volumes;
+#[cfg(feature = "etcd")]
+#[path = "../../../gnomon-store/tests/it/wire.rs"]
+mod wire;

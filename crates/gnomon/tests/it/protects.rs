@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// Two nodes, and on the first one a VM that counts.
-struct Sheltered {
-    pair: Pair,
+pub struct Sheltered {
+    pub pair: Pair,
 }
 
 impl Sheltered {
@@ -37,7 +37,11 @@ impl Sheltered {
 
     /// With two disks.
     fn boot_with_disks() -> Sheltered {
-        let pair = Pair::new();
+        Sheltered::boot_at(Pair::new())
+    }
+
+    /// With two disks, on nodes that run.
+    pub fn boot_at(pair: Pair) -> Sheltered {
         fs::write(pair.path("boot.raw"), guest::comparer()).expect("written");
         pair.a.ask(&["volume", "import", "boot", "--file", &pair.path("boot.raw").display().to_string()]);
         pair.a.ask(&["volume", "create", "data", "--size", "1M"]);
@@ -52,20 +56,20 @@ impl Sheltered {
         self.pair.a.ask(&["vm", "protect", "tiny", "--on", "b", "--interval", "50ms"])
     }
 
-    fn kill_primary(&mut self) {
+    pub fn kill_primary(&mut self) {
         let pid = show(&self.pair.a)["pid"].as_u64().expect("a process").to_string();
         self.pair.a.crash();
         tool("kill", &["-KILL", &pid]);
     }
 
     /// Waits until the guest has come to a count on a node.
-    fn await_count(&self, house: &House, count: u16) -> u16 {
+    pub fn await_count(&self, house: &House, count: u16) -> u16 {
         let newest = || counts(house).last().copied().filter(|newest| *newest >= count);
         await_some(&format!("count {count}"), || format!("{:?}", counts(house).last()), newest)
     }
 
     /// A count that the guest had come to on `a`, once `b` has a checkpoint that was begun later.
-    fn await_sealed_count(&self) -> u16 {
+    pub fn await_sealed_count(&self) -> u16 {
         let newest = counts(&self.pair.a).last().copied().expect("it counts");
         let sealed = await_some("a checkpoint", || show(&self.pair.b).to_string(), || checkpoint(&self.pair.b));
         // Two are on their way at most, so the third one from here was begun after the count was seen.
@@ -75,7 +79,7 @@ impl Sheltered {
     }
 
     /// The guest goes on on `b`, from a count that is one of these.
-    fn goes_on_from(&self, least: u16, most: u16) {
+    pub fn goes_on_from(&self, least: u16, most: u16) {
         let first = await_some("a count", String::new, || counts(&self.pair.b).first().copied());
         assert!((least..=most).contains(&first), "it went on with {first}, not within {least} and {most}");
         self.await_count(&self.pair.b, first + 5);
@@ -89,7 +93,7 @@ fn console(house: &House) -> Vec<u8> {
     fs::read(house.path("run/vm/tiny/console.log")).unwrap_or_default()
 }
 
-fn show(house: &House) -> Value {
+pub fn show(house: &House) -> Value {
     house.look("/v1/vms/tiny")
 }
 
@@ -97,25 +101,25 @@ fn checkpoint(house: &House) -> Option<u64> {
     show(house)["shadow"]["checkpoint"].as_u64()
 }
 
-fn counts(house: &House) -> Vec<u16> {
+pub fn counts(house: &House) -> Vec<u16> {
     guest::ticks(&console(house))
 }
 
-fn state(house: &House) -> String {
+pub fn state(house: &House) -> String {
     show(house)["protection"]["state"].as_str().unwrap_or_default().to_string()
 }
 
-fn await_state(house: &House, wanted: &str) {
+pub fn await_state(house: &House, wanted: &str) {
     await_some(wanted, || show(house).to_string(), || (state(house) == wanted).then_some(()));
 }
 
-fn events(house: &House) -> Vec<(String, String)> {
+pub fn events(house: &House) -> Vec<(String, String)> {
     let events = house.ask(&["vm", "events", "tiny"]);
     let word = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_string();
     events.as_array().expect("a list").iter().map(|event| (word(event, "what"), word(event, "status"))).collect()
 }
 
-fn refused(house: &House, args: &[&str], why: &str) {
+pub fn refused(house: &House, args: &[&str], why: &str) {
     let ran = house.run(args);
     assert!(ran.code == 3 && ran.err.contains(why), "{args:?} ended with {}: {}", ran.code, ran.err);
 }
@@ -279,6 +283,16 @@ fn a_guest_that_is_not_protected_any_more_leaves_nothing_behind() {
     let gone = || (sheltered.pair.b.look("/v1/vms") == Value::from(Vec::<Value>::new())).then_some(());
     await_some("the shadow to go", || sheltered.pair.b.look("/v1/vms").to_string(), gone);
     assert_eq!(sheltered.pair.b.qemus(), Vec::<u64>::new());
+}
+
+#[test]
+fn without_a_shared_store_nothing_fails_over_by_itself() {
+    let sheltered = Sheltered::boot();
+    let a = &sheltered.pair.a;
+    refused(a, &["vm", "protect", "tiny", "--on", "b", "--auto-failover"], "cut cable");
+    let told = a.run(&["vm", "protect", "tiny", "--on", "b", "--auto-failover"]).err;
+    assert!(told.contains("--store etcd://") && told.contains("--i-have-fenced"), "{told}");
+    assert_eq!(show(a)["protection"], Value::Null);
 }
 
 #[test]

@@ -14,53 +14,16 @@ fn presence(listed: &Value, name: &str) -> Value {
 
 #[cfg(feature = "etcd")]
 mod with_etcd {
-    use std::{
-        net::TcpListener,
-        process::{Child, Command, Stdio},
-    };
-
     use serde_json::Value;
 
     use super::presence;
-    use crate::house::{House, await_some};
-
-    /// An etcd of one member, which dies with the test.
-    struct Etcd {
-        process: Child,
-        port: u16,
-        _dir: tempfile::TempDir,
-    }
-
-    impl Etcd {
-        fn start() -> Etcd {
-            let free = || TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a port").port();
-            let (port, peer) = (free(), free());
-            let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-            let dir = tempfile::tempdir().expect("a folder");
-            let process = Command::new("setpriv")
-                .args(["--pdeathsig", "KILL", "etcd", "--logger", "zap", "--data-dir"])
-                .arg(dir.path())
-                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-                .args(["--initial-cluster", &format!("default={peer}")])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("etcd runs: `cargo xtask setup` installs it");
-            Etcd { process, port, _dir: dir }
-        }
-    }
-
-    impl Drop for Etcd {
-        fn drop(&mut self) {
-            let _ = self.process.kill();
-            let _ = self.process.wait();
-        }
-    }
+    use crate::{
+        etcd::Etcd,
+        house::{House, await_some},
+    };
 
     fn house(name: &str, etcd: &Etcd) -> House {
-        let mut house = House::unlit(name, &format!("[store]\nshared = 'etcd://127.0.0.1:{}/test'\n", etcd.port));
+        let mut house = House::unlit(name, &format!("[store]\nshared = 'etcd://127.0.0.1:{}/test'\n", etcd.port()));
         house.start();
         house
     }

@@ -10,36 +10,25 @@ use std::{
 };
 
 use gnomon_proto::frame::Stream;
-use gnomon_terms::{Bytes, Epoch, Instant, ResourceId};
+use gnomon_terms::{Bytes, Epoch};
 use gnomon_volume::{
-    blockmap::BootId,
-    disk::{Disk, FileDisk, Mode},
+    disk::Disk,
     standby::{self, Lineage, ReceiverParts, SenderError, SenderParts, StandbyReceiver, StandbySender},
-    tap::Tap,
-    volume::{Standing, Volume, VolumeParts},
+    volume::{Standing, Volume},
 };
 
 use super::rig::LONG;
-use crate::pair::{channel, pump};
+use crate::{
+    pair::{channel, pump},
+    standing::open,
+};
 
 const SIZE: Bytes = Bytes(32 << 20);
 const STREAM: Stream = Stream(2);
 const JOURNAL: Option<Bytes> = Some(Bytes(4 << 20));
 
 fn volume(path: &Path, epoch: u64, standing: Standing) -> Volume {
-    let local = match path.exists() {
-        true => FileDisk::open(path, Some(SIZE), Mode::ReadWrite),
-        false => FileDisk::create(path, SIZE),
-    };
-    let parts = VolumeParts {
-        name: "root".to_string(),
-        resource: ResourceId(1),
-        path: path.to_path_buf(),
-        local: Arc::new(local.expect("a disk")),
-        tap: Arc::new(Tap::new(|| Instant::ORIGIN)),
-        boot: BootId::of_this_host().expect("a boot"),
-    };
-    Volume::open(parts, Epoch(epoch), standing).expect("a volume")
+    open(path, SIZE, Epoch(epoch), standing)
 }
 
 /// Brings the standby to the primary's disk of now, as turn `turn`.

@@ -11,6 +11,13 @@ pub struct ProtectVm {
     /// Milliseconds from one checkpoint to the next; without it, as the guest's pauses and the link allow.
     #[serde(default)]
     pub interval_ms: Option<u64>,
+    /// Whether nothing that the guest says may leave before its shadow has the state it comes from. With a guard, the
+    /// guest stands rather than run unsure of its lease.
+    #[serde(default)]
+    pub strict: bool,
+    /// Whether the shadow takes over by itself when the lease of this node has ended at the shared store.
+    #[serde(default)]
+    pub auto_failover: bool,
 }
 
 /// Asks a node to go on with a guest whose shadow it has.
@@ -68,6 +75,33 @@ pub struct ProtectionView {
     pub pause_p99_ms: Option<f64>,
     /// By which means its written pages are followed: pagemap-scan, soft-dirty or compare.
     pub tracker: String,
+    /// Whether frames of the guest wait until the shadow has the state they come from.
+    #[serde(default)]
+    pub strict: bool,
+    /// Whether they leave at once all the same, and that is on record: the shadow has nothing yet, or was lost.
+    #[serde(default)]
+    pub exposed: bool,
+    /// Its guard; without one an operator decides.
+    #[serde(default)]
+    pub guard: Option<GuardView>,
+}
+
+/// The guard of a protection, as a node knows it: who may run the guest, as far as the shared store says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GuardView {
+    /// Whether the shadow takes over by itself when the holder's lease ends: it is an heir, and has something to go on
+    /// from.
+    pub armed: bool,
+    /// The epoch of the term, as it was seen last; none was seen without one.
+    pub term: Option<u64>,
+    /// The node that holds it.
+    pub holder: Option<String>,
+    /// Nodes that may take over.
+    pub heirs: Vec<String>,
+    /// How long this node's lease surely lives, milliseconds; nothing when it does not hold it.
+    pub lease_ms: Option<f64>,
+    /// Why the store could not be asked, when the last try failed.
+    pub trouble: Option<String>,
 }
 
 /// A shadow, as its node knows it.
@@ -83,4 +117,7 @@ pub struct ShadowView {
     pub epoch: Option<u64>,
     /// How long ago it was applied here, milliseconds.
     pub age_ms: Option<f64>,
+    /// Its guard; without one an operator decides.
+    #[serde(default)]
+    pub guard: Option<GuardView>,
 }

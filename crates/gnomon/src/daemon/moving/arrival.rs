@@ -46,8 +46,12 @@ pub async fn expect(
     let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
     let end = relay::incoming(ram, hub.sender())?;
     let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;
+    let vms = Arc::clone(&daemon.vms);
     std::thread::spawn(move || {
         let outcome = await_running(&mut incoming);
+        if outcome.is_ok() {
+            vms.plug_in(&vm);
+        }
         // Whoever expected it may have given up.
         let _ = tell.send(outcome);
     });

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    ask, blocking,
+    ask, blocking, guarding,
     rpc::{Ask, Fate, Yielded},
     shared::{Order, Shared},
     story::Story,
@@ -34,11 +34,17 @@ pub async fn stand_by(daemon: Arc<Daemon>, shared: Arc<Shared>, story: Story) {
         match order {
             Order::End => {
                 tell_unwanted(&daemon, &record).await;
+                guarding::end(&shared).await;
                 forget(&daemon, &shared, &story);
                 return;
             }
             Order::GivenUp => return daemon.protections.over(&shared),
             Order::Rest => return,
+            Order::Lost => {
+                let lost = given_up(&daemon, &shared, record.epoch + 1).await;
+                lost.unwrap_or_else(|error| tracing::error!(vm = record.vm, %error, "it could not be given up"));
+                return daemon.protections.over(&shared);
+            }
             Order::Switch(job) => {
                 shared.switch_begins();
                 job.finish(Err(ApiError::refused(format!("VM '{}' does not run", record.vm)).then(format!(
@@ -134,6 +140,9 @@ pub async fn yield_to_shadow(daemon: &Arc<Daemon>, id: &str, vm: &str, epoch: u6
         return Ok(Yielded::Runs);
     }
     given_up(daemon, &shared, epoch).await?;
+    if let Some(guard) = shared.guard() {
+        blocking(move || guard.let_go()).await?;
+    }
     shared.order.send_replace(Order::GivenUp);
     Ok(Yielded::GaveUp)
 }
@@ -152,6 +161,10 @@ mod tests {
             epoch: 1,
             volumes: Vec::new(),
             given: None,
+            strict: false,
+            exposed: false,
+            lease_s: None,
+            term: None,
         };
         let words = lost_words(&record, 2);
         assert!(words.contains("node b") && words.contains("epoch 2") && words.contains("vm stop web"), "{words}");

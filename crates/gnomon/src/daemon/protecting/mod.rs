@@ -10,14 +10,18 @@
 //! Who may run a guest is on record, at one node each: *given* at the primary, *promoted* at the shadow. Without a witness
 //! nobody can tell a dead host from a cut cable, so nothing happens by itself: the primary goes on when its shadow is
 //! lost, and the shadow goes on when an operator says that the primary cannot. A primary that returns asks before its
-//! disks are served ([`ask_first`]), for a moment only: silence is not a reason to stop a guest.
+//! disks are served ([`ask_first`]), for a moment only: silence is not a reason to stop a guest. With a witness, a store
+//! that both nodes see, [`guarding`] decides by its leases, and *promoted* follows from that.
 //!
 //! Read in this order: [`primary`] and [`shadow`] with its [`seat`], then [`switch`] and [`takeover`], then [`ended`] and
-//! [`doubt`]; [`pulse`] is what a user is told.
+//! [`doubt`], then [`guarding`] and the [`leash`] by which it holds a guest; [`strict`] says when frames leave, and [`pulse`]
+//! is what a user is told.
 
 mod copies;
 mod doubt;
 mod ended;
+mod guarding;
+mod leash;
 mod primary;
 mod pulse;
 mod rpc;
@@ -26,6 +30,7 @@ mod seat;
 mod shadow;
 mod shared;
 mod story;
+mod strict;
 mod switch;
 mod takeover;
 mod volumes;
@@ -87,6 +92,9 @@ impl Protections {
     fn over(&self, shared: &Arc<Shared>) {
         let name = shared.record.lock().vm.clone();
         self.active.lock().retain(|vm, known| *vm != name || !Arc::ptr_eq(known, shared));
+        shared.leash.end();
+        // What holds it lets go of the rest.
+        drop(shared.guard.lock().take());
         shared.order.send_replace(Order::GivenUp);
     }
 
@@ -120,10 +128,17 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<Vec<Lost>, ApiError> {
         if record.given.is_some() {
             Volumes::of(daemon, &record)?.give(&daemon.keeper, &record.to)?;
         }
+        strict::bring_back(daemon, &record);
         let shared = daemon.protections.add(record.clone());
+        if let Err(error) = guarding::begin(daemon, &shared, true) {
+            tracing::error!(vm = record.vm, %error, "its guard cannot be brought back");
+        }
         let asker = Arc::clone(daemon);
         asked.push(tokio::spawn(async move {
-            let fate = ended::fate(&asker, &record).await;
+            let fate = match ended::fate(&asker, &record).await {
+                Err(_) if guarding::is_superseded(&shared).await => Ok(Fate::Promoted { epoch: record.epoch + 1 }),
+                fate => fate,
+            };
             (record, shared, fate)
         }));
     }
@@ -132,6 +147,7 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<Vec<Lost>, ApiError> {
         match fate {
             // One that was given away in a switchover ends as it would have.
             Ok(Fate::Promoted { epoch }) if record.given.is_none() => {
+                daemon.vms.gate(&record.vm).fence();
                 Volumes::of(daemon, &record)?.lose(&daemon.keeper, &record.to)?;
                 lost.push((shared, epoch));
             }
@@ -159,11 +175,15 @@ pub async fn rest(daemon: &Daemon) {
     let active: Vec<Arc<Shared>> = daemon.protections.active.lock().values().cloned().collect();
     for shared in &active {
         shared.order.send_replace(Order::Rest);
+        shared.leash.end();
     }
     for shared in active {
-        let resting = shared.resting();
+        let resting = async {
+            shared.resting().await;
+            guarding::rest(&shared).await;
+        };
         if tokio::time::timeout(REST_WITHIN, resting).await.is_err() {
-            tracing::warn!(vm = shared.record.lock().vm, "a checkpoint is not waited for any longer");
+            tracing::warn!(vm = shared.record.lock().vm, "a checkpoint, or the store, is not waited for any longer");
         }
     }
 }
@@ -185,7 +205,8 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
 /// Starts the driver of a protection on record.
 async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
     let record = shared.record.lock().clone();
-    while daemon.vms.get(&record.vm).is_ok_and(|vm| vm.is_unreachable()) {
+    let is_lost = || matches!(*shared.order.borrow(), Order::Lost);
+    while daemon.vms.get(&record.vm).is_ok_and(|vm| vm.is_unreachable()) && !is_lost() {
         // It runs, and its monitor is asked until it answers.
         tokio::time::sleep(ANSWERS_WITHIN).await;
     }
@@ -195,7 +216,14 @@ async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
     };
     let (begin, with) = (Arc::clone(&daemon), Arc::clone(&shared));
     let volumes = Volumes::of(&daemon, &record);
-    match blocking(move || Primary::new(&begin, &with, vm, volumes?)).await {
+    let begun = blocking(move || {
+        if let Some(qemu) = vm.qemu().filter(|_| !with.leash.lets_run()) {
+            // It ran on while this daemon was away, and who holds it is not known yet.
+            qemu.qmp().stop()?;
+        }
+        Primary::new(&begin, &with, vm, volumes?)
+    });
+    match begun.await {
         Ok(primary) => primary.run(None).await,
         Err(error) => {
             tracing::error!(vm = record.vm, %error, "it cannot be protected any more; it stays on record");
@@ -216,6 +244,7 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
         return Err(ApiError::refused(format!("VM '{name}' does not run")).then("start it with `gnomon vm run`"));
     }
     vm.refuse_unless_updatable()?;
+    let lease_s = if ask.auto_failover { Some(lease_of(daemon)?) } else { None };
     let record = vm.record();
     if record.beside.is_some() {
         return Err(ApiError::refused(format!("VM '{name}' is being updated")).then("see `gnomon job ls`"));
@@ -231,6 +260,11 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
         epoch: record.epoch,
         volumes: record.disks,
         given: None,
+        strict: ask.strict,
+        // Until there is a first checkpoint.
+        exposed: ask.strict,
+        lease_s,
+        term: None,
     };
     let volumes = Volumes::of(daemon, &record)?;
     volumes.refuse_unless_free()?;
@@ -239,6 +273,7 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
     let begun = volumes
         .begin(&daemon.keeper, &record.id)
         .and_then(|()| Primary::new(daemon, &shared, vm, Arc::clone(&volumes)));
+    let begun = begun.and_then(|primary| guarding::begin(daemon, &shared, false).map(|()| primary));
     let primary = begun.inspect_err(|_| {
         daemon.protections.over(&shared);
         if let Err(error) = volumes.end(&daemon.keeper).and_then(|()| daemon.records.remove_protection(name)) {
@@ -249,6 +284,12 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
     let view = job.view();
     tokio::spawn(primary.run(Some(job)));
     Ok(view)
+}
+
+/// How long a lease is that decides who runs a guest; refused without a store that answers.
+fn lease_of(daemon: &Daemon) -> Result<u64, ApiError> {
+    guarding::store(daemon)?.scan("guard/")?;
+    Ok(daemon.config.lease.as_secs())
 }
 
 fn check_interval(interval_ms: Option<u64>) -> Result<(), ApiError> {
@@ -279,6 +320,9 @@ pub async fn unprotect(daemon: &Arc<Daemon>, name: &str) -> Result<(), ApiError>
     if shared.record.lock().given.is_some() {
         return Err(ApiError::refused(format!("VM '{name}' was given to the node of its shadow"))
             .then("it has to answer first what became of it: see `gnomon vm show`"));
+    }
+    if let Some(guard) = shared.guard() {
+        blocking(move || guard.suspend()).await?;
     }
     shared.order.send_replace(Order::End);
     let _ = shared.order.subscribe().wait_for(|order| matches!(order, Order::GivenUp)).await;

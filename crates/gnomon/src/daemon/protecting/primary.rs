@@ -28,6 +28,8 @@ use parking_lot::Mutex;
 use super::{
     STREAM, ask, blocking,
     ended::{self, given_up},
+    guarding,
+    leash::Leashed,
     rpc::{Ask, Fate, Kept},
     run::{AGAIN, Left, Run, tell, wake_up},
     shared::{Order, Shared},
@@ -68,7 +70,7 @@ pub(super) enum End {
     Unwanted,
     /// The guest runs at the shadow's node, and is gone here.
     Moved,
-    /// The guest was lost to the shadow's node, at this epoch.
+    /// The guest was lost to the shadow's node, which runs it at this epoch.
     Lost(u64),
     /// Somebody else has seen to it.
     GivenUp,
@@ -120,8 +122,13 @@ impl Primary {
             patience: PATIENCE,
         };
         let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
-        let volumes = Arc::clone(&self.volumes);
-        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(move || volumes.mark())))
+        let hypervisor = Leashed::new(Arc::clone(&self.qemu), hypervisor, Arc::clone(&self.shared.leash));
+        let (volumes, gate) = (Arc::clone(&self.volumes), self.daemon.vms.gate(&record.vm));
+        let marks = move |checkpoint| {
+            gate.close(checkpoint);
+            volumes.mark()
+        };
+        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(marks)))
     }
 
     /// Its record, as it is now.
@@ -152,8 +159,8 @@ impl Primary {
                 .and(Err(ApiError::refused("the guest runs at the shadow's node by now"))),
             Ok(End::Moved | End::GivenUp) => Err(ApiError::refused("the guest does not run here any more")),
             Ok(End::Resting) => return,
-            Ok(End::Unwanted) => self.forget().and(Err(ApiError::refused("it is not wanted any more"))),
-            Err(error) => self.forget().and(Err(error)),
+            Ok(End::Unwanted) => self.forget().await.and(Err(ApiError::refused("it is not wanted any more"))),
+            Err(error) => self.forget().await.and(Err(error)),
         };
         self.daemon.protections.over(&self.shared);
         finish(job, told);
@@ -177,6 +184,7 @@ impl Primary {
             }
             self.shared.pulse.lost(&error.to_string());
             self.story.lost(&error);
+            self.expose_if_alone().await;
             if let Some(end) = self.wait(&error).await {
                 return Ok(end);
             }
@@ -193,6 +201,7 @@ impl Primary {
                 return Some(End::Unwanted);
             }
             Order::GivenUp => return Some(End::GivenUp),
+            Order::Lost => return Some(self.lost()),
             Order::Rest => return Some(End::Resting),
             Order::Switch(job) => {
                 self.shared.switch_begins();
@@ -212,6 +221,7 @@ impl Primary {
         let session = self.daemon.dial(&record.to).await?;
         let (hub, _inbox) = Hub::start(session);
         let outcome = self.drive(&hub, job).await;
+        self.shared.in_step(false);
         if let Some(engine) = &mut *self.engine.lock() {
             engine.disconnect();
         }
@@ -246,6 +256,7 @@ impl Primary {
             match order {
                 Order::None => {}
                 Order::GivenUp => return Ok(End::GivenUp),
+                Order::Lost => return Ok(self.lost()),
                 Order::Rest => return Ok(End::Resting),
                 Order::End => {
                     ask::<()>(&hub.rpc, Ask::Forget { id: self.record().id }).await?;
@@ -268,7 +279,15 @@ impl Primary {
         let (spec, resolved) = self.built()?;
         let pages = resolved.memory / PAGE_SIZE;
         let disks = self.volumes.told()?;
-        let keep = Ask::Keep { id: record.id, epoch: record.epoch, spec: Box::new(spec), resolved, disks };
+        let keep = Ask::Keep {
+            id: record.id,
+            epoch: record.epoch,
+            spec: Box::new(spec),
+            resolved,
+            disks,
+            strict: record.strict,
+            lease_s: record.lease_s,
+        };
         let kept: Kept = ask(&hub.rpc, keep).await?;
         self.volumes.connect(hub, &kept.disks)?;
         let wire = Arc::new(PrimaryWire { sender: hub.sender(), shared: Arc::clone(&self.shared) });
@@ -280,7 +299,8 @@ impl Primary {
             ask::<()>(&hub.rpc, Ask::StartOver).await?;
             anew = true;
         }
-        self.hear(hub, acks);
+        let at_gate = self.begin_strictly(anew).await?;
+        self.hear(hub, acks, at_gate);
         self.shared.said.store(0, Ordering::Relaxed);
         self.shared.pulse.connected(anew);
         Ok(())
@@ -312,15 +332,22 @@ impl Primary {
     }
 
     /// Answers of the shadow reach the engine; so does the end of the session.
-    fn hear(&self, hub: &Hub, acks: Acks) {
+    fn hear(&self, hub: &Hub, acks: Acks, at_gate: Option<u64>) {
         let (shared, told) = (Arc::clone(&self.shared), acks.clone());
+        let gate = self.daemon.vms.gate(&self.record().vm);
         let story = self.story.clone();
         hub.serve(
             STREAM,
             Arc::new(move |message| {
                 if let Message::Sealed { checkpoint, ok, .. } = message {
+                    if ok {
+                        shared.is_not_alone();
+                        // Before the engine knows: after the last one the cables are pulled.
+                        at_gate.iter().for_each(|session| gate.commit(*session, checkpoint));
+                    }
                     told.sealed(checkpoint, ok);
                     if ok && shared.pulse.sealed(checkpoint) {
+                        shared.in_step(true);
                         story.protected(checkpoint);
                     }
                 }
@@ -346,12 +373,18 @@ impl Primary {
     /// Makes the guest run again when a crash of the daemon cut its checkpoint off. A guest that was given away stands
     /// for that reason, and never comes here.
     async fn wake_up(&self) -> Result<(), ApiError> {
-        let qemu = Arc::clone(&self.qemu);
-        blocking(move || wake_up(&qemu)).await
+        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.leash));
+        blocking(move || leash.run(|| wake_up(&qemu)).unwrap_or(Ok(()))).await
+    }
+
+    /// The shadow's node holds the guest: it runs it at the next epoch.
+    fn lost(&self) -> End {
+        End::Lost(self.record().epoch + 1)
     }
 
     /// Takes checkpoints until something is asked or the session is of no use.
     async fn checkpoints(&mut self, hub: &Hub, job: &mut Option<Job>) -> Result<Left, ApiError> {
+        self.end_exposure().await?;
         let run = Run {
             engine: self.engine()?,
             qemu: Arc::clone(&self.qemu),
@@ -415,9 +448,11 @@ impl Primary {
     }
 
     /// It is not protected any more: nothing is left of it here.
-    fn forget(&self) -> Result<(), ApiError> {
+    async fn forget(&self) -> Result<(), ApiError> {
+        guarding::end(&self.shared).await;
         self.volumes.end(&self.daemon.keeper)?;
         self.daemon.records.remove_protection(&self.record().vm)?;
+        self.daemon.vms.gate(&self.record().vm).expose();
         self.story.unprotected();
         Ok(())
     }

@@ -156,6 +156,9 @@ impl Pulse {
             pause_p50_ms: percentile(&facts.pauses, 0.50).map(millis),
             pause_p99_ms: percentile(&facts.pauses, 0.99).map(millis),
             tracker: facts.tracker.clone(),
+            strict: false,
+            exposed: false,
+            guard: None,
         }
     }
 }

@@ -24,6 +24,12 @@ pub enum Ask {
         resolved: gnomon_qemu::Resolved,
         /// Its disks, by their number in the session.
         disks: Vec<Disk>,
+        /// As on record at the primary.
+        #[serde(default)]
+        strict: bool,
+        /// As on record at the primary.
+        #[serde(default)]
+        lease_s: Option<u64>,
     },
     /// By a primary: give up the checkpoint that is there, so that the memory can be filled anew without a stage.
     StartOver,

@@ -66,7 +66,9 @@ impl Run {
         }
         if let Some(job) = job.take() {
             let (to, bytes) = (self.shared.record.lock().to.clone(), told.bytes.0);
-            let message = format!("protected by node {to} since checkpoint {}", told.checkpoint);
+            let idle =
+                if self.has_nothing_to_hold() { "; it has no network card: there is nothing to hold" } else { "" };
+            let message = format!("protected by node {to} since checkpoint {}{idle}", told.checkpoint);
             tell(&job, "protected", bytes, bytes, &message);
             job.finish(Ok(serde_json::json!({
                 "to": to,
@@ -79,11 +81,18 @@ impl Run {
         Ok(())
     }
 
+    /// Whether strict mode was asked for and changes nothing.
+    fn has_nothing_to_hold(&self) -> bool {
+        let has_card = self.qemu.record().spec.as_ref().is_some_and(|spec| !spec.nics.is_empty());
+        self.shared.record.lock().strict && !has_card
+    }
+
     /// A checkpoint did not come about, and the next one may: how long until then.
     fn pass_over(&self, error: &ReplicateError) -> Duration {
         self.shared.pulse.failed(&chain(error));
         tracing::warn!(vm = self.shared.record.lock().vm, error = chain(error), "a checkpoint did not come about");
-        if let Err(error) = wake_up(&self.qemu) {
+        let woken = self.shared.leash.run(|| wake_up(&self.qemu)).unwrap_or(Ok(()));
+        if let Err(error) = woken {
             tracing::error!(pid = self.qemu.record().pid, %error, "the guest may stand: try `cont` on its monitor");
         }
         AGAIN

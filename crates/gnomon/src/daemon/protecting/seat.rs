@@ -41,9 +41,9 @@ impl Seat {
     ) -> Result<Value, ApiError> {
         let answer = match question {
             Ask::Fate { id } => serde_json::to_value(fate(daemon, &id)?),
-            Ask::Keep { id, epoch, spec, resolved, disks } => {
+            Ask::Keep { id, epoch, spec, resolved, disks, strict, lease_s } => {
                 let (from, epoch, wire) = (from.to_string(), Epoch(epoch), hub.wire());
-                let wanted = Wanted { id, from, epoch, spec: *spec, resolved, disks, wire };
+                let wanted = Wanted { id, from, epoch, spec: *spec, resolved, disks, strict, lease_s, wire };
                 serde_json::to_value(self.keep(daemon, wanted, hub, ram).await?)
             }
             Ask::StartOver => {

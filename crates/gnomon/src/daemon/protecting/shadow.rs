@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use super::{
     STREAM,
     copies::Copies,
+    guarding::HeirGuard,
     pulse::millis,
     rpc::{Disk, Kept},
 };
@@ -54,6 +55,8 @@ pub struct Keeping {
     /// The guest's disks, once they have been opened.
     copies: Mutex<Option<Arc<Copies>>>,
     engine: Mutex<Option<Engine>>,
+    /// Its guard, if it has one; taken when it is over.
+    guard: Mutex<Option<Arc<HeirGuard>>>,
     /// For whoever looks: the engine is busy while a checkpoint is applied.
     seen: Mutex<Seen>,
 }
@@ -90,6 +93,10 @@ pub struct Wanted {
     pub resolved: Resolved,
     /// Its disks.
     pub disks: Vec<Disk>,
+    /// As on record at the primary.
+    pub strict: bool,
+    /// As on record at the primary.
+    pub lease_s: Option<u64>,
     /// The session, for the disks' answers.
     pub wire: Arc<dyn gnomon_volume::wire::Wire>,
 }
@@ -103,7 +110,10 @@ impl Shadows {
                 continue;
             }
             daemon.vms.end_leftover(&record.vm)?;
-            daemon.shadows.put(daemon, record);
+            let keeping = daemon.shadows.put(daemon, record);
+            if let Err(error) = keeping.watch(daemon) {
+                tracing::error!(vm = keeping.record.vm, %error, "its guard cannot be brought back");
+            }
         }
         Ok(())
     }
@@ -115,6 +125,7 @@ impl Shadows {
             record,
             copies: Mutex::default(),
             engine: Mutex::default(),
+            guard: Mutex::default(),
             seen: Mutex::default(),
         });
         self.all.lock().insert(keeping.record.vm.clone(), Arc::clone(&keeping));
@@ -150,7 +161,7 @@ impl Shadows {
             None => {}
         }
         let keeping = self.make(daemon, &wanted)?;
-        match keeping.begin(daemon, &wanted) {
+        match keeping.watch(daemon).and_then(|()| keeping.begin(daemon, &wanted)) {
             Ok(kept) => Ok((keeping, kept)),
             Err(error) => {
                 self.forget(daemon, &keeping)?;
@@ -177,6 +188,8 @@ impl Shadows {
             epoch: wanted.epoch.0,
             token: daemon.records.next_token()?,
             volumes: wanted.spec.disks.iter().map(|disk| disk.name.clone()).collect(),
+            strict: wanted.strict,
+            lease_s: wanted.lease_s,
         };
         daemon.records.put_shadow(&record)?;
         Ok(self.put(daemon, record))
@@ -197,9 +210,23 @@ impl Shadows {
     /// Takes a shadow off the records: it is a VM of this node now, or nothing.
     pub(super) fn remove(&self, daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
         daemon.records.remove_shadow(&record.vm)?;
-        self.all.lock().remove(&record.vm);
+        if let Some(keeping) = self.all.lock().remove(&record.vm) {
+            drop(keeping.guard.lock().take());
+        }
         daemon.vms.unreserve(&record.vm);
         Ok(())
+    }
+}
+
+impl Engine {
+    /// Loads the devices of the checkpoint it has. A QEMU that did not take them is of no use, and is ended: another one
+    /// waits on the same memory when somebody needs it.
+    pub(super) fn load(&mut self) -> Result<(), ApiError> {
+        let loaded = self.shadow.load(STEP);
+        if loaded.is_err() {
+            self.qemu.kill()?;
+        }
+        Ok(loaded?)
     }
 }
 
@@ -224,6 +251,33 @@ impl Keeping {
         self.seen.lock().connected
     }
 
+    /// Its guard.
+    pub(super) fn guard(&self) -> Option<Arc<HeirGuard>> {
+        self.guard.lock().clone()
+    }
+
+    /// Begins to watch its term, if it has one.
+    fn watch(self: &Arc<Keeping>, daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+        let here = |error: ApiError| {
+            let message = format!("at node {}: {}", daemon.config.node, error.message);
+            ApiError { message, ..error }
+        };
+        *self.guard.lock() = HeirGuard::begin(daemon, self).map_err(here)?;
+        Ok(())
+    }
+
+    /// What there is to go on from has changed, perhaps.
+    fn weigh(&self) {
+        if let Some(guard) = self.guard() {
+            guard.inherits(self.has_memory());
+        }
+    }
+
+    /// How long ago it was known to have a checkpoint.
+    pub(super) fn silence(&self) -> Duration {
+        self.seen.lock().committed.map_or(Duration::ZERO, |(.., at)| at.elapsed())
+    }
+
     /// A primary begins a session.
     fn begin(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Kept, ApiError> {
         let mut slot = self.engine.lock();
@@ -233,6 +287,7 @@ impl Keeping {
                 engine.qemu.kill()?;
             }
             *self.seen.lock() = Seen::default();
+            self.weigh();
         }
         if self.epoch.swap(wanted.epoch.0, Ordering::Relaxed) != wanted.epoch.0 {
             daemon.records.put_shadow(&ShadowRecord { epoch: wanted.epoch.0, ..self.record.clone() })?;
@@ -256,6 +311,8 @@ impl Keeping {
         if has.is_none() {
             seen.committed = None;
         }
+        drop(seen);
+        self.weigh();
         Ok(Kept { has, stage: limits().stage.0, disks })
     }
 
@@ -356,6 +413,7 @@ impl Keeping {
         }
         let committed = engine.shadow.committed().map(|has| (has.epoch, has.checkpoint, has.at));
         self.seen.lock().committed = committed;
+        self.weigh();
         copies.apply(&marks)
     }
 
@@ -381,6 +439,7 @@ impl Keeping {
         let engine = slot.as_mut().ok_or_else(over)?;
         engine.shadow.start_over();
         self.seen.lock().committed = None;
+        self.weigh();
         Ok(engine.shadow.begin(epoch)?)
     }
 
@@ -396,7 +455,7 @@ impl Keeping {
             }
         }
         self.awaken(daemon, engine)?;
-        engine.shadow.load(STEP)?;
+        engine.load()?;
         self.seen.lock().loaded = true;
         Ok(())
     }
@@ -415,6 +474,7 @@ impl Keeping {
             checkpoint: seen.committed.map(|(_, checkpoint, _)| checkpoint),
             epoch: seen.committed.map(|(epoch, ..)| epoch.0),
             age_ms: seen.committed.map(|(.., at)| millis(at.elapsed())),
+            guard: self.guard().map(|guard| guard.view()),
         }
     }
 

@@ -1,11 +1,14 @@
 //! What the API and the driver of a protection share.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::pulse::Pulse;
+use super::{guarding::PrimaryGuard, leash::Leash, pulse::Pulse};
 use crate::{
     api::{
         ApiError,
@@ -29,6 +32,8 @@ pub enum Order {
     Switch(Job),
     /// The daemon stops.
     Rest,
+    /// The shadow's node holds the guest by now: it is given up here.
+    Lost,
     /// The guest was given up here, by somebody else: nothing is left to do.
     GivenUp,
 }
@@ -41,6 +46,12 @@ pub struct Shared {
     pub pulse: Pulse,
     /// What was asked of it.
     pub order: watch::Sender<Order>,
+    /// Since when there has been no checkpoint, after a session was lost.
+    pub(super) alone_since: Mutex<Option<Instant>>,
+    /// Its guard, if it has one; taken when it is over.
+    pub(super) guard: Mutex<Option<Arc<PrimaryGuard>>>,
+    /// Whether the guest may run, as that says.
+    pub(super) leash: Arc<Leash>,
     /// Pages said in the session.
     pub(super) said: AtomicU64,
     /// Whether no driver is at work.
@@ -50,8 +61,16 @@ pub struct Shared {
 impl Shared {
     /// A protection as it is on record.
     pub fn new(record: ProtectRecord) -> Shared {
-        let (record, order) = (Mutex::new(record), watch::Sender::default());
-        Shared { record, pulse: Pulse::default(), order, said: AtomicU64::new(0), idle: watch::Sender::new(true) }
+        Shared {
+            record: Mutex::new(record),
+            pulse: Pulse::default(),
+            order: watch::Sender::default(),
+            alone_since: Mutex::default(),
+            guard: Mutex::default(),
+            leash: Arc::default(),
+            said: AtomicU64::new(0),
+            idle: watch::Sender::new(true),
+        }
     }
 
     /// Changes its record; durable before it is believed.
@@ -75,6 +94,28 @@ impl Shared {
         });
     }
 
+    /// Its guard.
+    pub(super) fn guard(&self) -> Option<Arc<PrimaryGuard>> {
+        self.guard.lock().clone()
+    }
+
+    /// The shadow has all of a checkpoint of this session, or has lost it.
+    pub(super) fn in_step(&self, in_step: bool) {
+        if let Some(guard) = self.guard() {
+            guard.in_step(in_step);
+        }
+    }
+
+    /// The shadow's node holds the guest. One that was given to it is not lost: its session ends as it would have.
+    pub(super) fn is_lost(&self) {
+        if self.record.lock().given.is_some() {
+            return;
+        }
+        if let Order::Switch(job) = self.order.send_replace(Order::Lost) {
+            job.finish(Err(ApiError::refused("the shadow's node holds the guest by now")));
+        }
+    }
+
     /// A driver begins its work.
     pub fn drives(&self) {
         self.idle.send_replace(false);
@@ -94,7 +135,9 @@ impl Shared {
     /// As a user is told.
     pub fn view(&self) -> ProtectionView {
         let record = self.record.lock().clone();
+        let guard = self.guard().map(|guard| guard.view());
         let view = self.pulse.view(&record.to, record.epoch);
+        let view = ProtectionView { strict: record.strict, exposed: record.exposed, guard, ..view };
         match record.given {
             Some(_) => ProtectionView { state: ProtectionState::Given, ..view },
             None => view,

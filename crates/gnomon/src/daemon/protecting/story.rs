@@ -51,6 +51,13 @@ impl Story {
         }
     }
 
+    /// Strict mode is suspended: the guest goes on without its shadow.
+    pub fn exposed(&self) {
+        let what = "its shadow is lost: what it says leaves at once, and a failover would lose that";
+        tracing::warn!(vm = self.vm, "{what}");
+        self.note("exposed", "done", &[what.to_string()]);
+    }
+
     /// The guest's QEMU has ended.
     pub fn guest_ended(&self) {
         let what =
@@ -74,6 +81,12 @@ impl Story {
     /// A takeover, planned or not, and how long the guest stood for it.
     pub fn took_over(&self, what: &str, gap: Duration, phases: &[Phase]) {
         self.write(what, "done", Some(gap), phases, &[]);
+    }
+
+    /// A takeover without the primary; `why` is empty when it was an operator's word alone.
+    pub fn failed_over(&self, gap: Duration, phases: &[Phase], why: &str) {
+        let why = (!why.is_empty()).then(|| why.to_string());
+        self.write("failover", "done", Some(gap), phases, why.as_slice());
     }
 
     /// The disks were taken over, and the guest does not run.

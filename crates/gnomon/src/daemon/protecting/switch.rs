@@ -19,7 +19,7 @@ use gnomon_machine::primary::Told;
 use serde_json::json;
 
 use super::{
-    ask, blocking,
+    ask, blocking, guarding,
     primary::{End, Primary},
     pulse::millis,
     rpc::{Ask, TakenOver},
@@ -39,6 +39,12 @@ impl Primary {
     pub(super) async fn switch(&mut self, hub: &Hub, job: &Job) -> Result<bool, ApiError> {
         let mut clock = Clock(Instant::now());
         self.daemon.balancing.leave(&self.record().vm);
+        if let Some(guard) = self.shared.guard() {
+            // From here on it is this switchover that decides who runs the guest.
+            if let Err(error) = blocking(move || guard.suspend()).await {
+                return self.called_off(job, error);
+            }
+        }
         tell(job, "freeze", "the last checkpoint is made");
         let frozen = match self.freeze().await? {
             Ok(frozen) => frozen,
@@ -127,6 +133,9 @@ impl Primary {
     }
 
     fn called_off(&self, job: &Job, error: ApiError) -> Result<bool, ApiError> {
+        if let Some(guard) = self.shared.guard() {
+            guard.go_on();
+        }
         self.story.not_taken_over("switchover", &error);
         self.daemon.balancing.arrive(&self.record().vm, &self.daemon.config.node);
         job.finish(Err(error.then("the guest runs on here, as before")));
@@ -144,9 +153,10 @@ impl Primary {
         })
         .await?;
         self.go_on().await?;
-        let qemu = Arc::clone(&self.qemu);
+        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.leash));
         // The daemon may be another one than that which froze it.
-        blocking(move || Ok(qemu.qmp().cont_after_migration(RESUME)?)).await?;
+        let went = move || leash.run(|| qemu.qmp().cont_after_migration(RESUME)).unwrap_or(Ok(()));
+        blocking(move || Ok(went()?)).await?;
         self.renew_engine()
     }
 
@@ -171,6 +181,7 @@ impl Primary {
             daemon.records.remove_protection(&record.vm)
         })
         .await?;
+        guarding::end(&self.shared).await;
         let record = self.record();
         self.daemon.balancing.arrive(&record.vm, &record.to);
         // Before anybody is told: it may come back at once.

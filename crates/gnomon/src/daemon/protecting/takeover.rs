@@ -1,5 +1,5 @@
 //! The shadow becomes the VM: planned, when its primary has given the guest away, or after a failure, when the operator
-//! has made sure that the primary cannot run it any more.
+//! has made sure that the primary cannot run it any more, or by itself, when its guard has claimed the term.
 //!
 //! ```text
 //!   devices loaded ──► promoted, on record ──► volumes are its own ──► the guest runs ──► a VM of this node
@@ -25,7 +25,7 @@ use super::{
     pulse::millis,
     rpc::{Ask, TakenOver, Yielded},
     shadow::{Keeping, STEP, nothing},
-    story::Story,
+    story::{Phase, Story},
 };
 use crate::{
     api::{
@@ -117,28 +117,55 @@ async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Re
     tell(job, "fence", &format!("asking node {} whether it runs the guest", record.from));
     let epoch = keeping.epoch() + 1;
     refuse_if_it_runs(daemon, &record, epoch).await?;
-    let fencing = begun.elapsed();
-    tell(job, "takeover", "");
+    let Some(guard) = keeping.guard() else {
+        return go_on(daemon, keeping, job, ("fencing", begun.elapsed()), "").await;
+    };
+    tell(job, "claim", "claiming its term at the shared store");
+    let term = guard.seize(&record).await?;
+    let why = format!("an operator asked for it, and term {term} was claimed at the shared store");
+    let went = go_on(daemon, keeping, job, ("fencing", begun.elapsed()), &why).await;
+    went.inspect_err(|_| guard.came_to_nothing())
+}
+
+/// The guard has claimed the term: the lease of the primary has ended. The shadow takes over, and nobody was asked.
+pub async fn by_itself(daemon: Arc<Daemon>, keeping: Arc<Keeping>, term: u64) {
+    let record = keeping.record().clone();
+    let job = daemon.jobs.begin("failover", &record.vm);
+    let why = format!("the lease of node {} ended at the shared store, and term {term} was claimed", record.from);
+    tracing::warn!(vm = record.vm, term, "{why}: its shadow takes over");
+    let (silence, guard) = (keeping.silence(), keeping.guard());
+    let went = go_on(&daemon, keeping, &job, ("silence", silence), &why).await;
+    if let (Err(error), Some(guard)) = (&went, guard) {
+        tracing::error!(vm = record.vm, %error, "its shadow could not take over: `gnomon vm failover` tries again");
+        guard.came_to_nothing();
+    }
+    job.finish(went);
+}
+
+/// Goes on with what there is. `first` is what came before.
+async fn go_on(
+    daemon: &Arc<Daemon>,
+    keeping: Arc<Keeping>,
+    job: &Job,
+    first: Phase,
+    why: &str,
+) -> Result<Value, ApiError> {
+    let begun = Instant::now();
+    let (record, epoch) = (keeping.record().clone(), keeping.epoch() + 1);
+    tell(job, "takeover", why);
     let (here, claimer) = (daemon.config.node.clone(), Arc::clone(daemon));
+    let story = Story::new(daemon, &record.vm, &here);
     if !keeping.has_memory() {
         blocking(move || take_disks_over(&claimer, &keeping, epoch)).await?;
         let why = format!("its memory was lost here: start {} with `gnomon vm run` from its disks", record.vm);
-        Story::new(daemon, &record.vm, &here).disks_only("failover", &why);
+        story.disks_only("failover", &why);
         tell(job, "done", &why);
         return Ok(json!({ "from": record.from, "epoch": epoch, "guest_runs": false }));
     }
-    let outcome = blocking(move || take_over(&claimer, &keeping, epoch)).await;
-    let story = Story::new(daemon, &record.vm, &here);
-    let told = match &outcome {
-        Ok(told) => told,
-        Err(error) => {
-            story.not_taken_over("failover", error);
-            return outcome.map(|_| Value::Null);
-        }
-    };
-    let phases =
-        [("fencing", fencing), ("loading", told.loading), ("claiming", told.claiming), ("starting", told.starting)];
-    story.took_over("failover", phases.iter().map(|(_, took)| *took).sum(), &phases);
+    let told = blocking(move || take_over(&claimer, &keeping, epoch)).await;
+    let told = told.inspect_err(|error| story.not_taken_over("failover", error))?;
+    let phases = [first, ("loading", told.loading), ("claiming", told.claiming), ("starting", told.starting)];
+    story.failed_over(phases.iter().map(|(_, took)| *took).sum(), &phases, why);
     let message =
         format!("{} runs here from checkpoint {}, {:.0} ms old", record.vm, told.checkpoint, millis(told.age));
     tell(job, "done", &message);
@@ -151,7 +178,7 @@ async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Re
         "loading_ms": millis(told.loading),
         "claiming_ms": millis(told.claiming),
         "starting_ms": millis(told.starting),
-        "seconds": begun.elapsed().as_secs_f64(),
+        "seconds": (first.1 + begun.elapsed()).as_secs_f64(),
     }))
 }
 
@@ -187,7 +214,7 @@ fn take_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result
     } else if engine.qemu.exit_watch().exited().is_some() {
         return Err(nothing());
     }
-    engine.shadow.load(STEP)?;
+    engine.load()?;
     let begun = Instant::now();
     let copies = keeping.copies()?;
     copies.freeze()?;
@@ -302,6 +329,8 @@ mod tests {
             epoch: 1,
             token: 1,
             volumes: Vec::new(),
+            strict: false,
+            lease_s: None,
         };
         let table = [(Some("a"), None), (Some("b"), Some(Kind::Usage)), (None, Some(Kind::Refused))];
         for (fenced, expected) in table {

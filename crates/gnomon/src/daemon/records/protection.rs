@@ -25,6 +25,18 @@ pub struct ProtectRecord {
     pub volumes: Vec<String>,
     /// The epoch at which the guest was given to the shadow's node, while it is not known whether it runs there.
     pub given: Option<u64>,
+    /// Whether nothing that the guest says leaves before its shadow has the state it comes from.
+    #[serde(default)]
+    pub strict: bool,
+    /// Whether it leaves at once all the same: the shadow has nothing yet, or was lost.
+    #[serde(default)]
+    pub exposed: bool,
+    /// The lease's time to live in seconds, when a guard at the shared store decides who runs it; `None`: an operator.
+    #[serde(default)]
+    pub lease_s: Option<u64>,
+    /// The epoch of the guard's term that this node held last.
+    #[serde(default)]
+    pub term: Option<u64>,
 }
 
 /// A VM of another node that has its shadow here.
@@ -42,6 +54,12 @@ pub struct ShadowRecord {
     pub token: u64,
     /// Its volumes; the place in the list is the stream.
     pub volumes: Vec<String>,
+    /// As at the primary.
+    #[serde(default)]
+    pub strict: bool,
+    /// As at the primary.
+    #[serde(default)]
+    pub lease_s: Option<u64>,
 }
 
 impl Records {
@@ -106,6 +124,10 @@ mod tests {
             epoch: 1,
             volumes: vec!["root".into()],
             given: None,
+            strict: true,
+            exposed: false,
+            lease_s: Some(5),
+            term: Some(3),
         };
         let there = ShadowRecord {
             id: "a-1-1".into(),
@@ -114,6 +136,8 @@ mod tests {
             epoch: 1,
             token: 4,
             volumes: vec!["root".into()],
+            strict: true,
+            lease_s: Some(5),
         };
         records.put_protection(&here).expect("put");
         records.put_shadow(&there).expect("put");

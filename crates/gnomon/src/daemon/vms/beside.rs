@@ -142,6 +142,7 @@ impl Vms {
         })?;
         *vm.qemu.lock() = Some(Arc::clone(&beside.qemu));
         self.watch(vm, &beside.qemu);
+        self.plug_in(vm);
         if let Some(before) = before {
             before.kill()?;
             self.forget_lane(&vm.record(), &before, old_token);

@@ -76,7 +76,8 @@ impl Vms {
         }
         match self.settle_beside(record)? {
             (record, Settled::Taken(qemu)) => {
-                self.show(record, Some(qemu));
+                let vm = self.show(record, Some(qemu));
+                self.plug_in(&vm);
                 Ok(())
             }
             (record, Settled::Own { is_interrupted }) => {
@@ -96,7 +97,8 @@ impl Vms {
             Ok(qemu) => {
                 tracing::info!(vm = record.name, pid = qemu.record().pid, "adopted again");
                 self.note_interrupted(&record.name, &qemu, is_interrupted);
-                self.show(record, Some(Arc::new(qemu)));
+                let vm = self.show(record, Some(Arc::new(qemu)));
+                self.plug_in_again(&vm);
             }
             Err(error @ ProcessError::Gone { .. }) => {
                 tracing::warn!(vm = record.name, %error, "its QEMU ended while the daemon was away");
@@ -110,6 +112,7 @@ impl Vms {
                 let vm = record.name.clone();
                 tracing::error!(vm, %error, "it runs, and its monitor does not answer: has it another client?");
                 let vm = self.show(record, None);
+                self.plug_in_again(&vm);
                 self.ask_again(vm, is_interrupted);
             }
         }
@@ -154,6 +157,7 @@ impl Vms {
             }
             Err(error @ ProcessError::Gone { .. }) => {
                 tracing::warn!(vm = name, %error, "its QEMU has ended");
+                self.gate(&name).unplug();
                 vm.ended(&error.to_string(), String::new());
                 self.take_disks_back(&vm.record());
                 true

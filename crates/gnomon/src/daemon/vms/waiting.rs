@@ -14,7 +14,7 @@ use gnomon_terms::Bytes;
 use super::{VmHandle, Vms};
 use crate::{
     api::{ApiError, types::VmView},
-    daemon::records::VmRecord,
+    daemon::{cards::Cards, records::VmRecord},
 };
 
 /// Memory that is left to the host beside a shadow.
@@ -71,6 +71,7 @@ impl Vms {
         token: u64,
         ram: RamLoan<'_>,
     ) -> Result<Qemu, ApiError> {
+        Cards::check(&spec.nics)?;
         let dir = self.dir.join(&spec.name);
         std::fs::create_dir_all(&dir)?;
         let spec = self.localized(spec, token);
@@ -103,7 +104,9 @@ impl Vms {
     /// The guest that `qemu` waited for runs in it: it is a VM of this node, on record before this returns.
     pub fn take_in(self: &Arc<Vms>, record: VmRecord, qemu: Arc<Qemu>) -> Result<Arc<VmHandle>, ApiError> {
         self.records.put_vm(&record)?;
-        Ok(self.show(record, Some(qemu)))
+        let vm = self.show(record, Some(qemu));
+        self.plug_in(&vm);
+        Ok(vm)
     }
 
     /// A QEMU of this name that nobody looks after and that has loaded its guest.
@@ -116,25 +119,29 @@ impl Vms {
     /// record says so until the VM is forgotten. Blocks until the process is gone.
     pub fn lose(&self, name: &str, why: &str) -> Result<(), ApiError> {
         let vm = self.get(name)?;
+        self.gate(name).fence();
         self.take_disks_back(&vm.record());
+        // Before its end is noticed; that it has a QEMU stays on record until it has none.
+        vm.change(&self.records, |record| record.exit = Some(why.to_string()))?;
         if let Some(qemu) = vm.qemu() {
             qemu.kill()?;
         }
         vm.kill_unreachable()?;
         *vm.qemu.lock() = None;
-        vm.change(&self.records, |record| {
-            record.qemu = None;
-            record.exit = Some(why.to_string());
-        })
+        vm.change(&self.records, |record| record.qemu = None)
     }
 
-    /// Takes the disks of a VM from its QEMU: when this returns, none of its requests touches them any more.
+    /// Takes the disks of a VM from its QEMU, and pulls its cables: when this returns, none of its requests touches its
+    /// disks any more, and none of its frames leaves.
     pub fn fence(&self, vm: &VmHandle) {
+        self.gate(&vm.record().name).fence();
         self.take_disks_back(&vm.record());
     }
 
     /// Gives them back to it, those that it does not have.
     pub fn unfence(&self, vm: &VmHandle) -> Result<(), ApiError> {
+        self.gate(&vm.record().name).unfence();
+        self.plug_in(vm);
         let (record, qemu) = (vm.record(), vm.qemu());
         let disks = qemu.iter().flat_map(|qemu| qemu.record().spec.iter()).flat_map(|spec| &spec.disks);
         let taken = disks.into_iter().filter(|disk| !self.keeper.is_lent(&disk.name, record.token));
