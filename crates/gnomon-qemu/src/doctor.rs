@@ -19,8 +19,9 @@ use serde::Serialize;
 use crate::{
     dirty::{TierVerdict, TrackerFacts},
     process::{Exited, ProcessError, Spawn, kill, last_words, spawn},
-    qmp::{MachineInfo, Qmp},
-    spec::QemuVersion,
+    processor::Processor,
+    qmp::{MachineInfo, Qmp, QmpError},
+    spec::{QemuVersion, Resolved, cpu_model},
 };
 
 /// The program that runs guests.
@@ -117,21 +118,46 @@ impl QemuBinary {
     /// Asks it for its machine types, over the monitor of a QEMU without a machine. The answer holds for as long as
     /// the program is the same.
     pub fn machines(&self) -> Result<Vec<MachineInfo>, ProcessError> {
+        self.ask_idle(&["-machine", "none"], Qmp::query_machines)
+    }
+
+    /// What a guest would see of its processor here: of a QEMU with this machine type, without a guest. Takes some 0.3 s.
+    /// `model` is in QEMU's words (`-cpu`); left open, as in a [`crate::VmSpec`].
+    pub fn processor(&self, resolved: &Resolved, cpus: u32, model: Option<&str>) -> Result<Processor, ProcessError> {
+        let (accelerator, cpus) = (resolved.accelerator.to_string(), cpus.to_string());
+        let mut words = vec!["-machine", &resolved.machine, "-accel", &accelerator, "-smp", &cpus, "-S"];
+        words.extend(cpu_model(model, resolved.accelerator).iter().flat_map(|model| ["-cpu", model]));
+        self.ask_idle(&words, Processor::of)
+    }
+
+    /// Starts it without a guest and asks it something.
+    fn ask_idle<T>(
+        &self,
+        words: &[&str],
+        question: impl FnOnce(&Qmp) -> Result<T, QmpError>,
+    ) -> Result<T, ProcessError> {
         let (ours, theirs) = UnixStream::pair().map_err(|e| ProcessError::file("connect to", &self.path, e))?;
         let theirs = OwnedFd::from(theirs);
         let dir = tempfile::tempdir().map_err(|e| ProcessError::file("write to", &env::temp_dir(), e))?;
         let fd = theirs.as_raw_fd();
         let chardev = format!("socket,id=qmp,fd={fd}");
-        let words = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"];
+        let alone = ["-nodefaults", "-no-user-config", "-display", "none"];
         let monitor = ["-chardev", &chardev, "-mon", "chardev=qmp,mode=control"];
-        let args: Vec<String> = words.iter().chain(&monitor).map(|w| w.to_string()).collect();
+        let mut args = self.host_args();
+        args.extend(words.iter().chain(&alone).chain(&monitor).map(|word| word.to_string()));
         let log = dir.path().join("log");
         let (pid, pidfd, watch) = spawn(&Spawn { program: &self.path, args: &args, inherit: &[fd], log: &log })?;
         drop(theirs);
-        let machines = Qmp::over(ours, QEMU_TIMEOUT).and_then(|qmp| qmp.query_machines());
-        // It has no guest and no disk, so it need not be asked to end.
+        let answer = Qmp::over(ours, QEMU_TIMEOUT).and_then(|qmp| question(&qmp));
+        // One that has closed its monitor did not like its options, and says why in its log.
+        let has_closed = matches!(answer, Err(QmpError::Closed { .. }));
+        let ended = has_closed.then(|| watch.wait(QEMU_TIMEOUT)).flatten();
+        let said = ended.map(|status| (status, last_words(&log)));
         kill(&pidfd, &watch, pid)?;
-        Ok(machines?)
+        match said {
+            Some((status, said)) => Err(ProcessError::Exited { status, said }),
+            None => Ok(answer?),
+        }
     }
 }
 

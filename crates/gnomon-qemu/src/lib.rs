@@ -20,6 +20,7 @@ mod doctor;
 mod kvm;
 mod migrate;
 mod process;
+mod processor;
 mod qmp;
 mod ram;
 mod spec;
@@ -37,6 +38,7 @@ pub use migrate::{
     Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,
 };
 pub use process::{ExitWatch, Exited, Launch, ProcessError, Qemu, QemuRecord, StopDeadlines, end_leftover};
+pub use processor::{Processor, ProcessorDifference};
 pub use qmp::{
     CloseReason, EventError, EventStream, MachineInfo, MemoryBackend, MigrationProgress, MigrationStatus, Qmp,
     QmpError, QmpEvent, RunState, VmStatus,

@@ -158,6 +158,26 @@ impl Qmp {
         self.tell("announce-self", json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 }))
     }
 
+    /// Where the first processor is among QEMU's objects.
+    pub(crate) fn first_processor(&self) -> Result<String, QmpError> {
+        let answer = self.ask("query-cpus-fast", json!({}))?;
+        let at = answer[0]["qom-path"].as_str().ok_or_else(|| unexpected("query-cpus-fast", &answer))?;
+        Ok(at.to_string())
+    }
+
+    /// The properties of one of QEMU's objects: name and type, in QEMU's words.
+    pub(crate) fn qom_properties(&self, path: &str) -> Result<Vec<(String, String)>, QmpError> {
+        let answer = self.ask("qom-list", json!({ "path": path }))?;
+        let listed = answer.as_array().ok_or_else(|| unexpected("qom-list", &answer))?;
+        let word = |item: &Value, key: &str| item[key].as_str().map(str::to_string);
+        Ok(listed.iter().filter_map(|item| Some((word(item, "name")?, word(item, "type")?))).collect())
+    }
+
+    /// One property of one of QEMU's objects.
+    pub(crate) fn qom_get(&self, path: &str, property: &str) -> Result<Value, QmpError> {
+        self.ask("qom-get", json!({ "path": path, "property": property }))
+    }
+
     fn ask(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.execute(command, arguments, ANSWER_TIMEOUT)
     }

@@ -86,10 +86,17 @@ fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths)
     args.option("-accel", resolved.accelerator.to_string());
     args.option("-m", format!("size={}b", resolved.memory));
     args.option("-smp", spec.cpus.to_string());
-    match (&spec.cpu_model, resolved.accelerator) {
-        (Some(model), _) => args.option("-cpu", model.clone()),
-        (None, Accelerator::Kvm) => args.option("-cpu", KVM_CPU),
-        (None, Accelerator::Tcg) => {}
+    if let Some(model) = cpu_model(spec.cpu_model.as_deref(), resolved.accelerator) {
+        args.option("-cpu", model);
+    }
+}
+
+/// The processor model that QEMU is given for one that was named or left open; `None`: it takes its own default.
+pub(crate) fn cpu_model(named: Option<&str>, accelerator: Accelerator) -> Option<&str> {
+    match (named, accelerator) {
+        (Some(model), _) => Some(model),
+        (None, Accelerator::Kvm) => Some(KVM_CPU),
+        (None, Accelerator::Tcg) => None,
     }
 }
 

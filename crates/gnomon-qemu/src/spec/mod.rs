@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::SpecError;
 use check::check_socket;
+pub(crate) use command::cpu_model;
 pub use command::{Role, command_line};
 pub use nic::{MAX_INTERFACE, MacAddress, NicSpec, NoMacAddress, Uplink};
 pub use paths::VmPaths;

@@ -19,8 +19,8 @@ use super::{
     ApiError,
     types::{
         AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ImportVolume, JobView, MoveOutlook, MoveRequest,
-        NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateVm,
-        VerifyRequest, VmView, VolumeView, WatchQuery,
+        NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateOutlook,
+        UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{
@@ -79,6 +79,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         cancel_vm,
         rollback_vm,
         update_vm,
+        update_outlook_vm,
         approve_vm,
         events_vm,
         protect_vm,
@@ -119,6 +120,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{name}/cancel", post(cancel_vm))
         .route("/v1/vms/{name}/rollback", post(rollback_vm))
         .route("/v1/vms/{name}/update", post(update_vm))
+        .route("/v1/vms/{name}/update/outlook", post(update_outlook_vm))
         .route("/v1/vms/{name}/approve", post(approve_vm))
         .route("/v1/vms/{name}/events", get(events_vm))
         .route("/v1/vms/{name}/protect", post(protect_vm))
@@ -267,6 +269,16 @@ async fn update_vm(
 ) -> Answer<JobView> {
     daemon.protections.refuse_if_protected(&name)?;
     blocking(daemon, move |daemon| updating::start(daemon, &name, ask)).await
+}
+
+/// What an update would be like, by what it would change and by those before it. Nothing is touched.
+#[utoipa::path(post, path = "/v1/vms/{name}/update/outlook", request_body = UpdateVm, responses((status = 200, body = UpdateOutlook)))]
+async fn update_outlook_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<UpdateVm>,
+) -> Answer<UpdateOutlook> {
+    blocking(daemon, move |daemon| updating::impact::outlook(daemon, &name, &ask)).await
 }
 
 /// Lets a VM switch whose copy did well.

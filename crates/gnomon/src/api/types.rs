@@ -3,6 +3,7 @@
 mod agent;
 mod nic;
 mod protection;
+mod update;
 
 use std::{
     path::PathBuf,
@@ -15,6 +16,11 @@ use utoipa::{IntoParams, ToSchema};
 pub use agent::{AgentView, PressureView};
 pub use nic::{NicView, RunNic};
 pub use protection::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView};
+
+pub use update::{
+    Approve, ChangeView, EarlierUpdates, ImpactView, IntervalView, SeriesView, UpdateKind, UpdateOutlook,
+    UpdateVerdict, UpdateVm,
+};
 
 use super::ApiError;
 
@@ -330,6 +336,12 @@ pub struct RunVm {
     pub append: Option<String>,
     /// `auto` (KVM when a tiny guest proves it), `kvm` or `tcg`.
     pub accel: String,
+    /// QEMU's machine type; left open: `q35`. An alias becomes the versioned type that it stands for here.
+    #[serde(default)]
+    pub machine: Option<String>,
+    /// QEMU's processor model; left open: `host` under KVM, QEMU's default under emulation.
+    #[serde(default)]
+    pub cpu: Option<String>,
     /// Virtio-serial ports.
     pub ports: Vec<String>,
     /// Network cards.
@@ -360,6 +372,12 @@ pub struct VmView {
     pub memory: u64,
     /// `kvm` or `tcg`.
     pub accel: String,
+    /// Its versioned machine type.
+    #[serde(default)]
+    pub machine: String,
+    /// Its processor model, when it was named.
+    #[serde(default)]
+    pub cpu: Option<String>,
     /// Its volumes.
     pub disks: Vec<String>,
     /// Its ports.
@@ -386,37 +404,6 @@ pub struct VmView {
     /// What is here, when it is only the shadow of a VM of another node.
     #[serde(default)]
     pub shadow: Option<ShadowView>,
-}
-
-/// How a VM gets another QEMU.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct UpdateVm {
-    /// The program, or the folder into which its packages were unpacked.
-    #[schema(value_type = String)]
-    pub qemu: PathBuf,
-    /// A command that says whether the copy is well: exit code 0.
-    #[serde(default)]
-    pub probe: Option<String>,
-    /// How long it may take, seconds.
-    pub probe_timeout: f64,
-    /// How long the copy, and then the guest, is watched, seconds.
-    pub observe: f64,
-    /// Who lets a guest switch whose copy did well.
-    pub approve: Approve,
-    /// Without a trial.
-    #[serde(default)]
-    pub untried: bool,
-}
-
-/// Who lets a guest switch whose copy did well.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Approve {
-    /// The verdict.
-    #[default]
-    Auto,
-    /// Somebody: `gnomon vm approve`.
-    Manual,
 }
 
 /// Something that was done to a VM as a whole.

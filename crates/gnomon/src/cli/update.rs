@@ -1,9 +1,10 @@
-//! `gnomon vm update`, `approve` and `events`: another QEMU under a running guest, and what was done to a VM.
+//! `gnomon vm update`, `approve` and `events`: another QEMU, or another name of what it has, under a running guest, and
+//! what was done to a VM.
 
 use std::path::PathBuf;
 
 use super::{
-    Context, Ended,
+    Context, Ended, outlook,
     output::table,
     volume::{absolute, begin},
 };
@@ -11,12 +12,21 @@ use crate::api::types::{Approve, EventView, UpdateVm};
 
 /// `gnomon vm update`
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true).args(["qemu", "machine", "cpu"])))]
 pub struct UpdateArgs {
     /// Which VM
     name: String,
     /// The QEMU it gets: a program, or the folder into which its packages were unpacked
     #[arg(long, value_name = "PATH")]
-    qemu: PathBuf,
+    qemu: Option<PathBuf>,
+    /// The machine type it gets, which has to be the one it has, by another name: q35 for pc-q35-7.2 in a QEMU 7.2. A guest
+    /// changes to another one by booting
+    #[arg(long, value_name = "TYPE")]
+    machine: Option<String>,
+    /// The processor model it gets, which has to show the guest the same processor, by another name: qemu64-v1 for qemu64.
+    /// A guest changes to another one by booting
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
     /// A command that says by exit code 0 that the copy is well; GNOMON_VM, GNOMON_QMP, GNOMON_CONSOLE and
     /// GNOMON_PORT_NAME tell it where the copy is
     #[arg(long, value_name = "COMMAND")]
@@ -33,6 +43,9 @@ pub struct UpdateArgs {
     /// Switch without a trial on a copy
     #[arg(long, conflicts_with_all = ["probe", "approve"])]
     untried: bool,
+    /// Update nothing: say what would change, whether it would be refused, and what earlier updates let expect
+    #[arg(long, conflicts_with = "detach")]
+    dry_run: bool,
     /// Do not wait
     #[arg(long)]
     detach: bool,
@@ -51,14 +64,20 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Begins an update and follows it.
 pub(super) async fn update(args: UpdateArgs, context: &Context) -> Ended {
     let request = UpdateVm {
-        qemu: absolute(args.qemu)?,
+        qemu: args.qemu.map(absolute).transpose()?,
+        machine: args.machine,
+        cpu: args.cpu,
         probe: args.probe,
         probe_timeout: args.probe_timeout,
         observe: args.observe,
         approve: args.approve,
         untried: args.untried,
     };
-    begin(&format!("/v1/vms/{}/update", args.name), &request, args.detach, context).await
+    let path = format!("/v1/vms/{}/update", args.name);
+    match args.dry_run {
+        true => outlook::of_update(&format!("{path}/outlook"), &request, context).await,
+        false => begin(&path, &request, args.detach, context).await,
+    }
 }
 
 /// Lets a guest switch whose copy did well.

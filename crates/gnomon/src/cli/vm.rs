@@ -84,15 +84,20 @@ pub enum Command {
         #[command(flatten)]
         how: RollbackArgs,
     },
-    /// Change the QEMU under a running guest, after a trial on a copy of it
+    /// Change the QEMU under a running guest, or what its machine is called, after a trial on a copy of it
     #[command(after_help = "Examples:\n  gnomon vm update web --qemu /opt/qemu-10/usr/bin/qemu-system-x86_64\n  \
                             gnomon vm update web --qemu /opt/qemu-10 --probe ./is-web-well.sh --observe 60\n  \
                             gnomon vm update web --qemu /opt/qemu-10 --approve manual --detach\n  \
-                            gnomon vm rollback web                       back to the QEMU before\n\n\
+                            gnomon vm update web --qemu /opt/qemu-10 --dry-run         what earlier updates let expect\n  \
+                            gnomon vm update web --machine pc-q35-7.2 --cpu qemu64-v1  names that stand for what it has\n  \
+                            gnomon vm rollback web                                     back to the QEMU before\n\n\
                             The guest is copied (RAM, devices, disks; it stands for some milliseconds), the copy runs in the\n\
                             new QEMU without a network, the probe looks at it, and it is watched. Only when all that goes\n\
                             well does the guest itself change its QEMU, within some tens of milliseconds and without a copy\n\
-                            of its RAM. It is watched again, and goes back by itself when something is wrong.")]
+                            of its RAM. It is watched again, and goes back by itself when something is wrong.\n\n\
+                            A running guest keeps its machine type and its processor. Before anything is touched, the versioned\n\
+                            types and all that the guest sees of its processor are compared, also when only --qemu is given;\n\
+                            what would differ is refused, and named. --machine and --cpu change names that stand for the same.")]
     Update(UpdateArgs),
     /// Let a guest switch whose copy did well (update --approve manual)
     #[command(after_help = "Examples:\n  gnomon vm approve web")]
@@ -162,6 +167,12 @@ pub struct RunArgs {
     /// auto (KVM when a tiny guest proves it), kvm or tcg
     #[arg(long, default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
     accel: String,
+    /// QEMU's machine type, versioned or an alias [default: q35]
+    #[arg(long, value_name = "TYPE")]
+    machine: Option<String>,
+    /// QEMU's processor model [default: host under KVM, QEMU's own default under emulation]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
     /// A virtio-serial port, offered as a unix socket
     #[arg(long = "port", value_name = "NAME", value_parser = names::parse)]
     ports: Vec<String>,
@@ -254,6 +265,8 @@ fn request(args: RunArgs) -> Result<RunVm, Failure> {
         initrd: args.initrd.map(absolute).transpose()?,
         append: args.append,
         accel: args.accel,
+        machine: args.machine,
+        cpu: args.cpu,
         nics: args.nics,
         ports: args.ports.into_iter().chain(args.agent.then(|| "agent".to_string())).collect(),
     })
@@ -351,6 +364,8 @@ fn words(vm: &VmView) -> String {
         ("pid", vm.pid.map(|pid| pid.to_string()).unwrap_or_default()),
         ("memory", Bytes(vm.memory).to_string()),
         ("accel", vm.accel.clone()),
+        ("machine", vm.machine.clone()),
+        ("processor", vm.cpu.clone().unwrap_or_default()),
         ("disks", vm.disks.join(", ")),
         ("console", vm.console.clone().unwrap_or_default()),
         ("qmp", vm.qmp.clone()),

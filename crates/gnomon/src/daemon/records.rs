@@ -17,7 +17,7 @@ pub use protection::{ProtectRecord, ShadowRecord};
 
 use crate::api::{
     ApiError, Kind,
-    types::{EventView, MoveMode},
+    types::{EventView, ImpactView, MoveMode},
 };
 
 /// A volume of this node.
@@ -159,6 +159,9 @@ pub struct VmRecord {
     pub stderr: Option<String>,
 }
 
+/// Updates of one VM whose impact is remembered: more than anybody makes in a year, and some 40 KB.
+pub const IMPACTS: usize = 64;
+
 /// A VM that has not changed hosts as a whole.
 fn first_epoch() -> u64 {
     1
@@ -171,6 +174,18 @@ pub struct ProgramRecord {
     pub path: PathBuf,
     /// Folders with its firmware, for one that is not installed where it was built for.
     pub data_dirs: Vec<PathBuf>,
+    /// For one that is to be gone back to: what the machine and its processor were called in it.
+    #[serde(default)]
+    pub names: Option<NamesRecord>,
+}
+
+/// What a machine is called on a QEMU's command line. Different names may stand for the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesRecord {
+    /// Machine type, versioned or an alias.
+    pub machine: String,
+    /// Processor model; `None`: left open.
+    pub cpu: Option<String>,
 }
 
 /// A second QEMU of a VM.
@@ -203,6 +218,14 @@ impl VolumeRecord {
     /// The epoch as the volume plane takes it.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.epoch)
+    }
+}
+
+impl VmRecord {
+    /// What its machine is called; `None` for one that was adopted.
+    pub fn names(&self) -> Option<NamesRecord> {
+        let spec = self.qemu.as_ref()?.spec.as_ref()?;
+        Some(NamesRecord { machine: spec.machine.clone(), cpu: spec.cpu_model.clone() })
     }
 }
 
@@ -339,6 +362,22 @@ impl Records {
         self.all(&format!("event/{vm}/"))
     }
 
+    /// Writes down what an update did to a VM, after all before it; of many the oldest are forgotten.
+    pub fn put_impact(&self, impact: &ImpactView) -> Result<(), ApiError> {
+        let prefix = format!("impact/{}/", impact.vm);
+        self.put(&format!("{prefix}{:020}", (impact.at * 1e6) as u64), impact)?;
+        let kept = self.store.scan(&prefix)?;
+        for (key, _) in kept.iter().take(kept.len().saturating_sub(IMPACTS)) {
+            self.store.delete(key)?;
+        }
+        Ok(())
+    }
+
+    /// What updates did to a VM, or to all, oldest first.
+    pub fn impacts(&self, vm: Option<&str>) -> Result<Vec<ImpactView>, ApiError> {
+        self.all(&vm.map_or("impact/".to_string(), |vm| format!("impact/{vm}/")))
+    }
+
     fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ApiError> {
         self.store.get(key)?.map(|record| read(key, &record.value)).transpose()
     }
@@ -384,6 +423,18 @@ mod tests {
         records.remove_volume("root").expect("remove");
         assert!(records.volumes().expect("all").is_empty());
         assert_eq!((records.count_start().expect("1"), records.count_start().expect("2")), (1, 2));
+    }
+
+    #[test]
+    fn the_oldest_impacts_are_forgotten() {
+        let records = Records::new(Arc::new(gnomon_store::MemStore::default()));
+        for at in 0..IMPACTS as u32 + 3 {
+            records.put_impact(&ImpactView { at: f64::from(at), ..ImpactView::now("web") }).expect("put");
+        }
+        records.put_impact(&ImpactView::now("web-2")).expect("put");
+        let kept = records.impacts(Some("web")).expect("all");
+        assert_eq!((kept.len(), kept[0].at), (IMPACTS, 3.0));
+        assert_eq!(records.impacts(None).expect("all").len(), IMPACTS + 1);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub struct Reading {
     at: Instant,
     cpu: f64,
     requests: u64,
+    memory: f64,
 }
 
 /// What it does, per second.
@@ -38,6 +39,8 @@ pub struct Rates {
     pub cpu: f64,
     /// Requests to its disks.
     pub requests: f64,
+    /// Not per second: bytes of memory that are QEMU's own. RAM of the guest that is shared with others is not in it.
+    pub memory: f64,
 }
 
 /// What is expected of a VM.
@@ -47,6 +50,8 @@ pub struct Expected {
     pub cpu: Interval,
     /// Requests per second to its disks.
     pub requests: Interval,
+    /// Bytes of memory that are QEMU's own.
+    pub memory: Interval,
 }
 
 /// The history of one VM.
@@ -55,6 +60,7 @@ struct History {
     last: Reading,
     cpu: EwmaForecaster,
     requests: EwmaForecaster,
+    memory: EwmaForecaster,
     ear: Ear,
 }
 
@@ -119,18 +125,23 @@ impl Vitals {
         const COVERAGE: f64 = 0.9;
         let all = self.all.lock();
         let history = all.get(name)?;
-        let (cpu, requests) = (history.cpu.forecast(0, COVERAGE)?, history.requests.forecast(0, COVERAGE)?);
-        Some(Expected { cpu, requests })
+        let expected = |of: &EwmaForecaster| of.forecast(0, COVERAGE);
+        Some(Expected {
+            cpu: expected(&history.cpu)?,
+            requests: expected(&history.requests)?,
+            memory: expected(&history.memory)?,
+        })
     }
 }
 
 impl History {
     fn begin(pid: i32, reading: Reading, ear: Ear, before: Option<History>) -> History {
-        let (cpu, requests) = match before {
-            Some(before) => (before.cpu, before.requests),
-            None => (EwmaForecaster::new(NEWEST), EwmaForecaster::new(NEWEST)),
+        let fresh = || EwmaForecaster::new(NEWEST);
+        let (cpu, requests, memory) = match before {
+            Some(before) => (before.cpu, before.requests, before.memory),
+            None => (fresh(), fresh(), fresh()),
         };
-        History { pid, last: reading, cpu, requests, ear }
+        History { pid, last: reading, cpu, requests, memory, ear }
     }
 
     fn note(&mut self, reading: Reading) {
@@ -138,6 +149,7 @@ impl History {
         let rates = reading.since(&self.last);
         self.cpu.observe(rates.cpu);
         self.requests.observe(rates.requests);
+        self.memory.observe(rates.memory);
         self.last = reading;
     }
 }
@@ -145,9 +157,10 @@ impl History {
 impl Reading {
     /// Looks at a QEMU; `None` when it does not answer.
     pub fn of(qemu: &Qemu) -> Option<Reading> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", qemu.record().pid)).ok()?;
+        let of_process = |file| fs::read_to_string(format!("/proc/{}/{file}", qemu.record().pid)).ok();
+        let (stat, statm) = (of_process("stat")?, of_process("statm")?);
         let requests = qemu.qmp().query_block_requests().ok()?;
-        Some(Reading { at: Instant::now(), cpu: cpu_seconds(&stat)?, requests })
+        Some(Reading { at: Instant::now(), cpu: cpu_seconds(&stat)?, requests, memory: own_memory(&statm)? })
     }
 
     /// What it did per second since an earlier look.
@@ -156,6 +169,7 @@ impl Reading {
         Rates {
             cpu: (self.cpu - earlier.cpu).max(0.0) / seconds,
             requests: self.requests.saturating_sub(earlier.requests) as f64 / seconds,
+            memory: self.memory,
         }
     }
 }
@@ -168,6 +182,16 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     let mut fields = after_name.split_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((user + system) as f64 / TICKS)
+}
+
+/// Bytes of a process that it shares with no file and no other process.
+///
+/// Source: proc_pid_statm(5): resident pages, and those of them that are backed by a file or shared.
+fn own_memory(statm: &str) -> Option<f64> {
+    const PAGE: f64 = 4096.0;
+    let mut fields = statm.split_whitespace().skip(1);
+    let (resident, shared): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(resident.saturating_sub(shared) as f64 * PAGE)
 }
 
 #[cfg(test)]
@@ -185,12 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_its_own_is_what_is_not_shared() {
+        let table =
+            [("900 50 20 5 0 9 0", Some(30.0 * 4096.0)), ("9 1 2", Some(0.0)), ("9 1", None), ("9 x y", None)];
+        for (statm, bytes) in table {
+            assert_eq!(own_memory(statm), bytes, "{statm}");
+        }
+    }
+
+    #[test]
     fn rates_are_differences_over_time() {
         let begun = Instant::now();
-        let first = Reading { at: begun, cpu: 10.0, requests: 1000 };
-        let second = Reading { at: begun + Duration::from_secs(2), cpu: 11.0, requests: 1500 };
-        assert_eq!(second.since(&first), Rates { cpu: 0.5, requests: 250.0 });
+        let first = Reading { at: begun, cpu: 10.0, requests: 1000, memory: 4096.0 };
+        let second = Reading { at: begun + Duration::from_secs(2), cpu: 11.0, requests: 1500, memory: 8192.0 };
+        assert_eq!(second.since(&first), Rates { cpu: 0.5, requests: 250.0, memory: 8192.0 });
         let reset = Reading { requests: 3, cpu: 0.0, ..second };
-        assert_eq!(reset.since(&first), Rates { cpu: 0.0, requests: 0.0 });
+        assert_eq!(reset.since(&first), Rates { cpu: 0.0, requests: 0.0, memory: 8192.0 });
     }
 }

@@ -41,12 +41,16 @@ struct Counting {
 
 impl Counting {
     fn boot() -> Counting {
+        Counting::boot_as(&[])
+    }
+
+    fn boot_as(more: &[&str]) -> Counting {
         let house = House::new();
         fs::write(house.path("boot.raw"), guest::disk(&guest::COUNTER)).expect("written");
         house.ask(&["volume", "import", "boot", "--file", &house.text("boot.raw")]);
         house.ask(&["volume", "create", "data", "--size", "1M"]);
         let run = ["vm", "run", "tiny", "--memory", "16M", "--disk", "boot", "--disk", "data", "--accel", "tcg"];
-        assert_eq!(house.ask(&run)["status"], "running");
+        assert_eq!(house.ask(&[&run, more].concat())["status"], "running");
         let counting = Counting { house };
         counting.goes_on();
         counting
@@ -75,7 +79,11 @@ impl Counting {
 
     fn update(&self, more: &[&str]) -> (i32, String) {
         let newer = newer();
-        let ran = self.house.run(&[&["vm", "update", "tiny", "--qemu", &newer], more].concat());
+        self.change(&[&["--qemu", &newer], more].concat())
+    }
+
+    fn change(&self, what: &[&str]) -> (i32, String) {
+        let ran = self.house.run(&[&["vm", "update", "tiny"], what].concat());
         (ran.code, format!("{}{}", ran.out, ran.err))
     }
 
@@ -115,6 +123,125 @@ fn a_guest_gets_another_qemu_and_goes_back() {
     let text = |text: &str| Value::from(text);
     assert_eq!(told, [(&text("update"), &text("done")), (&text("rollback"), &text("done"))]);
     assert!(events[0]["gap_ms"].as_f64().is_some_and(|gap| gap > 0.0), "{events}");
+}
+
+/// The versioned type that an alias stands for in the installed QEMU.
+fn versioned(alias: &str) -> String {
+    let installed = gnomon_qemu::QemuBinary::inspect(&gnomon_qemu::find_qemu().expect("QEMU")).expect("QEMU");
+    let machines = installed.machines().expect("told");
+    machines.into_iter().find(|machine| machine.alias.as_deref() == Some(alias)).expect("known").name
+}
+
+#[test]
+fn what_is_the_same_by_another_name_is_changed_under_the_guest() {
+    for alias in ["pc", "q35"] {
+        let counting = Counting::boot_as(&["--machine", alias, "--cpu", "qemu64"]);
+        let (machine, before) = (versioned(alias), counting.show());
+        assert_eq!((before["machine"].as_str(), before["cpu"].as_str()), (Some(machine.as_str()), Some("qemu64")));
+        let (code, said) =
+            counting.change(&["--machine", &machine, "--cpu", "qemu64-v1", "--probe", PROBE, "--observe", "0.5"]);
+        assert_eq!(code, 0, "{said}");
+        let after = counting.show();
+        assert!(after["pid"] != before["pid"] && after["version"] == before["version"], "{before} {after}");
+        assert_eq!((after["machine"].as_str(), after["cpu"].as_str()), (Some(machine.as_str()), Some("qemu64-v1")));
+        counting.goes_on();
+        counting.runs_once();
+        // The versioned name holds in a newer QEMU, where the alias stands for another machine.
+        let (code, said) = counting.update(&["--machine", &machine, "--cpu", "qemu64", "--observe", "0.5"]);
+        assert_eq!(code, 0, "{said}");
+        assert!(counting.show()["version"] != before["version"]);
+        counting.goes_on();
+        let (code, said) = counting.change(&["--machine", alias]);
+        assert!(code == 3 && said.contains(&machine), "{code}: {said}");
+        // And back, to the names before as well.
+        assert_eq!(counting.house.run(&["vm", "rollback", "tiny"]).code, 0);
+        let back = counting.show();
+        assert_eq!((&back["version"], &back["cpu"]), (&before["version"], &Value::from("qemu64-v1")));
+        counting.goes_on();
+        counting.runs_once();
+    }
+}
+
+#[test]
+fn what_the_guest_would_see_is_refused_before_anything_is_touched() {
+    let counting = Counting::boot();
+    let before = counting.show();
+    let newer = newer();
+    let (pc, own) = (versioned("pc"), versioned("q35"));
+    let table: [(&[&str], &str); 7] = [
+        (&["--machine", "pc"], &pc),
+        (&["--qemu", &newer, "--machine", "q35"], &own),
+        (&["--machine", "pdp11"], "does not know 'pdp11'"),
+        (&["--cpu", "Nehalem"], "vendor: AuthenticAMD and GenuineIntel"),
+        (&["--cpu", "qemu64,-svm"], "svm: true and false"),
+        (&["--cpu", "abacus"], "abacus"),
+        (&["--machine", "q35"], "has these names already"),
+    ];
+    for (what, why) in table {
+        for more in [&["--dry-run"][..], &[]] {
+            let (code, said) = counting.change(&[what, more].concat());
+            assert!(code == 3 && said.contains(why), "{what:?}: {code}: {said}");
+        }
+    }
+    assert_eq!(counting.change(&["--probe", "true"]).0, 2, "nothing to change is a wrong usage");
+    assert_eq!(counting.house.ask(&["vm", "events", "tiny"]), serde_json::json!([]));
+    assert_eq!(counting.show()["pid"], before["pid"]);
+    counting.goes_on();
+    counting.runs_once();
+}
+
+/// `max` is all that a QEMU can do, which grows with each release.
+#[test]
+fn a_processor_that_grows_with_its_qemu_is_refused_another_one() {
+    let counting = Counting::boot_as(&["--cpu", "max"]);
+    let (code, said) = counting.update(&[]);
+    assert!(code == 3 && said.contains("processor change"), "{code}: {said}");
+    counting.goes_on();
+    counting.runs_once();
+}
+
+#[test]
+fn what_updates_did_is_kept_and_foretells_the_next() {
+    let mut counting = Counting::boot();
+    let newer = newer();
+    let outlook = |counting: &Counting| counting.house.ask(&["vm", "update", "tiny", "--qemu", &newer, "--dry-run"]);
+    assert_eq!(outlook(&counting)["earlier"]["updates"], 0);
+    assert_eq!(counting.update(&["--probe", "exit 1", "--observe", "0"]).0, 3);
+    // Until the VM's history is long enough for a forecast, what an update changes cannot be told.
+    let with_series = || {
+        let (code, said) = counting.update(&["--untried", "--observe", "4"]);
+        assert_eq!(code, 0, "{said}");
+        let told = outlook(&counting);
+        assert_eq!(counting.house.run(&["vm", "rollback", "tiny"]).code, 0);
+        Some(told).filter(|told| told["earlier"]["changes"].as_array().is_some_and(|changes| changes.len() == 3))
+    };
+    // Each lasts four looks at the VM, and nine make a history.
+    let seen = (0..8).find_map(|_| with_series());
+    assert!(seen.is_some(), "{}", outlook(&counting));
+    let told = outlook(&counting);
+    let (earlier, history) = (&told["earlier"], told["history"].as_array().expect("a list"));
+    assert!(earlier["own"] == true && earlier["updates"] == history.len(), "{told}");
+    assert_eq!(
+        (&earlier["verdicts"]["refused"], &earlier["verdicts"]["done"]),
+        (&1.into(), &(history.len() - 1).into())
+    );
+    assert!(earlier["gap_ms_median"].as_f64().is_some_and(|gap| gap > 0.0), "{told}");
+    let last = history.last().expect("one");
+    assert!(
+        last["series"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|one| one["name"] == "memory" && one["after"].as_f64() > Some(0.0)),
+        "{told}"
+    );
+    // It is said in words, and is there after a restart.
+    let words = counting.house.run(&["vm", "update", "tiny", "--qemu", &newer, "--dry-run"]).out;
+    counting.house.crash();
+    counting.house.start();
+    assert_eq!(outlook(&counting)["earlier"], told["earlier"], "{words}");
+    counting.goes_on();
+    counting.runs_once();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `vm update`: a running guest gets another QEMU, after that was tried on a copy of it.
+//! `vm update`: a running guest gets another QEMU, or other names for what it has, after that was tried on a copy of it.
 //!
 //! ```text
 //!   check ──► trial on a copy ──► verdict ──passed──► (approval) ──► switch ──► watch ──well──► done
@@ -8,35 +8,39 @@
 //! ```
 //!
 //! On one host: no RAM is copied for the switch, both QEMUs map the same memory. Before the new one has run, the way
-//! back is to let the old one run on; afterwards it is a switch in the other direction, by the old program.
+//! back is to let the old one run on; afterwards it is a switch in the other direction, by the old program. What an
+//! update did to its guest is kept, and told before the next one (`impact.rs`).
 
+pub mod impact;
 mod probe;
+mod target;
 mod trial;
 mod watch;
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use gnomon_machine::takeover::{Disks, Phases, take_over};
-use gnomon_qemu::QemuBinary;
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use self::watch::{Pulse, Watch};
+use self::{
+    target::Target,
+    watch::{Pulse, Watch},
+};
 use super::{
     Daemon,
     jobs::Job,
     keeper::Keeper,
-    records::ProgramRecord,
+    vitals::Rates,
     vms::{Purpose, VmHandle},
 };
 use crate::api::{
     ApiError,
-    types::{Approve, EventView, JobView, PhaseView, Progress, UpdateVm},
+    types::{Approve, EventView, ImpactView, JobView, PhaseView, Progress, UpdateVerdict, UpdateVm},
 };
 
 /// How long one wait for an approval is: how soon a wish to cancel is seen.
@@ -52,9 +56,9 @@ pub struct Updates {
 /// Begins an update.
 pub fn start(daemon: &Arc<Daemon>, name: &str, ask: UpdateVm) -> Result<JobView, ApiError> {
     let vm = daemon.vms.get(name)?;
-    let program = program_at(&ask.qemu)?;
-    check(&vm, &program)?;
-    let work = Update { daemon: Arc::clone(daemon), vm, program, name: name.to_string(), what: "update" };
+    let target = Target::of(daemon, &vm, &ask)?;
+    target.check(&vm)?;
+    let work = Update { daemon: Arc::clone(daemon), vm, target, name: name.to_string(), what: "update" };
     let id = daemon.jobs.spawn_blocking("update", name, move |job| work.run(job, &ask));
     Ok(daemon.jobs.get(&id.to_string())?.view())
 }
@@ -62,16 +66,12 @@ pub fn start(daemon: &Arc<Daemon>, name: &str, ask: UpdateVm) -> Result<JobView,
 /// Goes back to the program before the last update: a switch like any other, without a trial.
 pub fn rollback(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
     let vm = daemon.vms.get(name)?;
-    let before = vm.record().before.ok_or_else(|| {
-        ApiError::refused(format!("VM '{name}' has not been updated: there is no QEMU to go back to"))
-            .then("see `gnomon vm events`; the rollback of a move is for a move that is draining")
-    })?;
-    let program = QemuBinary { data_dirs: before.data_dirs.clone(), ..QemuBinary::inspect(&before.path)? };
-    check(&vm, &program)?;
-    let work = Update { daemon: Arc::clone(daemon), vm, program, name: name.to_string(), what: "rollback" };
+    let target = Target::before(daemon, &vm)?;
+    target.check(&vm)?;
+    let work = Update { daemon: Arc::clone(daemon), vm, target, name: name.to_string(), what: "rollback" };
     let id = daemon.jobs.spawn_blocking("rollback", name, move |job| {
         let phases = work.switch(job)?;
-        Ok(json!({ "qemu": work.program.version.to_string(), "gap_ms": millis(phases.gap()) }))
+        Ok(json!({ "qemu": work.target.program.version.to_string(), "gap_ms": millis(phases.gap()) }))
     });
     Ok(daemon.jobs.get(&id.to_string())?.view())
 }
@@ -86,62 +86,65 @@ pub fn approve(daemon: &Daemon, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The QEMU at a path: a program, or a folder into which packages were unpacked.
-fn program_at(path: &Path) -> Result<QemuBinary, ApiError> {
-    let unpacked = |root: &Path| root.join("usr/share/qemu").is_dir() && root.parent().is_some();
-    let root = if path.is_dir() { Some(path) } else { path.ancestors().nth(3) };
-    let program = match root.filter(|root| unpacked(root)) {
-        Some(root) => QemuBinary::unpacked(root),
-        None => QemuBinary::inspect(path),
-    };
-    program.map_err(|error| {
-        ApiError::refused(format!("{} is no QEMU that could be used: {error}", path.display()))
-            .then("name qemu-system-x86_64, or the folder into which its packages were unpacked")
-    })
-}
-
-/// What can be known to fail without a trial.
-fn check(vm: &VmHandle, program: &QemuBinary) -> Result<(), ApiError> {
-    vm.refuse_unless_updatable()?;
-    let record = vm.record();
-    if record.beside.is_some() {
-        return Err(
-            ApiError::refused(format!("VM '{}' is being updated already", record.name)).then("see `gnomon job ls`")
-        );
-    }
-    let Some(resolved) = record.qemu.as_ref().and_then(|qemu| qemu.resolved.as_ref()) else {
-        return Err(ApiError::refused(format!("VM '{}' does not run, or was adopted", record.name))
-            .then("only guests that gnomon started are updated while they run"));
-    };
-    let machines = program.machines()?;
-    match machines.iter().any(|machine| machine.name == resolved.machine) {
-        true => Ok(()),
-        false => Err(ApiError::refused(format!(
-            "QEMU {} does not know the machine type {} that VM '{}' has",
-            program.version, resolved.machine, record.name
-        ))
-        .then("choose a QEMU that does; a running guest cannot change its machine type")),
-    }
-}
-
 /// An update under way.
 struct Update {
     daemon: Arc<Daemon>,
     vm: Arc<VmHandle>,
-    program: QemuBinary,
+    target: Target,
     name: String,
     what: &'static str,
 }
 
+/// What has come of an update so far.
+#[derive(Default)]
+struct Course {
+    verdict: Option<UpdateVerdict>,
+    pause: Option<Duration>,
+    gap: Option<Duration>,
+    after: Option<Rates>,
+}
+
 impl Update {
     fn run(&self, job: &Job, ask: &UpdateVm) -> Result<serde_json::Value, ApiError> {
-        let mut pause = None;
+        let expected = self.daemon.vitals.expected(&self.name);
+        let mut course = Course::default();
+        let ended = self.go(job, ask, &mut course);
+        let verdict = match &ended {
+            Ok(()) => Some(UpdateVerdict::Done),
+            Err(_) => course.verdict,
+        };
+        let impact = verdict.map(|verdict| ImpactView {
+            kind: self.target.kind,
+            from: self.target.from.clone(),
+            to: self.target.to_string(),
+            verdict,
+            gap_ms: course.gap.map(millis),
+            series: impact::series(expected, course.after),
+            ..ImpactView::now(&self.name)
+        });
+        // What cannot be kept is only missed by the next forecast.
+        if let Some(Err(error)) = impact.as_ref().map(|impact| self.daemon.records.put_impact(impact)) {
+            tracing::warn!(vm = self.name, %error, "what the update did could not be kept");
+        }
+        ended.map(|()| {
+            json!({
+                "qemu": self.target.program.version.to_string(),
+                "gap_ms": course.gap.map(millis),
+                "trial_pause_ms": course.pause.map(millis),
+                "impact": impact,
+            })
+        })
+    }
+
+    fn go(&self, job: &Job, ask: &UpdateVm, course: &mut Course) -> Result<(), ApiError> {
         if !ask.untried {
-            report(job, "trial", &format!("a copy of the guest runs in QEMU {}", self.program.version));
-            let told = trial::run(&self.daemon, &self.vm, &self.program, ask, job)?;
-            pause = Some(told.pause);
+            let earlier = impact::earlier(&self.daemon, &self.name, self.target.kind)?;
+            report(job, "trial", &format!("a copy of the guest runs in {}; {earlier}", self.target));
+            let told = trial::run(&self.daemon, &self.vm, &self.target, ask, job)?;
+            course.pause = Some(told.pause);
             refuse_if_cancelled(job)?;
             if !told.verdict.passed {
+                course.verdict = Some(UpdateVerdict::Refused);
                 return Err(self.refuse(&told.verdict.reasons));
             }
         }
@@ -149,24 +152,23 @@ impl Update {
             self.await_approval(job)?;
         }
         let beats = self.daemon.vitals.beats(&self.name);
-        let phases = self.switch(job)?;
-        report(job, "watch", &format!("the guest runs in QEMU {}", self.program.version));
+        course.verdict = Some(UpdateVerdict::Failed);
+        course.gap = Some(self.switch(job)?.gap());
+        report(job, "watch", &format!("the guest runs in {}", self.target));
         let pulse = if beats { Pulse::Own(Arc::clone(&self.daemon.vitals), self.name.clone()) } else { Pulse::None };
-        let signs = self.watch(ask, job, pulse)?;
+        let (signs, after) = self.watch(ask, job, pulse)?;
+        course.after = after;
         if !signs.is_empty() {
+            course.verdict = Some(UpdateVerdict::TakenBack);
             return Err(self.go_back(job, &signs));
         }
-        report(job, "done", &format!("{} runs in QEMU {}", self.name, self.program.version));
-        Ok(json!({
-            "qemu": self.program.version.to_string(),
-            "gap_ms": millis(phases.gap()),
-            "trial_pause_ms": pause.map(millis),
-        }))
+        report(job, "done", &format!("{} runs in {}", self.name, self.target));
+        Ok(())
     }
 
     /// The copy did not do well: nothing has changed, and it is told.
     fn refuse(&self, reasons: &[String]) -> ApiError {
-        self.note("refused", self.program.version.to_string(), None, reasons);
+        self.note("refused", None, reasons);
         ApiError::refused(format!("the update did not pass its trial: {}", reasons.join("; ")))
             .then("the guest runs on as before; look into the reasons, or give --untried to update it all the same")
     }
@@ -192,44 +194,45 @@ impl Update {
         report(job, "switch", "");
         let old = self.vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run any more"))?;
         let ram = old.open_ram()?.ok_or_else(|| ApiError::refused("the guest's RAM is QEMU's own"))?;
-        let next = self.daemon.vms.launch_beside(&self.vm, &self.program, ram.shared(), Purpose::Successor)?;
+        let next = self.daemon.vms.launch_beside(
+            &self.vm,
+            (&self.target.program, &self.target.names),
+            ram.shared(),
+            Purpose::Successor,
+        )?;
         let record = self.vm.record();
         let disks =
             VmDisks { keeper: &self.daemon.keeper, vm: &self.name, disks: &record.disks, token: record.token };
         match take_over(&old, &next.qemu, &disks) {
             Ok(phases) => {
                 self.daemon.vms.succeed(&self.vm, next)?;
-                self.note("done", self.program.version.to_string(), Some(&phases), &[]);
+                self.note("done", Some(&phases), &[]);
                 Ok(phases)
             }
             Err(error) => {
                 self.daemon.vms.end_beside(&self.vm, next)?;
                 let error = ApiError::from(error);
-                self.note("failed", self.program.version.to_string(), None, &[error.to_string()]);
+                self.note("failed", None, &[error.to_string()]);
                 Err(error)
             }
         }
     }
 
-    /// Watches the guest in its new QEMU.
-    fn watch(&self, ask: &UpdateVm, job: &Job, pulse: Pulse) -> Result<Vec<String>, ApiError> {
+    /// Watches the guest in its new QEMU: what speaks against it, and what it did meanwhile.
+    fn watch(&self, ask: &UpdateVm, job: &Job, pulse: Pulse) -> Result<(Vec<String>, Option<Rates>), ApiError> {
         let qemu = self.vm.qemu().ok_or_else(|| ApiError::unavailable("its new QEMU has ended at once"))?;
         let mut watch = Watch::begin(&qemu, pulse);
         let until = Instant::now() + Duration::try_from_secs_f64(ask.observe).unwrap_or_default();
         let signs = watch.until(until, || job.is_cancelled());
-        Ok(signs.iter().filter(|sign| sign.is_against()).map(ToString::to_string).collect())
+        Ok((signs.iter().filter(|sign| sign.is_against()).map(ToString::to_string).collect(), watch.rates()))
     }
 
     /// Back to the program before, by a switch in the other direction.
     fn go_back(&self, job: &Job, reasons: &[String]) -> ApiError {
         let why = reasons.join("; ");
-        let Some(ProgramRecord { path, data_dirs }) = self.vm.record().before else {
-            return ApiError::unavailable(format!("after the update: {why}"));
-        };
-        let back = QemuBinary::inspect(&path).map_err(ApiError::from).and_then(|program| {
-            let program = QemuBinary { data_dirs, ..program };
+        let back = Target::before(&self.daemon, &self.vm).and_then(|target| {
             let (daemon, vm, name) = (Arc::clone(&self.daemon), Arc::clone(&self.vm), self.name.clone());
-            Update { daemon, vm, program, name, what: "rollback" }.switch(job)
+            Update { daemon, vm, target, name, what: "rollback" }.switch(job)
         });
         match back {
             Ok(_) => ApiError::refused(format!("the update was taken back: {why}"))
@@ -240,13 +243,13 @@ impl Update {
     }
 
     /// Writes down what happened.
-    fn note(&self, status: &str, to: String, phases: Option<&Phases>, reasons: &[String]) {
+    fn note(&self, status: &str, phases: Option<&Phases>, reasons: &[String]) {
         let named = phases.iter().flat_map(|phases| phases.named());
         let event = EventView {
             gap_ms: phases.map(|phases| millis(phases.gap())),
             phases: named.map(|(name, took)| PhaseView { name: name.to_string(), ms: millis(took) }).collect(),
             reasons: reasons.to_vec(),
-            ..EventView::now(&self.name, self.what, status, format!("QEMU {to}"))
+            ..EventView::now(&self.name, self.what, status, self.target.to_string())
         };
         tracing::info!(vm = self.name, what = self.what, status, reasons = reasons.join("; "), "a change of QEMU");
         self.daemon.note(&event);

@@ -10,12 +10,11 @@ use gnomon_machine::{
     snapshot::{Snapshot, snapshot},
     verdict::{Sign, Verdict, judge},
 };
-use gnomon_qemu::{
-    CaptureOptions, Difference, Inventory, NetSpec, Qemu, QemuBinary, Standby, TrackTarget, capture, track,
-};
+use gnomon_qemu::{CaptureOptions, Difference, Inventory, NetSpec, Qemu, Standby, TrackTarget, capture, track};
 
 use super::{
     probe::Probe,
+    target::Target,
     watch::{Pulse, Watch},
 };
 use crate::{
@@ -39,11 +38,11 @@ pub struct Told {
     pub pause: Duration,
 }
 
-/// Tries `program` on a copy of the guest. The copy is gone when this returns.
+/// Tries `target` on a copy of the guest. The copy is gone when this returns.
 pub fn run(
     daemon: &Arc<Daemon>,
     vm: &Arc<VmHandle>,
-    program: &QemuBinary,
+    target: &Target,
     ask: &UpdateVm,
     job: &Job,
 ) -> Result<Told, ApiError> {
@@ -53,7 +52,12 @@ pub fn run(
     let (expected, beats) = (daemon.vitals.expected(&name), daemon.vitals.beats(&name));
     let copy = copy_of(daemon, vm, &qemu)?;
     let pause = copy.pause;
-    let beside = daemon.vms.launch_beside(vm, program, copy.ram.shared(), Purpose::Trial(copy.at_rest))?;
+    let beside = daemon.vms.launch_beside(
+        vm,
+        (&target.program, &target.names),
+        copy.ram.shared(),
+        Purpose::Trial(copy.at_rest),
+    )?;
     let tried = try_on(&beside, &copy.blob, |copy| {
         let watch = Watch::begin(copy, if beats { Pulse::Copy(Ear::of(copy)) } else { Pulse::None });
         let probe = ask.probe.as_deref().map(|probe| Probe::start(probe, &name, copy, seconds(ask.probe_timeout)));

@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gnomon_forecast::series::Interval;
 use gnomon_machine::verdict::{Side, Sign, trouble_on_console};
 use gnomon_qemu::{EventError, EventStream, Qemu, QmpEvent, VmPaths};
 
 use super::probe::appended;
 use crate::daemon::{
     agent::Ear,
-    vitals::{Expected, Reading, Vitals},
+    vitals::{Expected, Rates, Reading, Vitals},
 };
 
 /// How long one wait for an event is: how soon a wish to cancel is seen.
@@ -80,24 +81,17 @@ impl Watch {
     /// How the guest compares with what was expected of it, where more is worse: a copy without a network does less than
     /// its original, and that says nothing. Nothing when it was watched for too short a time.
     pub fn compare(&self, expected: Option<&Expected>) -> Vec<Sign> {
-        let (Some(expected), Some(first), Some(last)) = (expected, &self.first, Reading::of(&self.qemu)) else {
-            return Vec::new();
-        };
-        if self.began.elapsed() < LEAST {
-            return Vec::new();
-        }
-        let rates = last.since(first);
-        let unlike = |what, seen, interval: gnomon_forecast::series::Interval, hurts| Sign::Unlike {
-            what,
-            seen,
-            low: interval.low,
-            high: interval.high,
-            hurts,
-        };
+        let (Some(expected), Some(rates)) = (expected, self.rates()) else { return Vec::new() };
         vec![
-            unlike("processor time (seconds per second)", rates.cpu, expected.cpu, Side::Above),
-            unlike("disk requests per second", rates.requests, expected.requests, Side::Above),
+            unlike("processor time (seconds per second)", rates.cpu, expected.cpu),
+            unlike("disk requests per second", rates.requests, expected.requests),
         ]
+    }
+
+    /// What it has done per second since the watch began; `None` when that is too short a time, or it does not answer.
+    pub fn rates(&self) -> Option<Rates> {
+        let first = self.first.as_ref().filter(|_| self.began.elapsed() >= LEAST)?;
+        Some(Reading::of(&self.qemu)?.since(first))
     }
 
     fn ended(&self) -> Sign {
@@ -125,6 +119,11 @@ impl Watch {
         let log = self.console.as_ref()?;
         trouble_on_console(&appended(log, self.heard)).map(|said| Sign::Panic { said })
     }
+}
+
+/// A number where more than expected is bad.
+pub fn unlike(what: &'static str, seen: f64, expected: Interval) -> Sign {
+    Sign::Unlike { what, seen, low: expected.low, high: expected.high, hurts: Side::Above }
 }
 
 /// What QEMU tells that speaks against a guest.

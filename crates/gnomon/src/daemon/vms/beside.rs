@@ -22,7 +22,7 @@ use gnomon_volume::disk::ForkDisk;
 use super::{VmHandle, Vms};
 use crate::{
     api::ApiError,
-    daemon::records::{BesideRecord, ProgramRecord, VmRecord},
+    daemon::records::{BesideRecord, NamesRecord, ProgramRecord, VmRecord},
 };
 
 /// How long a guest may take to run again after a crash of the daemon in the midst of a takeover.
@@ -59,12 +59,12 @@ pub struct Beside {
 }
 
 impl Vms {
-    /// Starts a QEMU beside the one of `vm`, for the same guest, by another program and on RAM that is there. Blocks for
-    /// some 60 ms.
+    /// Starts a QEMU beside the one of `vm`, for the same guest, by another program or under other names, and on RAM that
+    /// is there. Blocks for some 60 ms.
     pub fn launch_beside(
         &self,
         vm: &VmHandle,
-        program: &QemuBinary,
+        (program, names): (&QemuBinary, &NamesRecord),
         ram: RamLoan<'_>,
         purpose: Purpose,
     ) -> Result<Beside, ApiError> {
@@ -79,6 +79,7 @@ impl Vms {
         let token = self.records.next_token()?;
         let dir = self.dir.join(&record.name).join(token.to_string());
         let is_successor = matches!(purpose, Purpose::Successor);
+        let spec = VmSpec { machine: names.machine.clone(), cpu_model: names.cpu.clone(), ..spec };
         let spec = self.localized_in(&dir, spec, token);
         fs::create_dir_all(&dir)?;
         let launched = self.lend_all(&spec, &record, token, purpose).and_then(|()| {
@@ -92,7 +93,8 @@ impl Vms {
                 ram: Some(ram),
             };
             let qemu = Arc::new(Qemu::launch(&launch)?);
-            let program = ProgramRecord { path: program.path.clone(), data_dirs: program.data_dirs.clone() };
+            let program =
+                ProgramRecord { path: program.path.clone(), data_dirs: program.data_dirs.clone(), names: None };
             let beside = BesideRecord { qemu: qemu.record().clone(), token, program, is_successor };
             vm.change(&self.records, |record| record.beside = Some(beside.clone()))?;
             Ok((qemu, beside))
@@ -132,7 +134,7 @@ impl Vms {
     pub fn succeed(self: &Arc<Vms>, vm: &Arc<VmHandle>, beside: Beside) -> Result<(), ApiError> {
         let (before, old_token) = (vm.qemu(), vm.record().token);
         vm.change(&self.records, |record| {
-            record.before = record.program.take().or_else(|| self.own_program());
+            record.before = self.program_of(record);
             record.program = Some(beside.record.program.clone());
             record.qemu = Some(beside.record.qemu.clone());
             record.token = beside.record.token;
@@ -158,10 +160,10 @@ impl Vms {
         let settled = match successor {
             Some(successor) => {
                 tracing::info!(vm = record.name, "its new QEMU had taken over");
+                record.before = self.program_of(&record);
                 if let Some(own) = record.qemu.replace(beside.qemu) {
                     own.kill()?;
                 }
-                record.before = record.program.take().or_else(|| self.own_program());
                 record.program = Some(beside.program);
                 record.token = beside.token;
                 Settled::Taken(Arc::new(successor))
@@ -200,10 +202,15 @@ impl Vms {
         }
     }
 
-    /// The program that a VM without one on record runs by.
-    fn own_program(&self) -> Option<ProgramRecord> {
-        let host = self.host().ok()?;
-        Some(ProgramRecord { path: host.qemu.path.clone(), data_dirs: host.qemu.data_dirs.clone() })
+    /// What a VM runs by: the program of its last update, or this host's own; and its names there.
+    pub fn program_of(&self, record: &VmRecord) -> Option<ProgramRecord> {
+        let own = || {
+            let host = self.host().ok()?;
+            let (path, data_dirs) = (host.qemu.path.clone(), host.qemu.data_dirs.clone());
+            Some(ProgramRecord { path, data_dirs, names: None })
+        };
+        let program = record.program.clone().or_else(own)?;
+        Some(ProgramRecord { names: record.names(), ..program })
     }
 
     fn forget_beside(&self, disks: &[String], token: u64, dir: &Path) {
