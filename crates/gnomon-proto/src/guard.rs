@@ -189,7 +189,7 @@ impl Guard {
         }
     }
 
-    /// From now on it goes that far: a failover by hand is `Inherit`, and a shadow that has fallen behind is `Watch`.
+    /// From now on it goes that far: a failover by hand is `Seize`, and a shadow that has fallen behind is `Watch`.
     pub fn set_will(&mut self, will: Will, now: Instant) {
         (self.will, self.claim, self.next) = (will, None, now);
     }

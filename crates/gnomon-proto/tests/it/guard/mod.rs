@@ -58,15 +58,26 @@ fn is_holding(world: &World, node: usize) -> bool {
 
 /// A lease lives for two steps: long enough for a primary to lose its own, a shadow to take over and lose it in turn,
 /// and somebody to come back.
-const STRICT: Setting =
-    Setting { strict: true, sure: SURE, from_before: true, steps: 6, crashes: 0, acknowledges: Acknowledges::Never };
+const STRICT: Setting = Setting {
+    strict: true,
+    sure: SURE,
+    from_before: true,
+    steps: 6,
+    crashes: 0,
+    remembers: false,
+    seizes: false,
+    acknowledges: Acknowledges::Never,
+};
 
 /// The same, with a primary that goes on without its heir.
 const WITHOUT_HEIR: Setting = Setting { steps: 5, acknowledges: Acknowledges::AfterTheAnswer, ..STRICT };
 
 #[test]
 fn in_strict_mode_one_node_runs_the_guest_or_none_and_nothing_is_lost() {
-    for setting in [STRICT, Setting { crashes: 1, ..WITHOUT_HEIR }] {
+    let killed = Setting { crashes: 1, ..WITHOUT_HEIR };
+    // What is lost then, the administrator has answered for; that one runs, he cannot answer for.
+    let seized = Setting { seizes: true, remembers: true, acknowledges: Acknowledges::Never, ..killed };
+    for setting in [STRICT, killed, Setting { remembers: true, ..killed }, seized] {
         let checked = setting.checker().threads(2).spawn_bfs().join();
         checked.assert_properties();
         assert!(checked.unique_state_count() > 100_000, "{} states are no walk", checked.unique_state_count());

@@ -43,6 +43,10 @@ pub struct Setting {
     pub steps: u64,
     /// How many daemons are killed in it.
     pub crashes: u8,
+    /// Whether a primary's daemon that comes back has on record what it held.
+    pub remembers: bool,
+    /// Whether an administrator has the shadow take over, heir or not.
+    pub seizes: bool,
     /// Whether the primary acknowledges what its heir lacks, and after what.
     pub acknowledges: Acknowledges,
 }
@@ -92,6 +96,8 @@ pub struct Node {
     pub running: bool,
     waits: Option<Waits>,
     lease: Option<u8>,
+    /// The epoch that it held when it was killed.
+    recorded: Option<Epoch>,
 }
 
 /// How far the claim is that a driver waits for.
@@ -158,7 +164,7 @@ pub enum Happening {
     Acknowledge,
     /// A daemon is killed.
     Crash(usize),
-    /// A daemon comes back, and knows nothing.
+    /// A daemon comes back, and knows nothing but what it held, if that.
     Restart(usize),
 }
 
@@ -169,7 +175,15 @@ impl Setting {
     }
 
     fn fresh(&self, node: usize, now: Instant) -> Guard {
-        Guard::new(self.rules(), if node == 0 { Will::Found } else { Will::Inherit }, now)
+        Guard::new(self.rules(), self.will(node), now)
+    }
+
+    fn will(&self, node: usize) -> Will {
+        match (node, self.seizes) {
+            (0, _) => Will::Found,
+            (_, true) => Will::Seize,
+            (_, false) => Will::Inherit,
+        }
     }
 
     /// The primary has just got its first lease, and its guest runs; for each set of rates.
@@ -185,7 +199,7 @@ impl Setting {
         primary.saw(now, Ok(None));
         assert_eq!(primary.poll(now), Some(Ask::Claim { epoch: Epoch(1), over: None }));
         primary.claimed(now, Claimed::Won(Instant::from_nanos(self.sure)));
-        let node = |guard, running, lease| Node { guard: Some(guard), running, waits: None, lease };
+        let node = |guard, running, lease| Node { guard: Some(guard), running, waits: None, lease, recorded: None };
         let term = Some(Term { epoch: Epoch(1), holder: 0, lease: Some(0), heir: Some(1) });
         World {
             step: 0,
@@ -391,7 +405,8 @@ impl World {
         if let Some(waits) = self.nodes[number].waits {
             self.leave_behind(number, waits);
         }
-        self.nodes[number] = Node { guard: None, running: false, waits: None, lease: None };
+        let recorded = self.nodes[number].guard.as_ref().and_then(Guard::epoch).or(self.nodes[number].recorded);
+        self.nodes[number] = Node { guard: None, running: false, waits: None, lease: None, recorded };
         if number == 0 && matches!(self.strike, Strike::Done | Strike::Known) {
             // Nobody remembers; the term does.
             self.strike = Strike::No;
@@ -400,8 +415,11 @@ impl World {
     }
 
     fn restart(&mut self, number: usize, setting: &Setting) -> bool {
-        let dead = self.nodes[number].guard.is_none();
-        self.nodes[number].guard = Some(setting.fresh(number, self.now(number)));
+        let (now, dead) = (self.now(number), self.nodes[number].guard.is_none());
+        self.nodes[number].guard = Some(match self.nodes[number].recorded.filter(|_| setting.remembers) {
+            Some(epoch) => Guard::resumed(setting.rules(), setting.will(number), epoch, now),
+            None => setting.fresh(number, now),
+        });
         dead
     }
 

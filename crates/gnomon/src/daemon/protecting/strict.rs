@@ -77,10 +77,10 @@ impl Primary {
     /// itself is struck off before: it must not go on from what others know to be past.
     async fn expose(&self) -> Result<(), ApiError> {
         let record = self.record();
-        if let Some(guard) = self.shared.guard() {
-            blocking(move || guard.strike_off()).await?;
-        }
         if !record.exposed {
+            if let Some(guard) = self.shared.guard() {
+                blocking(move || guard.strike_off()).await?;
+            }
             self.write_exposed(true).await?;
             self.story.exposed();
         }

@@ -280,6 +280,8 @@ impl Hands for PrimaryHands {
     fn superseded(&self, by: Epoch) {
         tracing::error!(vm = self.vm(), term = by.0, "another node holds it: the guest does not run here any more");
         self.heirs.change(|known| known.holds = None);
+        // Its address is the other node's by now.
+        self.daemon.vms.gate(&self.vm()).fence();
         self.shared.is_lost();
         self.shared.leash.end();
     }
