@@ -19,8 +19,9 @@ use crate::{
 /// Servers, and who asks them: ab and pgbench.
 const PACKAGES: &[&str] = &["nginx-light", "apache2-utils", "postgresql-15", "busybox-static"];
 
-/// What these want, and a guest without a package manager or a just-in-time compiler does not.
-const UNWANTED: &[&str] = &["libllvm14", "libz3-4", "perl", "systemd", "dpkg", "locales", "adduser", "ucf"];
+/// What these ask for, and a guest without a package manager or a just-in-time compiler does not use.
+const UNWANTED: &[&str] =
+    &["libllvm14", "postgresql-common", "postgresql-client-common", "ssl-cert", "locales", "debconf", "lsb-base"];
 
 /// Folders that nobody reads there: they are half of the whole.
 const UNREAD: &[&str] = &[

@@ -71,7 +71,7 @@ pub fn await_stride(primary: &Node, vm: &str, more: u64) -> Result<()> {
 pub fn fail_over(primary: &Node, shadow: &Node, vm: &str) -> Result<()> {
     kill(process(primary, vm)?)?;
     let killed = Instant::now();
-    while primary.ask(&["vm", "show", vm])?["protection"]["state"] != "ended" {
+    while primary.ask(&["vm", "show", vm])?["status"] != "exited" {
         ensure!(killed.elapsed() < SEEN_WITHIN, "node {} does not see that its guest has ended", primary.name);
         thread::sleep(RETRY);
     }
