@@ -22,7 +22,8 @@ use gnomon_proto::report::Report;
 
 /// How often it beats.
 const BEAT: Duration = Duration::from_secs(1);
-/// How long to wait before a port that is not there yet is looked for again.
+/// How long to wait before a port that is not there yet, or was taken away, is looked for again. Rare: a write to a port
+/// whose host end is closed waits in the kernel until it is open.
 const LOOK: Duration = Duration::from_millis(100);
 /// Where the kernel shows the port called `agent`.
 const PORT: &str = "/dev/virtio-ports/agent";
@@ -57,6 +58,7 @@ fn beat(port: &Path) -> ExitCode {
     loop {
         match open(port) {
             Ok(mut port) => loop {
+                // The clock is what it waits for.
                 thread::sleep(due.saturating_sub(begun.elapsed()));
                 if tell(&mut port, seq).is_err() {
                     break;

@@ -13,7 +13,8 @@ use std::{
 
 use crate::ram::Ram;
 
-/// How long to wait before a port that took nothing is tried again: a beat.
+/// How long to wait before a port that took nothing is tried again: a beat. One whose host end is closed polls as hung up
+/// all the time, so there is no event to wait for.
 const PORT_RETRY: Duration = Duration::from_millis(1);
 
 /// Starts the thread that beats on `port` until the machine is off. `ticks` counts the beats.
@@ -33,6 +34,7 @@ pub fn start(
         let started = Instant::now();
         let mut due = Duration::ZERO;
         for seq in 0u64.. {
+            // The clock is what it waits for.
             thread::sleep(due.saturating_sub(started.elapsed()));
             ram.dirty(dirty);
             let line = format!("{seq} {}\n", started.elapsed().as_micros());

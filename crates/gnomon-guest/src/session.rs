@@ -19,7 +19,8 @@ use crate::{latency::Latencies, ram::Ram, workload::Workload};
 /// Between two reports, unless one is asked for.
 const REPORT_EACH: Duration = Duration::from_secs(1);
 
-/// How long to wait before looking again at a port whose host end is closed.
+/// How long to wait before looking again at a port whose host end is closed: it reads as ended and polls as hung up all
+/// the time, so there is no event to wait for.
 const PORT_RETRY: Duration = Duration::from_millis(20);
 
 /// Longer lines are no command of ours; reading stops there, so that a host cannot fill the guest's memory.

@@ -113,6 +113,7 @@ fn spawn(
     let work = move || {
         let mut buffer = Buffer::new();
         while !shared.stop.load(Ordering::Acquire) {
+            // The clock is what it waits for.
             thread::sleep(pace.wait(shared.started.elapsed()));
             step(&shared, &mut plan, &mut buffer);
         }

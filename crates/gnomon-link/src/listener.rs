@@ -32,7 +32,8 @@ const HANDSHAKES: usize = 64;
 const HALF_OPEN: usize = 64;
 /// Sessions that wait to be accepted.
 const BACKLOG: usize = 16;
-/// The pause after the operating system refused a connection (out of descriptors): trying at once would spin.
+/// The pause after the operating system refused a connection (out of descriptors): trying at once would spin, and nobody
+/// tells when another program has given one back.
 const BREATHER: Duration = Duration::from_millis(50);
 
 /// Accepts sessions. Dropping it stops listening; sessions go on.
