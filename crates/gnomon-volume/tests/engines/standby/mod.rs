@@ -212,7 +212,8 @@ fn more_than_the_journal_holds_ends_the_session_and_the_next_one_begins_anew() {
     rig.receiver.await_whole(turn, LONG).expect("one disk full of writes fits");
     let sender = rig.sender.clone().expect("connected");
     (0..BLOCKS).for_each(|block| rig.write(block, 3));
-    while sender.phase() != SenderPhase::Ended {
+    // The sender hears of it before the receiver has returned its error.
+    while sender.phase() != SenderPhase::Ended || rig.faults.lock().is_empty() {
         std::thread::yield_now();
     }
     assert!(sender.state().fault.is_some() && matches!(sender.mark(99), Err(SenderError::NotInStep)));
