@@ -31,7 +31,7 @@ use std::{
 };
 
 use gnomon_proto::frame::{Mark, Stream};
-use gnomon_qemu::{DirtyTracker, StateError, TrackError};
+use gnomon_qemu::{DirtyTracker, ScanCost, StateError, TrackError};
 use gnomon_terms::{Bytes, BytesPerSecond, Epoch, PageCount, PageRun, PageSet};
 
 pub use acks::Acks;
@@ -110,6 +110,9 @@ pub struct Replicator {
     fresh: PageSet,
     buffer: Vec<u8>,
 }
+
+/// Asks a tracker, in one of its ways.
+type Scan = fn(&mut dyn DirtyTracker, &mut PageSet) -> Result<ScanCost, TrackError>;
 
 struct Session {
     wire: Arc<dyn Wire>,
@@ -361,10 +364,11 @@ impl Replicator {
         self.copies.reserve(PageCount(self.fresh.count().0 + AHEAD_OF_STANDING.0));
         let copied_before = self.copies.count();
         self.stand(told.checkpoint)?;
-        let copied = self.scan(told.checkpoint).and_then(|()| self.copy(told.checkpoint));
+        let copied = self.scan_standing(told.checkpoint).and_then(|()| self.copy(told.checkpoint));
         let marks = self.mark(told.checkpoint);
         told.pause = self.hypervisor.go_on().map_err(|e| state(told.checkpoint, e))?;
         copied?;
+        self.tracker.confirm().map_err(|source| track(told.checkpoint, source))?;
         told.standing = PageCount(self.copies.count().0 - copied_before.0);
         marks
     }
@@ -379,8 +383,17 @@ impl Replicator {
 
     /// What was written since the last scan is owed, and added to what is fresh.
     fn scan(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
+        self.take_in(checkpoint, |tracker, written| tracker.scan(written))
+    }
+
+    /// The same on the guest's time: it has to be confirmed.
+    fn scan_standing(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
+        self.take_in(checkpoint, |tracker, written| tracker.scan_unconfirmed(written))
+    }
+
+    fn take_in(&mut self, checkpoint: u64, scan: Scan) -> Result<(), ReplicateError> {
         let mut written = PageSet::new();
-        let scanned = self.tracker.scan(&mut written);
+        let scanned = scan(&mut *self.tracker, &mut written);
         self.ledger.owed.union(&written);
         self.fresh.union(&written);
         scanned.map(drop).map_err(|source| track(checkpoint, source))

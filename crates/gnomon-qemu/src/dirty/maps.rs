@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use gnomon_terms::{PAGE_SIZE, PageNumber};
+use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber, PageRun};
 
 /// Which mappings of a process are the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,16 @@ impl Window {
     /// How many pages.
     pub(super) fn pages(&self) -> u64 {
         (self.at.end - self.at.start) / PAGE_SIZE
+    }
+
+    /// Its pages.
+    pub(super) fn run(&self) -> PageRun {
+        PageRun { start: self.first, len: PageCount(self.pages()) }
+    }
+
+    /// Where one of its pages is, or the end of its last.
+    pub(super) fn address_of(&self, page: PageNumber) -> u64 {
+        self.at.start + (page.0 - self.first.0) * PAGE_SIZE
     }
 
     /// The page at an address that is within it.

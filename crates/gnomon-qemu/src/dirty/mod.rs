@@ -25,6 +25,7 @@ mod compare;
 mod error;
 mod guest;
 mod inject;
+mod live;
 mod maps;
 mod pagemap;
 mod probe;
@@ -61,6 +62,18 @@ pub trait DirtyTracker: Send + fmt::Debug {
     /// stays. The guest may run, unless [`TrackerTier::needs_standing_guest`]. Blocks for the time that
     /// [`ScanCost::took`] tells. When it fails, pages may have been added, and the next scan reports every page.
     fn scan(&mut self, dirty: &mut PageSet) -> Result<ScanCost, TrackError>;
+
+    /// A scan on the time of a guest that stands: it counts once [`DirtyTracker::confirm`] has said so, which may be asked
+    /// when the guest runs again.
+    fn scan_unconfirmed(&mut self, dirty: &mut PageSet) -> Result<ScanCost, TrackError> {
+        self.scan(dirty)
+    }
+
+    /// Whether the scans since the last time have looked at the RAM: the process lives, and has it where they looked.
+    /// After an error they do not count, and the next scan reports every page.
+    fn confirm(&mut self) -> Result<(), TrackError> {
+        Ok(())
+    }
 
     /// Copies RAM from page `start` on: whole pages, as many as `into` holds. While the guest runs a page may be torn;
     /// then the next scan reports it.

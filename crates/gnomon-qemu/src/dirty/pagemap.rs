@@ -7,8 +7,9 @@
 //! write there is caught as well.
 //!
 //! A page that QEMU has not touched has no entry. Where the table exists it counts as written; where even that is
-//! absent it is not reported until it is touched, which for shared memory makes it an unprotected page. Either way a
-//! write is reported.
+//! absent, older kernels do not report it until it is touched, which for shared memory makes it an unprotected page, and
+//! newer ones (seen with 6.18) make the table. Either way a write is reported. What has never been there is not looked
+//! at ([`super::live`]).
 
 use std::{fs::File, time::Instant};
 
@@ -16,6 +17,7 @@ use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber, PageRun, PageSet};
 
 use super::{
     DirtyTracker, ScanCost, TrackError, TrackTarget, TrackerTier,
+    live::Live,
     maps::Window,
     register::register,
     sys::{Region, has_pagemap_scan, is_registered, scan_and_protect},
@@ -31,6 +33,7 @@ pub struct PagemapTracker {
     target: TrackTarget,
     pagemap: File,
     windows: Vec<Window>,
+    live: Live,
     /// Where the kernel answers; kept from scan to scan.
     answer: Vec<Region>,
     /// The next scan reports every page.
@@ -52,7 +55,8 @@ impl PagemapTracker {
         let path = target.path("pagemap");
         let pagemap = File::open(&path).map_err(|e| TrackError::file("open", &path, e))?;
         let answer = vec![Region::default(); REGIONS];
-        let tracker = PagemapTracker { target, pagemap, windows, answer, all: true };
+        let live = Live::new(target.pages());
+        let tracker = PagemapTracker { target, pagemap, windows, live, answer, all: true };
         if !tracker.is_registered()? {
             register(tracker.target.pid(), &tracker.target.maps()?, &tracker.windows)?;
         }
@@ -73,31 +77,43 @@ impl PagemapTracker {
         Ok(true)
     }
 
-    /// One pass over all windows. What was reported is in `dirty` also when a later call fails.
+    /// One pass over all that is there. What was reported is in `dirty` also when a later call fails.
     fn pass(&mut self, dirty: &mut PageSet) -> Result<u64, TrackError> {
-        let pid = self.target.pid();
+        self.live.refresh(|from| self.target.data_from(from))?;
         let mut reported = 0;
         for window in &self.windows {
-            let mut from = window.at.start;
-            while from < window.at.end {
-                let (count, end) = scan_and_protect(&self.pagemap, from..window.at.end, &mut self.answer)
-                    .map_err(|source| TrackError::Scan { pid, source })?;
-                for run in self.answer[..count].iter().filter_map(|region| run_of(window, region)) {
-                    reported += run.len.0;
-                    dirty.insert(run);
-                }
-                if end <= from {
-                    break;
-                }
-                from = end;
+            for run in self.live.runs(window.run()) {
+                reported += pass_over(&self.target, &self.pagemap, window, run, &mut self.answer, dirty)?;
             }
         }
-        // An ended process has no pages to report and a new mapping is not registered: neither is "nothing written".
-        match self.target.windows()? == self.windows {
-            true => Ok(reported),
-            false => Err(TrackError::Remapped { pid }),
-        }
+        Ok(reported)
     }
+}
+
+/// One pass over pages of a window.
+fn pass_over(
+    target: &TrackTarget,
+    pagemap: &File,
+    window: &Window,
+    pages: PageRun,
+    answer: &mut [Region],
+    dirty: &mut PageSet,
+) -> Result<u64, TrackError> {
+    let at = window.address_of(pages.start)..window.address_of(pages.end());
+    let (mut from, mut reported) = (at.start, 0);
+    while from < at.end {
+        let (count, end) = scan_and_protect(pagemap, from..at.end, answer)
+            .map_err(|source| TrackError::Scan { pid: target.pid(), source })?;
+        for run in answer[..count].iter().filter_map(|region| run_of(window, region)) {
+            reported += run.len.0;
+            dirty.insert(run);
+        }
+        if end <= from {
+            break;
+        }
+        from = end;
+    }
+    Ok(reported)
 }
 
 /// The pages of a region the kernel told, as far as they are the window's.
@@ -117,10 +133,25 @@ impl DirtyTracker for PagemapTracker {
     }
 
     fn scan(&mut self, dirty: &mut PageSet) -> Result<ScanCost, TrackError> {
+        let cost = self.scan_unconfirmed(dirty)?;
+        self.confirm().map(|()| cost)
+    }
+
+    fn scan_unconfirmed(&mut self, dirty: &mut PageSet) -> Result<ScanCost, TrackError> {
         let started = Instant::now();
         let passed = self.pass(dirty);
         let reported = told(passed, &mut self.all, self.target.pages(), dirty)?;
         Ok(ScanCost { took: started.elapsed(), reported })
+    }
+
+    /// An ended process has no pages to report and a new mapping is not registered: neither is "nothing written".
+    fn confirm(&mut self) -> Result<(), TrackError> {
+        let found = self.target.windows();
+        self.all |= !found.as_ref().is_ok_and(|found| *found == self.windows);
+        match found? == self.windows {
+            true => Ok(()),
+            false => Err(TrackError::Remapped { pid: self.target.pid() }),
+        }
     }
 
     fn read(&self, start: PageNumber, into: &mut [u8]) -> Result<(), TrackError> {

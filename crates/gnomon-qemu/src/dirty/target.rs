@@ -11,7 +11,10 @@ use std::{
 };
 
 use gnomon_terms::{Bytes, PAGE_SIZE, PageCount, PageNumber};
-use rustix::fs::{FlockOperation, flock, major, minor};
+use rustix::{
+    fs::{FlockOperation, SeekFrom, flock, major, minor, seek},
+    io::Errno,
+};
 
 use super::{
     TrackError, TrackerTier,
@@ -93,7 +96,7 @@ impl TrackTarget {
                 Ok(0) => break,
                 Ok(n) => text.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => break,
+                Err(e) if e.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => break,
                 Err(e) => return Err(failed(e)),
             }
         }
@@ -135,7 +138,7 @@ impl TrackTarget {
         }
         match flock(&self.content, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(TrackError::Taken { pid: self.pid }),
+            Err(Errno::WOULDBLOCK) => Err(TrackError::Taken { pid: self.pid }),
             Err(e) => Err(TrackError::file("lock", &self.path("the RAM"), e.into())),
         }
     }
@@ -152,6 +155,20 @@ impl TrackTarget {
             io::ErrorKind::UnexpectedEof => TrackError::Gone { pid: self.pid },
             _ => TrackError::Scan { pid: self.pid, source },
         })
+    }
+
+    /// The first page from this one on that is not a hole of the RAM's file. Of memory without a file, and of a file that
+    /// cannot tell, it is that page itself.
+    pub(super) fn data_from(&self, page: PageNumber) -> Result<Option<PageNumber>, TrackError> {
+        if let RamAt::Address(_) = self.ram_at {
+            return Ok(Some(page));
+        }
+        match seek(&self.content, SeekFrom::Data(page.0 * PAGE_SIZE)) {
+            Ok(at) => Ok(Some(PageNumber(at / PAGE_SIZE))),
+            Err(Errno::NXIO) => Ok(None),
+            Err(Errno::INVAL) => Ok(Some(page)),
+            Err(e) => Err(TrackError::Scan { pid: self.pid, source: e.into() }),
+        }
     }
 
     /// The offset of whole pages that the RAM has.
