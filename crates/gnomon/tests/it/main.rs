@@ -26,6 +26,7 @@ mod strays;
 mod tour;
 mod traces;
 mod updates;
+mod upgrades;
 mod usage;
 mod verify;
 mod vm_kills;
