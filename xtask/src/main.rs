@@ -4,6 +4,7 @@
 //! Floor: beside the house. Depends on nothing of gnomon and on two small crates, so that it starts in seconds on a
 //! fresh clone.
 
+mod agent_image;
 mod args;
 mod bench;
 mod check;
@@ -49,7 +50,7 @@ cargo xtask COMMAND
                          [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
-                       QEMU beside the installed one
+                       QEMU beside the installed one, and make the guest with QEMU's agent
   wire                 a link with a rate and a delay, for hand tests
                          --listen ADDR --to ADDR [--rate 400mbit] [--delay 1ms]
 

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{Ended, newer_qemu, sh};
+use crate::{Ended, agent_image, newer_qemu, sh};
 
 /// A package, and why we need it.
 const PACKAGES: &[(&str, &str)] = &[
@@ -46,6 +46,7 @@ impl std::error::Error for Refusal {}
 pub fn run() -> Ended {
     ensure()?;
     newer_qemu::ensure()?;
+    agent_image::build()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 
-use crate::{Ended, check, demo, guest_image, newer_qemu, postgres, setup, sh};
+use crate::{Ended, agent_image, check, demo, guest_image, newer_qemu, postgres, setup, sh};
 
 /// `cargo xtask test`
 pub fn run() -> Ended {
@@ -15,6 +15,7 @@ pub fn run() -> Ended {
     let newer_qemu = sh::stage("newer QEMU", newer_qemu::ensure)?;
     // Tests that need a Linux guest find it in the cache.
     sh::stage("guest", guest_image::build)?;
+    sh::stage("guest with QEMU's agent", agent_image::build)?;
     let checked = check::all();
     // Colours would hide the words from whoever searches the log.
     let mut cargo = sh::cargo();

@@ -37,6 +37,20 @@ pub enum Sign {
     },
     /// The probe did not come to an end in time.
     ProbeHung,
+    /// A command in the guest did not succeed.
+    CommandFailed {
+        /// Its exit code; `None` when a signal ended it.
+        code: Option<i32>,
+        /// The end of what it said.
+        said: String,
+    },
+    /// A command in the guest did not come to an end in time.
+    CommandHung,
+    /// A command could not be run in the guest, or its end was not told.
+    NoCommand {
+        /// Why.
+        why: String,
+    },
     /// Something that the guest tells all the time was not heard any more.
     Silent {
         /// What.
@@ -117,6 +131,12 @@ impl fmt::Display for Sign {
             Sign::ProbeFailed { code: Some(code), said } => write!(f, "the probe ended with {code}: {said}"),
             Sign::ProbeFailed { code: None, said } => write!(f, "the probe was killed: {said}"),
             Sign::ProbeHung => write!(f, "the probe did not come to an end in time"),
+            Sign::CommandFailed { code: Some(code), said } => {
+                write!(f, "the command in the guest ended with {code}: {said}")
+            }
+            Sign::CommandFailed { code: None, said } => write!(f, "the command in the guest was killed: {said}"),
+            Sign::CommandHung => write!(f, "the command in the guest did not come to an end in time"),
+            Sign::NoCommand { why } => write!(f, "the command could not be followed in the guest: {why}"),
             Sign::OtherDevices { what } => write!(f, "the machine is another one: {what}"),
             Sign::Silent { what } => write!(f, "{what} was not heard any more"),
             Sign::Unlike { what, seen, low, high, .. } => {

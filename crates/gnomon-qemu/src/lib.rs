@@ -10,13 +10,15 @@
 //! Where to enter: [`VmSpec`] says what a guest is, [`Qemu::launch`] starts it, [`Qemu::adopt`] finds it again
 //! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it with its RAM,
 //! [`capture`] and [`Standby`] without, [`GuestRam`] is its RAM, [`read_stream`] knows what QEMU writes, [`prove_kvm`] and
-//! [`HostFacts`] say what the host can do. [`track`] tells which pages of a guest's RAM were written.
+//! [`HostFacts`] say what the host can do. [`track`] tells which pages of a guest's RAM were written. [`GuestAgent`] has a
+//! command run in a guest.
 //!
 //! Everything here blocks and uses plain threads: callers on an async runtime call it from a blocking thread. All
 //! waits are for an event with a deadline; nothing sleeps and looks again.
 
 mod dirty;
 mod doctor;
+mod guest_agent;
 mod kvm;
 mod migrate;
 mod process;
@@ -33,6 +35,10 @@ pub use dirty::{
     track,
 };
 pub use doctor::{HostFacts, KvmNode, QemuBinary, find_qemu};
+pub use guest_agent::{
+    ANSWER_LIMIT, Answer, AnswerError, Answers, GUEST_AGENT_PORT, GuestAgent, GuestAgentError, GuestExit,
+    GuestProcess, OUTPUT,
+};
 pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
 pub use migrate::{
     Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,

@@ -161,6 +161,7 @@ translate!(
     gnomon_link::LinkError,
     gnomon_proto::bitmap::BitmapError,
     gnomon_proto::handover::OutOfTurn,
+    gnomon_qemu::GuestAgentError,
     gnomon_qemu::MigrateError,
     gnomon_qemu::ProcessError,
     gnomon_qemu::QmpError,

@@ -18,8 +18,8 @@ pub use nic::{NicView, RunNic};
 pub use protection::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView};
 
 pub use update::{
-    Approve, ChangeView, EarlierUpdates, ImpactView, IntervalView, SeriesView, UpdateKind, UpdateOutlook,
-    UpdateVerdict, UpdateVm,
+    Approve, ChangeView, CommandView, EarlierUpdates, ImpactView, IntervalView, SeriesView, UpdateKind,
+    UpdateOutlook, UpdateVerdict, UpdateVm,
 };
 
 use super::ApiError;
@@ -415,7 +415,8 @@ pub struct EventView {
     pub vm: String,
     /// `update`, `rollback`, `move`, `protect`, `shadow-lost`, `exposed` (strict mode is suspended), `unprotect`, `switchover` or `failover`.
     pub what: String,
-    /// `done`, `refused` or `failed`.
+    /// `done`, `refused` or `failed`; of a command in the guest also `begun`, and `unwell` when the guest did not do well
+    /// after it.
     pub status: String,
     /// Where it went.
     pub to: String,
@@ -425,6 +426,9 @@ pub struct EventView {
     pub phases: Vec<PhaseView>,
     /// What spoke against it.
     pub reasons: Vec<String>,
+    /// How a command in the guest ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandView>,
 }
 
 impl EventView {
@@ -432,7 +436,7 @@ impl EventView {
     pub fn now(vm: &str, what: &str, status: &str, to: String) -> EventView {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let (vm, what, status) = (vm.to_string(), what.to_string(), status.to_string());
-        EventView { at, vm, what, status, to, gap_ms: None, phases: Vec::new(), reasons: Vec::new() }
+        EventView { at, vm, what, status, to, gap_ms: None, phases: Vec::new(), reasons: Vec::new(), command: None }
     }
 }
 

@@ -1,5 +1,5 @@
-//! `gnomon vm update`, `approve` and `events`: another QEMU, or another name of what it has, under a running guest, and
-//! what was done to a VM.
+//! `gnomon vm update`, `approve` and `events`: another QEMU, or another name of what it has, under a running guest; a
+//! command in it; and what was done to a VM.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::api::types::{Approve, EventView, UpdateVm};
 
 /// `gnomon vm update`
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("change").required(true).multiple(true).args(["qemu", "machine", "cpu"])))]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true).args(["qemu", "machine", "cpu", "guest_exec"])))]
 pub struct UpdateArgs {
     /// Which VM
     name: String,
@@ -27,6 +27,13 @@ pub struct UpdateArgs {
     /// A guest changes to another one by booting
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
+    /// A command for the guest's own shell, such as an upgrade of its packages: by qemu-guest-agent in the guest (vm run
+    /// --guest-agent). When the copy did well after it, it is run in the guest, and not undone there
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["qemu", "machine", "cpu"])]
+    guest_exec: Option<String>,
+    /// How long that command may take, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600.0, value_parser = seconds, requires = "guest_exec")]
+    guest_exec_timeout: f64,
     /// A command that says by exit code 0 that the copy is well; GNOMON_VM, GNOMON_QMP, GNOMON_CONSOLE and
     /// GNOMON_PORT_NAME tell it where the copy is
     #[arg(long, value_name = "COMMAND")]
@@ -67,6 +74,8 @@ pub(super) async fn update(args: UpdateArgs, context: &Context) -> Ended {
         qemu: args.qemu.map(absolute).transpose()?,
         machine: args.machine,
         cpu: args.cpu,
+        guest_exec: args.guest_exec,
+        guest_exec_timeout: args.guest_exec_timeout,
         probe: args.probe,
         probe_timeout: args.probe_timeout,
         observe: args.observe,
@@ -106,7 +115,10 @@ fn words(events: &[EventView]) -> String {
                 event.status.clone(),
                 event.to.clone(),
                 event.gap_ms.map(|gap| format!("{gap:.1} ms ({})", phases.join(", "))).unwrap_or_default(),
-                event.reasons.join("; "),
+                match &event.command {
+                    Some(command) if event.reasons.is_empty() => format!("took {:.1} s", command.seconds),
+                    _ => event.reasons.join("; "),
+                },
             ]
         })
         .collect();

@@ -84,12 +84,13 @@ pub enum Command {
         #[command(flatten)]
         how: RollbackArgs,
     },
-    /// Change the QEMU under a running guest, or what its machine is called, after a trial on a copy of it
+    /// Change the QEMU under a running guest, what its machine is called, or something in it, after a trial on a copy of it
     #[command(after_help = "Examples:\n  gnomon vm update web --qemu /opt/qemu-10/usr/bin/qemu-system-x86_64\n  \
                             gnomon vm update web --qemu /opt/qemu-10 --probe ./is-web-well.sh --observe 60\n  \
                             gnomon vm update web --qemu /opt/qemu-10 --approve manual --detach\n  \
                             gnomon vm update web --qemu /opt/qemu-10 --dry-run         what earlier updates let expect\n  \
                             gnomon vm update web --machine pc-q35-7.2 --cpu qemu64-v1  names that stand for what it has\n  \
+                            gnomon vm update web --guest-exec 'apt-get -y --no-download upgrade' --probe ./is-web-well.sh\n  \
                             gnomon vm rollback web                                     back to the QEMU before\n\n\
                             The guest is copied (RAM, devices, disks; it stands for some milliseconds), the copy runs in the\n\
                             new QEMU without a network, the probe looks at it, and it is watched. Only when all that goes\n\
@@ -97,7 +98,11 @@ pub enum Command {
                             of its RAM. It is watched again, and goes back by itself when something is wrong.\n\n\
                             A running guest keeps its machine type and its processor. Before anything is touched, the versioned\n\
                             types and all that the guest sees of its processor are compared, also when only --qemu is given;\n\
-                            what would differ is refused, and named. --machine and --cpu change names that stand for the same.")]
+                            what would differ is refused, and named. --machine and --cpu change names that stand for the same.\n\n\
+                            --guest-exec runs a command in the guest's own shell (/bin/sh, with mktemp and tail), by the\n\
+                            qemu-guest-agent there: on the copy first, which has no network, so fetch packages before. When it\n\
+                            ends with 0 and the copy does well after it, it is run in the guest, which is watched. There it is\n\
+                            not undone: a guest that was taken back would forget what it told others since.")]
     Update(UpdateArgs),
     /// Let a guest switch whose copy did well (update --approve manual)
     #[command(after_help = "Examples:\n  gnomon vm approve web")]
@@ -184,6 +189,10 @@ pub struct RunArgs {
     /// update that silences it is taken back
     #[arg(long)]
     agent: bool,
+    /// Have a port for qemu-guest-agent in the guest (org.qemu.guest_agent.0), which runs the commands of `vm update
+    /// --guest-exec`
+    #[arg(long)]
+    guest_agent: bool,
 }
 
 /// `gnomon vm move`
@@ -268,8 +277,14 @@ fn request(args: RunArgs) -> Result<RunVm, Failure> {
         machine: args.machine,
         cpu: args.cpu,
         nics: args.nics,
-        ports: args.ports.into_iter().chain(args.agent.then(|| "agent".to_string())).collect(),
+        ports: [args.ports, ports_of(args.agent, args.guest_agent)].concat(),
     })
+}
+
+/// The ports of the agents that are to be heard.
+fn ports_of(agent: bool, guest_agent: bool) -> Vec<String> {
+    let ports = [("agent", agent), (gnomon_qemu::GUEST_AGENT_PORT, guest_agent)];
+    ports.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name.to_string()).collect()
 }
 
 /// `VOLUME[,front=nbd|vhost-user]`

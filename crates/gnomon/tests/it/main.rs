@@ -2,6 +2,8 @@
 //! other projects, and a guest.
 
 mod balancing;
+mod beating;
+mod cache;
 mod client;
 mod confirms;
 #[cfg(feature = "etcd")]
@@ -9,6 +11,7 @@ mod etcd;
 #[cfg(feature = "etcd")]
 mod failovers;
 mod guest;
+mod guest_exec;
 mod house;
 mod imports;
 mod kills;
@@ -23,6 +26,7 @@ mod strays;
 mod tour;
 mod traces;
 mod updates;
+mod upgrades;
 mod usage;
 mod verify;
 mod vm_kills;

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,7 +20,10 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use crate::house::{House, PATIENCE, Pair, await_some, tool};
+use crate::{
+    cache,
+    house::{House, PATIENCE, Pair, await_some, tool},
+};
 
 /// Where the guest answers.
 const GUEST: &str = "10.77.0.2";
@@ -109,17 +112,9 @@ impl Wired {
     }
 }
 
-/// The Linux guest that `cargo xtask` packs into the cache beside what cargo builds.
+/// The Linux guest that `cargo xtask` packs into the cache.
 fn image() -> (String, String) {
-    let ourselves = std::env::current_exe().expect("ourselves");
-    // target/debug/deps/it-0123
-    let cache = ourselves.ancestors().nth(3).expect("a target folder").join("gnomon-cache");
-    let kernels = fs::read_dir(cache.join("kernel/boot")).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_kernel =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinuz"));
-    let kernel = kernels.into_iter().find(is_kernel);
-    let kernel = kernel.expect("a guest kernel in the cache: `cargo xtask test` and `demo` put it there");
-    (kernel.display().to_string(), cache.join("guest.cpio").display().to_string())
+    (cache::kernel(), cache::initrd("guest.cpio"))
 }
 
 /// Asks for one number after another, on a thread of its own.

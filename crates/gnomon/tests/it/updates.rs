@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    cache::newer_qemu,
     client::Chance,
     guest,
     house::{House, await_some, read_until, tool},
@@ -21,18 +22,6 @@ use crate::{
 
 /// Is well when the copy has said three times that it read and wrote.
 const PROBE: &str = "for i in $(seq 100); do grep -q GGG \"$GNOMON_CONSOLE\" && exit 0; sleep 0.1; done; exit 1";
-
-/// A newer QEMU than the installed one, unpacked by `cargo xtask setup`.
-fn newer() -> String {
-    let cached = || {
-        let ourselves = std::env::current_exe().expect("ourselves");
-        // target/debug/deps/it-0123
-        ourselves.ancestors().nth(3).expect("a target folder").join("gnomon-cache/newer-qemu")
-    };
-    let root = std::env::var_os("GNOMON_NEWER_QEMU").map_or_else(cached, PathBuf::from);
-    assert!(root.join("usr/bin").is_dir(), "{} is missing: `cargo xtask setup` unpacks it", root.display());
-    root.display().to_string()
-}
 
 /// A node with a VM that counts.
 struct Counting {
@@ -78,7 +67,7 @@ impl Counting {
     }
 
     fn update(&self, more: &[&str]) -> (i32, String) {
-        let newer = newer();
+        let newer = newer_qemu();
         self.change(&[&["--qemu", &newer], more].concat())
     }
 
@@ -126,7 +115,7 @@ fn a_guest_gets_another_qemu_and_goes_back() {
 }
 
 /// The versioned type that an alias stands for in the installed QEMU.
-fn versioned(alias: &str) -> String {
+pub fn versioned(alias: &str) -> String {
     let installed = gnomon_qemu::QemuBinary::inspect(&gnomon_qemu::find_qemu().expect("QEMU")).expect("QEMU");
     let machines = installed.machines().expect("told");
     machines.into_iter().find(|machine| machine.alias.as_deref() == Some(alias)).expect("known").name
@@ -166,9 +155,9 @@ fn what_is_the_same_by_another_name_is_changed_under_the_guest() {
 fn what_the_guest_would_see_is_refused_before_anything_is_touched() {
     let counting = Counting::boot();
     let before = counting.show();
-    let newer = newer();
+    let newer = newer_qemu();
     let (pc, own) = (versioned("pc"), versioned("q35"));
-    let table: [(&[&str], &str); 7] = [
+    let table: [(&[&str], &str); 8] = [
         (&["--machine", "pc"], &pc),
         (&["--qemu", &newer, "--machine", "q35"], &own),
         (&["--machine", "pdp11"], "does not know 'pdp11'"),
@@ -176,6 +165,7 @@ fn what_the_guest_would_see_is_refused_before_anything_is_touched() {
         (&["--cpu", "qemu64,-svm"], "svm: true and false"),
         (&["--cpu", "abacus"], "abacus"),
         (&["--machine", "q35"], "has these names already"),
+        (&["--guest-exec", "true"], "no port for an agent"),
     ];
     for (what, why) in table {
         for more in [&["--dry-run"][..], &[]] {
@@ -184,6 +174,7 @@ fn what_the_guest_would_see_is_refused_before_anything_is_touched() {
         }
     }
     assert_eq!(counting.change(&["--probe", "true"]).0, 2, "nothing to change is a wrong usage");
+    assert_eq!(counting.change(&["--guest-exec", "true", "--cpu", "qemu64"]).0, 2, "a command stands alone");
     assert_eq!(counting.house.ask(&["vm", "events", "tiny"]), serde_json::json!([]));
     assert_eq!(counting.show()["pid"], before["pid"]);
     counting.goes_on();
@@ -203,7 +194,7 @@ fn a_processor_that_grows_with_its_qemu_is_refused_another_one() {
 #[test]
 fn what_updates_did_is_kept_and_foretells_the_next() {
     let mut counting = Counting::boot();
-    let newer = newer();
+    let newer = newer_qemu();
     let outlook = |counting: &Counting| counting.house.ask(&["vm", "update", "tiny", "--qemu", &newer, "--dry-run"]);
     assert_eq!(outlook(&counting)["earlier"]["updates"], 0);
     assert_eq!(counting.update(&["--probe", "exit 1", "--observe", "0"]).0, 3);
@@ -271,15 +262,15 @@ fn what_is_no_qemu_is_refused_at_once() {
     counting.goes_on();
 }
 
-/// Waits until the job of an update is in a phase.
-fn await_phase(counting: &Counting, phase: &str) -> Value {
-    let jobs = || counting.house.look("/v1/jobs");
-    let update = || jobs().as_array()?.iter().find(|job| job["kind"] == "update").cloned();
+/// Waits until the job of the newest update is in a phase.
+pub fn await_phase(house: &House, phase: &str) -> Value {
+    let jobs = || house.look("/v1/jobs");
+    let update = || jobs().as_array()?.iter().rfind(|job| job["kind"] == "update").cloned();
     await_some(phase, || jobs().to_string(), || update().filter(|job| job["progress"]["phase"] == phase))
 }
 
-fn await_end(counting: &Counting, id: &str) -> Value {
-    let job = || counting.house.look(&format!("/v1/jobs/{id}"));
+pub fn await_end(house: &House, id: &str) -> Value {
+    let job = || house.look(&format!("/v1/jobs/{id}"));
     await_some("the end", || job().to_string(), || Some(job()).filter(|job| job["state"] != "running"))
 }
 
@@ -287,7 +278,7 @@ fn await_end(counting: &Counting, id: &str) -> Value {
 fn a_copy_whose_qemu_dies_speaks_against_the_update() {
     let counting = Counting::boot();
     let own = counting.show()["pid"].as_u64().expect("a process");
-    let newer = newer();
+    let newer = newer_qemu();
     let begin = ["vm", "update", "tiny", "--qemu", &newer, "--observe", "600", "--detach"];
     let job = counting.house.ask(&begin);
     let copy = await_some("a copy", String::new, || counting.house.qemus().into_iter().find(|pid| *pid != own));
@@ -298,7 +289,7 @@ fn a_copy_whose_qemu_dies_speaks_against_the_update() {
             .find(|log| fs::read(log).is_ok_and(|log| log.contains(&b'G')))
     });
     tool("kill", &["-KILL", &copy.to_string()]);
-    let ended = await_end(&counting, job["id"].as_str().expect("an id"));
+    let ended = await_end(&counting.house, job["id"].as_str().expect("an id"));
     assert_eq!(ended["state"], "failed");
     assert!(ended["error"]["message"].as_str().is_some_and(|why| why.contains("its QEMU ended")), "{ended}");
     counting.goes_on();
@@ -308,19 +299,19 @@ fn a_copy_whose_qemu_dies_speaks_against_the_update() {
 #[test]
 fn an_update_waits_for_its_approval_and_a_dead_daemon_forgets_it() {
     let mut counting = Counting::boot();
-    let newer = newer();
+    let newer = newer_qemu();
     let begin = ["vm", "update", "tiny", "--qemu", &newer, "--observe", "0", "--approve", "manual", "--detach"];
     counting.house.ask(&begin);
-    await_phase(&counting, "approval");
+    await_phase(&counting.house, "approval");
     counting.goes_on();
     counting.house.crash();
     counting.house.start();
     counting.goes_on();
     counting.runs_once();
     let job = counting.house.ask(&begin);
-    await_phase(&counting, "approval");
+    await_phase(&counting.house, "approval");
     assert_eq!(counting.house.run(&["vm", "approve", "tiny"]).code, 0);
-    assert_eq!(await_end(&counting, job["id"].as_str().expect("an id"))["state"], "done");
+    assert_eq!(await_end(&counting.house, job["id"].as_str().expect("an id"))["state"], "done");
     counting.goes_on();
     counting.runs_once();
 }
@@ -331,7 +322,7 @@ fn a_daemon_that_dies_in_the_switch_leaves_one_guest() {
     let mut counting = Counting::boot();
     let mut chance = Chance(41);
     for seed in 0..6 {
-        let newer = newer();
+        let newer = newer_qemu();
         let mut update = Command::new(env!("CARGO_BIN_EXE_gnomon"));
         update.args(["vm", "update", "tiny", "--qemu", &newer, "--untried", "--observe", "0"]);
         let mut update = update.env("GNOMON_SOCKET", counting.house.path("run/gnomon.sock")).spawn().expect("runs");

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::api::ApiError;
 
-/// What a running VM is to become. At least one of `qemu`, `machine` and `cpu` is given.
+/// What a running VM is to become. Given is at least one of `qemu`, `machine` and `cpu`, or `guest_exec` alone.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct UpdateVm {
     /// Another QEMU: the program, or the folder into which its packages were unpacked.
@@ -25,6 +25,12 @@ pub struct UpdateVm {
     /// Another name of its processor model, in QEMU's words.
     #[serde(default)]
     pub cpu: Option<String>,
+    /// A command for the guest's own shell, by the agent in the guest: `vm run --guest-agent`.
+    #[serde(default)]
+    pub guest_exec: Option<String>,
+    /// How long it may take, each time, seconds.
+    #[serde(default = "guest_exec_timeout")]
+    pub guest_exec_timeout: f64,
     /// A command that says whether the copy is well: exit code 0.
     #[serde(default)]
     pub probe: Option<String>,
@@ -37,6 +43,11 @@ pub struct UpdateVm {
     /// Without a trial.
     #[serde(default)]
     pub untried: bool,
+}
+
+/// As long as the installation of a good many packages takes.
+fn guest_exec_timeout() -> f64 {
+    600.0
 }
 
 /// Who lets a guest switch whose copy did well.
@@ -60,6 +71,8 @@ pub enum UpdateKind {
     Machine,
     /// What its processor model is called.
     Cpu,
+    /// Something in the guest, by a command there.
+    GuestExec,
 }
 
 /// How an update ended.
@@ -72,8 +85,21 @@ pub enum UpdateVerdict {
     Refused,
     /// It was made, and taken back because the guest did not do well in it.
     TakenBack,
-    /// It could not be made.
+    /// It could not be made; or its command in the guest failed, having done whatever it did until then.
     Failed,
+    /// Its command was run in the guest, which did not do well after it. It is not taken back.
+    Unwell,
+}
+
+/// How a command in a guest ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CommandView {
+    /// Its exit code; nothing when a signal ended it.
+    pub code: Option<i32>,
+    /// The end of what it said, on both streams: some KB at most.
+    pub said: String,
+    /// How long it took, seconds.
+    pub seconds: f64,
 }
 
 /// What an update did to a VM.
@@ -95,6 +121,9 @@ pub struct ImpactView {
     pub gap_ms: Option<f64>,
     /// What was measured of it before and after, where both are known.
     pub series: Vec<SeriesView>,
+    /// How its command ended in the guest; of one that was refused, on the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandView>,
 }
 
 /// What a number of a VM was before an update and after.
@@ -172,7 +201,8 @@ impl ImpactView {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let (kind, verdict) = (UpdateKind::Qemu, UpdateVerdict::Failed);
         let (from, to) = (String::new(), String::new());
-        ImpactView { at, vm: vm.to_string(), kind, from, to, verdict, gap_ms: None, series: Vec::new() }
+        let vm = vm.to_string();
+        ImpactView { at, vm, kind, from, to, verdict, gap_ms: None, series: Vec::new(), command: None }
     }
 }
 
@@ -182,6 +212,7 @@ impl fmt::Display for UpdateKind {
             UpdateKind::Qemu => "qemu",
             UpdateKind::Machine => "machine",
             UpdateKind::Cpu => "cpu",
+            UpdateKind::GuestExec => "guest-exec",
         })
     }
 }
@@ -193,6 +224,7 @@ impl fmt::Display for UpdateVerdict {
             UpdateVerdict::Refused => "refused",
             UpdateVerdict::TakenBack => "taken back",
             UpdateVerdict::Failed => "failed",
+            UpdateVerdict::Unwell => "unwell after it",
         })
     }
 }

@@ -133,6 +133,7 @@ mod tests {
             verdict,
             gap_ms,
             series: series(Some(expected(1.0)), Some(after)),
+            command: None,
         }
     }
 

@@ -1,4 +1,5 @@
-//! `vm update`: a running guest gets another QEMU, or other names for what it has, after that was tried on a copy of it.
+//! `vm update`: a running guest gets another QEMU, other names for what it has, or what a command does in it, after that
+//! was tried on a copy of it.
 //!
 //! ```text
 //!   check ──► trial on a copy ──► verdict ──passed──► (approval) ──► switch ──► watch ──well──► done
@@ -9,8 +10,10 @@
 //!
 //! On one host: no RAM is copied for the switch, both QEMUs map the same memory. Before the new one has run, the way
 //! back is to let the old one run on; afterwards it is a switch in the other direction, by the old program. What an
-//! update did to its guest is kept, and told before the next one (`impact.rs`).
+//! update did to its guest is kept, and told before the next one (`impact.rs`). A command in the guest (`command.rs`) takes
+//! the place of the switch; it has no way back.
 
+mod command;
 pub mod impact;
 mod probe;
 mod target;
@@ -23,7 +26,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_machine::takeover::{Disks, Phases, take_over};
+use gnomon_machine::{
+    takeover::{Disks, Phases, take_over},
+    verdict::Sign,
+};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
@@ -40,7 +46,7 @@ use super::{
 };
 use crate::api::{
     ApiError,
-    types::{Approve, EventView, ImpactView, JobView, PhaseView, Progress, UpdateVerdict, UpdateVm},
+    types::{Approve, CommandView, EventView, ImpactView, JobView, PhaseView, Progress, UpdateVerdict, UpdateVm},
 };
 
 /// How long one wait for an approval is: how soon a wish to cancel is seen.
@@ -101,6 +107,7 @@ struct Course {
     verdict: Option<UpdateVerdict>,
     pause: Option<Duration>,
     gap: Option<Duration>,
+    command: Option<CommandView>,
     after: Option<Rates>,
 }
 
@@ -120,6 +127,7 @@ impl Update {
             verdict,
             gap_ms: course.gap.map(millis),
             series: impact::series(expected, course.after),
+            command: course.command.clone(),
             ..ImpactView::now(&self.name)
         });
         // What cannot be kept is only missed by the next forecast.
@@ -131,6 +139,7 @@ impl Update {
                 "qemu": self.target.program.version.to_string(),
                 "gap_ms": course.gap.map(millis),
                 "trial_pause_ms": course.pause.map(millis),
+                "command": course.command,
                 "impact": impact,
             })
         })
@@ -145,31 +154,43 @@ impl Update {
             refuse_if_cancelled(job)?;
             if !told.verdict.passed {
                 course.verdict = Some(UpdateVerdict::Refused);
-                return Err(self.refuse(&told.verdict.reasons));
+                course.command = told.command;
+                return Err(self.refuse(course, told.verdict.reasons));
             }
         }
         if ask.approve == Approve::Manual {
             self.await_approval(job)?;
         }
+        // Known before the guest has a new QEMU, which nobody has heard anything from.
         let beats = self.daemon.vitals.beats(&self.name);
+        let pulse = || match beats {
+            true => Pulse::Own(Arc::clone(&self.daemon.vitals), self.name.clone()),
+            false => Pulse::None,
+        };
         course.verdict = Some(UpdateVerdict::Failed);
-        course.gap = Some(self.switch(job)?.gap());
-        report(job, "watch", &format!("the guest runs in {}", self.target));
-        let pulse = if beats { Pulse::Own(Arc::clone(&self.daemon.vitals), self.name.clone()) } else { Pulse::None };
-        let (signs, after) = self.watch(ask, job, pulse)?;
-        course.after = after;
-        if !signs.is_empty() {
-            course.verdict = Some(UpdateVerdict::TakenBack);
-            return Err(self.go_back(job, &signs));
+        match &self.target.command {
+            None => course.gap = Some(self.switch(job)?.gap()),
+            Some(command) => self.carry_out(command, job, course, pulse())?,
         }
-        report(job, "done", &format!("{} runs in {}", self.name, self.target));
+        report(job, "watch", &format!("the guest runs in {}", self.target));
+        let (reasons, after) = self.watch(ask, job, pulse())?;
+        course.after = after;
+        match (reasons.is_empty(), &self.target.command) {
+            (true, _) => report(job, "done", &format!("{} runs in {}", self.name, self.target)),
+            (false, None) => {
+                course.verdict = Some(UpdateVerdict::TakenBack);
+                return Err(self.go_back(job, &reasons));
+            }
+            (false, Some(_)) => return Err(self.tell_unwell(course, &reasons)),
+        }
         Ok(())
     }
 
     /// The copy did not do well: nothing has changed, and it is told.
-    fn refuse(&self, reasons: &[String]) -> ApiError {
-        self.note("refused", None, reasons);
-        ApiError::refused(format!("the update did not pass its trial: {}", reasons.join("; ")))
+    fn refuse(&self, course: &Course, reasons: Vec<String>) -> ApiError {
+        let why = reasons.join("; ");
+        self.note(EventView { reasons, command: course.command.clone(), ..self.event("refused") });
+        ApiError::refused(format!("the update did not pass its trial: {why}"))
             .then("the guest runs on as before; look into the reasons, or give --untried to update it all the same")
     }
 
@@ -206,25 +227,27 @@ impl Update {
         match take_over(&old, &next.qemu, &disks) {
             Ok(phases) => {
                 self.daemon.vms.succeed(&self.vm, next)?;
-                self.note("done", Some(&phases), &[]);
+                let named = phases.named().map(|(name, took)| PhaseView { name: name.to_string(), ms: millis(took) });
+                let gap_ms = Some(millis(phases.gap()));
+                self.note(EventView { gap_ms, phases: named.to_vec(), ..self.event("done") });
                 Ok(phases)
             }
             Err(error) => {
                 self.daemon.vms.end_beside(&self.vm, next)?;
                 let error = ApiError::from(error);
-                self.note("failed", None, &[error.to_string()]);
+                self.note(EventView { reasons: vec![error.to_string()], ..self.event("failed") });
                 Err(error)
             }
         }
     }
 
-    /// Watches the guest in its new QEMU: what speaks against it, and what it did meanwhile.
+    /// Watches the guest after its update: what speaks against it, and what it did meanwhile.
     fn watch(&self, ask: &UpdateVm, job: &Job, pulse: Pulse) -> Result<(Vec<String>, Option<Rates>), ApiError> {
-        let qemu = self.vm.qemu().ok_or_else(|| ApiError::unavailable("its new QEMU has ended at once"))?;
+        let qemu = self.vm.qemu().ok_or_else(|| ApiError::unavailable("its QEMU has ended at once"))?;
         let mut watch = Watch::begin(&qemu, pulse);
         let until = Instant::now() + Duration::try_from_secs_f64(ask.observe).unwrap_or_default();
         let signs = watch.until(until, || job.is_cancelled());
-        Ok((signs.iter().filter(|sign| sign.is_against()).map(ToString::to_string).collect(), watch.rates()))
+        Ok((against(&signs), watch.rates()))
     }
 
     /// Back to the program before, by a switch in the other direction.
@@ -242,18 +265,22 @@ impl Update {
         }
     }
 
+    /// What happened now, with no more to tell.
+    fn event(&self, status: &str) -> EventView {
+        EventView::now(&self.name, self.what, status, self.target.to_string())
+    }
+
     /// Writes down what happened.
-    fn note(&self, status: &str, phases: Option<&Phases>, reasons: &[String]) {
-        let named = phases.iter().flat_map(|phases| phases.named());
-        let event = EventView {
-            gap_ms: phases.map(|phases| millis(phases.gap())),
-            phases: named.map(|(name, took)| PhaseView { name: name.to_string(), ms: millis(took) }).collect(),
-            reasons: reasons.to_vec(),
-            ..EventView::now(&self.name, self.what, status, self.target.to_string())
-        };
-        tracing::info!(vm = self.name, what = self.what, status, reasons = reasons.join("; "), "a change of QEMU");
+    fn note(&self, event: EventView) {
+        let (what, status, reasons) = (&event.what, &event.status, event.reasons.join("; "));
+        tracing::info!(vm = self.name, what, status, to = event.to, reasons, "an update");
         self.daemon.note(&event);
     }
+}
+
+/// What speaks against an update, in words.
+fn against(signs: &[Sign]) -> Vec<String> {
+    signs.iter().filter(|sign| sign.is_against()).map(ToString::to_string).collect()
 }
 
 /// The disks of a VM, as a takeover needs them.

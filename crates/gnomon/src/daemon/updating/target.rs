@@ -5,12 +5,13 @@
 //! instruction is gone. So both are compared before anything is touched: the machine types by the versioned names that
 //! the new QEMU knows them by, and all that a guest sees of its processor, asked of its own QEMU and of the new one
 //! started without a guest. What is the same by another name is changed while the guest runs. Anything else needs a
-//! guest that boots.
+//! guest that boots. A command in the guest changes neither: of that it is asked whether somebody there would run it.
 
 use std::{fmt, path::Path};
 
 use gnomon_qemu::{MachineInfo, Processor, ProcessorDifference, QemuBinary, Resolved};
 
+use super::command::GuestCommand;
 use crate::{
     api::{
         ApiError,
@@ -34,6 +35,8 @@ pub struct Target {
     pub names: NamesRecord,
     /// The name of a machine type that was asked for.
     machine: Option<String>,
+    /// What is to be done in the guest itself.
+    pub command: Option<GuestCommand>,
     /// What that changes.
     pub kind: UpdateKind,
     /// What it runs in now, in words.
@@ -49,11 +52,18 @@ impl Target {
             machine: ask.machine.clone().unwrap_or_else(|| names.machine.clone()),
             cpu: ask.cpu.clone().or_else(|| names.cpu.clone()),
         };
+        let command = GuestCommand::of(ask)?;
         let kind = match (&ask.qemu, &ask.machine, &ask.cpu) {
-            (Some(_), _, _) => UpdateKind::Qemu,
+            (None, None, None) if command.is_some() => UpdateKind::GuestExec,
             (None, None, None) => {
-                return Err(ApiError::usage("say what is to change: --qemu, --machine or --cpu"));
+                return Err(ApiError::usage("say what is to change: --qemu, --machine, --cpu or --guest-exec"));
             }
+            _ if command.is_some() => {
+                return Err(ApiError::usage(
+                    "a command in the guest is an update of its own: give --guest-exec alone",
+                ));
+            }
+            (Some(_), _, _) => UpdateKind::Qemu,
             _ if next == names => {
                 return Err(ApiError::refused(format!("VM '{}' has these names already", record.name))
                     .then("see `gnomon vm show`"));
@@ -67,7 +77,7 @@ impl Target {
         };
         let shown = ask.machine.as_ref().map(|_| names.machine.as_str());
         let from = words(&version(&record), shown, names.cpu.as_deref());
-        Ok(Target { program, names: next, machine: ask.machine.clone(), kind, from })
+        Ok(Target { program, names: next, machine: ask.machine.clone(), command, kind, from })
     }
 
     /// What it was before its last update.
@@ -80,7 +90,8 @@ impl Target {
         let (_, names) = own(daemon, vm)?;
         let from = words(&version(&record), None, names.cpu.as_deref());
         let names = before.names.clone().unwrap_or(names);
-        Ok(Target { program: recorded(&before)?, names, machine: None, kind: UpdateKind::Qemu, from })
+        let (machine, command) = (None, None);
+        Ok(Target { program: recorded(&before)?, names, machine, command, kind: UpdateKind::Qemu, from })
     }
 
     /// Refuses what can be known to fail, or to be seen by the guest, without a trial. Starts the new QEMU without a
@@ -95,6 +106,9 @@ impl Target {
         let (Some(qemu), Some((resolved, cpus))) = (vm.qemu(), resolved(vm)) else {
             return Err(not_ours(&record.name));
         };
+        if let Some(command) = &self.command {
+            return command.check(&qemu);
+        }
         self.check_machine(&resolved, &self.program.machines()?)
             .map_err(|why| anew(&record.name, &format!("machine type cannot be changed while it runs: {why}")))?;
         let own = Processor::of(qemu.qmp())?;
@@ -123,7 +137,8 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&words(&self.program.version.to_string(), self.machine.as_deref(), self.names.cpu.as_deref()))
+        f.write_str(&words(&self.program.version.to_string(), self.machine.as_deref(), self.names.cpu.as_deref()))?;
+        self.command.as_ref().map_or(Ok(()), |command| write!(f, ", after {command} in the guest"))
     }
 }
 
@@ -202,6 +217,7 @@ mod tests {
             program: QemuBinary { path: PathBuf::new(), version, data_dirs: Vec::new() },
             names: NamesRecord { machine: machine.to_string(), cpu: None },
             machine: Some(machine.to_string()),
+            command: None,
             kind: UpdateKind::Machine,
             from: String::new(),
         }

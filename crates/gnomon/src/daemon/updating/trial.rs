@@ -2,6 +2,7 @@
 //! world. The guest itself stands for some milliseconds and notices nothing else.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,11 +15,15 @@ use gnomon_qemu::{CaptureOptions, Difference, Inventory, NetSpec, Qemu, Standby,
 
 use super::{
     probe::Probe,
+    report,
     target::Target,
     watch::{Pulse, Watch},
 };
 use crate::{
-    api::{ApiError, types::UpdateVm},
+    api::{
+        ApiError,
+        types::{CommandView, UpdateVm},
+    },
     daemon::{
         Daemon,
         agent::Ear,
@@ -36,6 +41,8 @@ pub struct Told {
     pub verdict: Verdict,
     /// How long the guest itself stood for it.
     pub pause: Duration,
+    /// How the command of the update ended in the copy, when it has one and that was told.
+    pub command: Option<CommandView>,
 }
 
 /// Tries `target` on a copy of the guest. The copy is gone when this returns.
@@ -58,20 +65,15 @@ pub fn run(
         copy.ram.shared(),
         Purpose::Trial(copy.at_rest),
     )?;
+    let look = Look { copy: &beside.qemu, name: &name, target, ask, job };
+    let mut command = None;
     let tried = try_on(&beside, &copy.blob, |copy| {
         let watch = Watch::begin(copy, if beats { Pulse::Copy(Ear::of(copy)) } else { Pulse::None });
-        let probe = ask.probe.as_deref().map(|probe| Probe::start(probe, &name, copy, seconds(ask.probe_timeout)));
-        (watch, probe)
+        // A probe looks at what the update has made of the guest: after its command, if it has one.
+        (watch, if target.command.is_none() { look.probe() } else { Ok(None) })
     })
     .and_then(|(mut watch, probe)| {
-        let until = Instant::now() + seconds(ask.observe);
-        let mut signs: Vec<Sign> = Vec::new();
-        if let Some(probe) = probe.transpose()? {
-            signs.extend(probe.wait(|| job.is_cancelled()));
-        }
-        if signs.is_empty() {
-            signs.extend(watch.until(until, || job.is_cancelled()));
-        }
+        let mut signs = look.at(&mut watch, probe?, &mut command)?;
         signs.extend(watch.compare(expected.as_ref()));
         signs.extend(unlike(&beside.qemu, &copy.blob.inspect()?));
         Ok(signs)
@@ -82,7 +84,50 @@ pub fn run(
         // A QEMU that does not take the guest is the clearest of answers.
         Err(error) => Verdict { passed: false, reasons: vec![format!("the copy did not come to run: {error}")] },
     };
-    Ok(Told { verdict, pause })
+    Ok(Told { verdict, pause, command })
+}
+
+/// A copy that is looked at.
+struct Look<'a> {
+    copy: &'a Arc<Qemu>,
+    name: &'a str,
+    target: &'a Target,
+    ask: &'a UpdateVm,
+    job: &'a Job,
+}
+
+impl Look<'_> {
+    /// Starts the probe, if there is one.
+    fn probe(&self) -> io::Result<Option<Probe>> {
+        let start = |probe| Probe::start(probe, self.name, self.copy, seconds(self.ask.probe_timeout));
+        self.ask.probe.as_deref().map(start).transpose()
+    }
+
+    /// What is seen of the copy: of the update's command, by the probe (which may be under way), and by watching.
+    fn at(
+        &self,
+        watch: &mut Watch,
+        mut probe: Option<Probe>,
+        told: &mut Option<CommandView>,
+    ) -> io::Result<Vec<Sign>> {
+        if let Some(command) = &self.target.command {
+            report(self.job, "command", &format!("{command} runs in the copy"));
+            let outcome = command.run(self.copy, watch, || self.job.is_cancelled());
+            *told = outcome.view;
+            if !outcome.signs.is_empty() || self.job.is_cancelled() {
+                return Ok(outcome.signs);
+            }
+            watch.measure_anew();
+            probe = self.probe()?;
+        }
+        let until = Instant::now() + seconds(self.ask.observe);
+        let mut signs: Vec<Sign> =
+            probe.and_then(|probe| probe.wait(|| self.job.is_cancelled())).into_iter().collect();
+        if signs.is_empty() {
+            signs = watch.until(until, || self.job.is_cancelled());
+        }
+        Ok(signs)
+    }
 }
 
 /// A copy of the guest, and forks of its disks, of one moment.

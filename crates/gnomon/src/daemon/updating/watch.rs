@@ -78,6 +78,11 @@ impl Watch {
         signs
     }
 
+    /// From here on is measured what the guest does: what it did until now was other work than it usually has.
+    pub fn measure_anew(&mut self) {
+        (self.began, self.first) = (Instant::now(), Reading::of(&self.qemu));
+    }
+
     /// How the guest compares with what was expected of it, where more is worse: a copy without a network does less than
     /// its original, and that says nothing. Nothing when it was watched for too short a time.
     pub fn compare(&self, expected: Option<&Expected>) -> Vec<Sign> {
