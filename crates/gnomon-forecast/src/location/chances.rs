@@ -18,13 +18,15 @@ impl Chances {
         if weights.is_empty() {
             weights.push(1.0);
         }
-        weights.iter_mut().filter(|weight| !weight.is_finite() || **weight < 0.0).for_each(|weight| *weight = 0.0);
-        let sum: f32 = weights.iter().sum();
-        let (scale, places) = (if sum > 0.0 { 1.0 / sum } else { 0.0 }, weights.len() as f32);
-        let all = weights
-            .into_iter()
-            .map(|weight| (weight * scale + LEAST) / (f32::from(u8::from(sum > 0.0)) + LEAST * places));
-        Chances { all: all.collect() }
+        let weight = |weight: f32| if weight.is_finite() { f64::from(weight.max(0.0)) } else { 0.0 };
+        // In 64 bits: the sum of the largest weights is a number, and that of the least is not nothing.
+        let sum: f64 = weights.iter().copied().map(weight).sum();
+        let whole = f64::from(u8::from(sum > 0.0));
+        let share = |given: f32| if sum > 0.0 { weight(given) / sum } else { 0.0 };
+        let (least, places) = (f64::from(LEAST), weights.len() as f64);
+        Chances {
+            all: weights.iter().map(|given| ((share(*given) + least) / (whole + least * places)) as f32).collect(),
+        }
     }
 
     /// All places alike.
@@ -72,10 +74,17 @@ mod tests {
         assert!(chances.top_if(2, 0.65).is_some());
     }
 
+    #[test]
+    fn the_least_and_the_largest_weights_are_weights() {
+        for weight in [4.6e-40, f32::MAX] {
+            assert_eq!(Chances::of(vec![weight; 3]), Chances::even(3), "{weight}");
+        }
+        assert_eq!(Chances::of(vec![f32::NAN, -1.0, f32::INFINITY]), Chances::even(3));
+    }
+
     proptest! {
         #[test]
         fn any_weights_become_chances(weights in prop::collection::vec(any::<f32>(), 0..200)) {
-            let weights: Vec<f32> = weights.into_iter().map(|weight| weight.clamp(-1e30, 1e30)).collect();
             let chances = Chances::of(weights);
             prop_assert!((chances.all().iter().sum::<f32>() - 1.0).abs() < 1e-3);
             prop_assert!(chances.all().iter().all(|chance| *chance > 0.0 && chance.is_finite()));
