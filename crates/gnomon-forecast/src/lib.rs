@@ -4,6 +4,9 @@
 //! and what will be read next. [`Ensemble`] is the one to use; the others are its experts, its baselines
 //! ([`SilentPredictor`], [`SequentialPredictor`]) and its bound ([`OraclePredictor`]).
 //!
+//! [`series`] forecasts how much will be asked for and when, [`location`] who reads from where next; each has models of
+//! its own behind one trait and blends them by the same hedge.
+//!
 //! Forecasts speak of units and chances, never of bytes of data, and can never do harm.
 //!
 //! Invariant: no clock, thread, socket, file, random source or global (checked by `cargo xtask tidy`).
@@ -18,6 +21,7 @@ mod gate;
 mod geometry;
 mod hedge;
 mod history;
+pub mod location;
 mod oracle;
 mod predictor;
 mod readahead;

@@ -1,46 +1,45 @@
-//! How far off a forecaster was lately, and the bounds that follow from it.
+//! How far off a forecaster was lately, and the quantiles that follow from it.
 
-use std::collections::VecDeque;
+use super::ranks::Ranks;
 
-use super::Interval;
-
-/// Errors that are remembered: enough for a bound at 95 %, few enough to follow a series that changes its manner.
+/// Errors that are remembered: enough for a level of 0.99, few enough to follow a series that changes its manner.
 const REMEMBERED: usize = 128;
-/// Errors without which there are no bounds: with fewer, the widest of them says little.
+/// Errors without which there are no quantiles: with fewer, the widest of them says little.
 const ENOUGH: usize = 8;
 
 /// The last errors, signed: value − forecast.
 ///
 /// Source: G. Shafer, V. Vovk, "A Tutorial on Conformal Prediction", 2008 (bounds from the ranks of past errors).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Errors {
-    last: VecDeque<f64>,
+    last: Ranks,
+}
+
+impl Default for Errors {
+    fn default() -> Errors {
+        Errors { last: Ranks::new(REMEMBERED) }
+    }
 }
 
 impl Errors {
     /// Notes an error.
     pub fn note(&mut self, error: f64) {
-        if self.last.len() == REMEMBERED {
-            self.last.pop_front();
+        if error.is_finite() {
+            self.last.push(error);
         }
-        self.last.push_back(error);
     }
 
-    /// The interval around `middle` that would have held this share of the values; `None` while there are too few
-    /// errors. Skewed errors make a skewed interval; the middle is always inside.
-    pub fn around(&self, middle: f64, coverage: f64) -> Option<Interval> {
+    /// What is to be added to the forecast for each of `levels`; `None` while there are too few errors.
+    pub fn quantiles(&self, levels: &[f64]) -> Option<Vec<f64>> {
         if self.last.len() < ENOUGH {
             return None;
         }
-        let mut sorted: Vec<f64> = self.last.iter().copied().collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        let outside = (1.0 - coverage.clamp(0.0, 1.0)) / 2.0;
-        // Of n errors the next falls below the k-th smallest with probability k / (n + 1).
-        let places = sorted.len() as f64 + 1.0;
-        let low = (outside * places).floor() as usize;
-        let high = (((1.0 - outside) * places).ceil() as usize).min(sorted.len());
-        let at = |place: usize| sorted[place.saturating_sub(1).min(sorted.len() - 1)];
-        Some(Interval { low: middle + at(low).min(0.0), middle, high: middle + at(high).max(0.0) })
+        levels.iter().map(|level| self.last.at(*level)).collect()
+    }
+
+    /// Bytes of state.
+    pub fn bytes(&self) -> usize {
+        self.last.bytes()
     }
 }
 
@@ -49,18 +48,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_are_ranks_of_errors() {
+    fn quantiles_are_ranks_of_errors() {
         let mut errors = Errors::default();
-        assert_eq!(errors.around(0.0, 0.9), None);
+        assert_eq!(errors.quantiles(&[0.5]), None);
         // -49 to 50: 100 errors.
         (0..100).for_each(|error| errors.note(f64::from(error) - 49.0));
-        let table = [(0.9, -45.0, 46.0), (0.5, -25.0, 26.0), (1.0, -49.0, 50.0), (0.0, 0.0, 2.0)];
-        for (coverage, low, high) in table {
-            let interval = errors.around(1000.0, coverage).expect("enough errors");
-            assert!(
-                (interval.low - (1000.0 + low)).abs() <= 1.0 && (interval.high - (1000.0 + high)).abs() <= 1.0,
-                "{coverage}: {interval:?}"
-            );
+        let said = errors.quantiles(&[0.0, 0.05, 0.5, 0.95, 1.0]).expect("enough errors");
+        for (said, expected) in said.into_iter().zip([-49.0, -45.0, 0.5, 46.0, 50.0]) {
+            assert!((said - expected).abs() <= 1.0, "{said} {expected}");
         }
     }
 
@@ -68,7 +63,8 @@ mod tests {
     fn old_errors_are_forgotten() {
         let mut errors = Errors::default();
         errors.note(1e9);
+        errors.note(f64::NAN);
         (0..REMEMBERED).for_each(|_| errors.note(1.0));
-        assert_eq!(errors.around(0.0, 1.0), Some(Interval { low: 0.0, middle: 0.0, high: 1.0 }));
+        assert_eq!(errors.quantiles(&[0.0, 1.0]), Some(vec![1.0, 1.0]));
     }
 }

@@ -1,6 +1,6 @@
 //! What it was lately, the newest weighing most: the forecaster to beat.
 
-use super::{Errors, Interval, SeriesForecaster};
+use super::{Errors, SeriesForecaster, Step};
 
 /// Exponentially weighted moving average.
 ///
@@ -24,10 +24,8 @@ impl SeriesForecaster for EwmaForecaster {
         "ewma"
     }
 
-    fn observe(&mut self, value: f64) {
-        if !value.is_finite() {
-            return;
-        }
+    fn observe(&mut self, step: &Step) {
+        let Some(value) = step.value else { return };
         if let Some(level) = self.level {
             self.errors.note(value - level);
         }
@@ -35,11 +33,14 @@ impl SeriesForecaster for EwmaForecaster {
     }
 
     /// The further ahead, the wider: errors of a level that drifts add up as the root of their number.
-    fn forecast(&self, ahead: usize, coverage: f64) -> Option<Interval> {
-        let next = self.errors.around(self.level?, coverage)?;
+    fn quantiles(&self, ahead: usize, levels: &[f64]) -> Option<Vec<f64>> {
+        let (level, errors) = (self.level?, self.errors.quantiles(levels)?);
         let wider = (1.0 + ahead as f64 * self.newest * self.newest).sqrt();
-        let Interval { low, middle, high } = next;
-        Some(Interval { low: middle + (low - middle) * wider, middle, high: middle + (high - middle) * wider })
+        Some(errors.into_iter().map(|error| level + error * wider).collect())
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.errors.bytes()
     }
 }
 
@@ -61,8 +62,8 @@ mod tests {
     #[test]
     fn it_follows_a_new_level() {
         let mut ewma = EwmaForecaster::new(0.3);
-        (0..50).for_each(|_| ewma.observe(10.0));
-        (0..50).for_each(|_| ewma.observe(90.0));
+        (0..50).for_each(|_| ewma.observe(&Step::of(10.0)));
+        (0..50).for_each(|_| ewma.observe(&Step::of(90.0)));
         assert!((ewma.forecast(0, 0.5).expect("seen enough").middle - 90.0).abs() < 0.1);
     }
 
@@ -70,16 +71,16 @@ mod tests {
     fn further_ahead_is_less_sure() {
         let mut ewma = EwmaForecaster::new(0.5);
         let mut seed = 7;
-        (0..100).for_each(|_| ewma.observe(noise(&mut seed)));
+        (0..100).for_each(|_| ewma.observe(&Step::of(noise(&mut seed))));
         let width = |ahead| ewma.forecast(ahead, 0.9).map(|i| i.high - i.low).expect("seen enough");
         assert!(width(0) < width(5) && width(5) < width(50));
     }
 
     #[test]
-    fn what_is_no_number_is_left_out() {
+    fn what_was_not_measured_is_left_out() {
         let mut ewma = EwmaForecaster::new(0.2);
         for value in [f64::NAN, f64::INFINITY, 3.0, f64::NAN] {
-            ewma.observe(value);
+            ewma.observe(&Step::of(value));
         }
         assert_eq!(ewma.level, Some(3.0));
     }

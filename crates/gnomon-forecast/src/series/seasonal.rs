@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 
-use super::{Errors, Interval, SeriesForecaster};
+use super::{Errors, SeriesForecaster, Step};
 
-/// Seasonal naive: the value one season ago. Until a season has been seen, the last value.
+/// Seasonal naive: the value one season ago. Until a season has been seen, or where it was not measured, the last value.
 ///
 /// Source: R. J. Hyndman, G. Athanasopoulos, "Forecasting: Principles and Practice", section 5.2.
 #[derive(Clone, Debug)]
 pub struct SeasonalForecaster {
     season: usize,
+    /// One season; what was not measured is there as the value before it.
     last: VecDeque<f64>,
     errors: Errors,
 }
@@ -34,21 +35,24 @@ impl SeriesForecaster for SeasonalForecaster {
         "seasonal"
     }
 
-    fn observe(&mut self, value: f64) {
-        if !value.is_finite() {
-            return;
-        }
-        if let Some(middle) = self.middle(0) {
+    fn observe(&mut self, step: &Step) {
+        if let (Some(value), Some(middle)) = (step.value, self.middle(0)) {
             self.errors.note(value - middle);
         }
+        let Some(value) = step.value.or(self.last.back().copied()) else { return };
         if self.last.len() == self.season {
             self.last.pop_front();
         }
         self.last.push_back(value);
     }
 
-    fn forecast(&self, ahead: usize, coverage: f64) -> Option<Interval> {
-        self.errors.around(self.middle(ahead)?, coverage)
+    fn quantiles(&self, ahead: usize, levels: &[f64]) -> Option<Vec<f64>> {
+        let (middle, errors) = (self.middle(ahead)?, self.errors.quantiles(levels)?);
+        Some(errors.into_iter().map(|error| middle + error).collect())
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.last.capacity() * size_of::<f64>() + self.errors.bytes()
     }
 }
 
@@ -61,7 +65,7 @@ mod tests {
     };
 
     #[test]
-    fn a_season_is_known_after_one() {
+    fn a_season_is_known_after_one_even_with_a_gap() {
         let mut seasonal = SeasonalForecaster::new(4);
         for round in 0..3 {
             for (step, value) in [1.0, 5.0, 9.0, 5.0].into_iter().enumerate() {
@@ -69,9 +73,11 @@ mod tests {
                     assert_eq!(seasonal.middle(0), Some(value), "round {round}, step {step}");
                     assert_eq!(seasonal.middle(4), Some(value));
                 }
-                seasonal.observe(value);
+                seasonal.observe(&Step::of(value));
             }
         }
+        (0..4).for_each(|_| seasonal.observe(&Step::missing()));
+        assert_eq!(seasonal.middle(2), Some(5.0), "what was not measured is the value before it");
     }
 
     #[test]

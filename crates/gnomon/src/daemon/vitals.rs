@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_forecast::series::{EwmaForecaster, Interval, SeriesForecaster};
+use gnomon_forecast::series::{EwmaForecaster, Interval, SeriesForecaster, Step};
 use gnomon_qemu::Qemu;
 use parking_lot::Mutex;
 
@@ -147,9 +147,9 @@ impl History {
     fn note(&mut self, reading: Reading) {
         self.ear.listen();
         let rates = reading.since(&self.last);
-        self.cpu.observe(rates.cpu);
-        self.requests.observe(rates.requests);
-        self.memory.observe(rates.memory);
+        self.cpu.observe(&Step::of(rates.cpu));
+        self.requests.observe(&Step::of(rates.requests));
+        self.memory.observe(&Step::of(rates.memory));
         self.last = reading;
     }
 }

@@ -1,0 +1,255 @@
+//! Staged memory: of what guests will ask for in five minutes, how much would have been there, at how much kept idle?
+//!
+//! A request is the rise of a VM's demand from one step to the next. Before the step `S` is staged, by what is known;
+//! `min(S, request)` is hit, the rest of `S` is idle. Staging decides by one knob (the level of the quantile, or the
+//! size of a reserve), the same for all pools; a curve of hit bytes over idle bytes results, which is read off at 2, 5, 10
+//! and 20 % of the mean demand. *Private*: a pool for each VM; *pooled*: one for 20. Judged after the first third (month 1
+//! of Bitbrains), on which models warm up and reserves take their scale. `raw` is the trace; in `hwm1h` a guest keeps
+//! what it had for an hour.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use anyhow::{Result, ensure};
+use gnomon_forecast::series::{ExpertView, GroupDemand};
+use gnomon_terms::Instant;
+use serde_json::{Value, json};
+
+use crate::{
+    data::{self, Demands},
+    round, row,
+};
+
+/// VMs that are looked at, and in one pool.
+const VMS: usize = 100;
+const POOL: usize = 20;
+/// A day of 5-minute steps.
+const DAY: usize = 288;
+/// Idle bytes, in shares of the mean demand.
+const IDLE: [f64; 4] = [0.02, 0.05, 0.1, 0.2];
+/// The knob of what forecasts quantiles.
+const LEVELS: [f64; 20] = [
+    0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.98, 0.99, 0.995,
+];
+/// The knob goes on beyond the highest level, in times what is said for it.
+const BEYOND: [f64; 6] = [1.2, 1.5, 2.0, 3.0, 5.0, 9.0];
+const SETTINGS: usize = LEVELS.len() + BEYOND.len();
+/// The knob of a reserve of always the same size, in mean requests of the first third.
+const RESERVES: [f64; 20] =
+    [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, 50.0];
+
+/// Bytes hit and idle, for each setting of the knob.
+type Curve = [(f64, f64); SETTINGS];
+
+/// What one pool showed.
+struct Shown {
+    asked: f64,
+    demand: f64,
+    steps: usize,
+    curves: Vec<(String, Curve)>,
+    experts: Vec<ExpertView>,
+}
+
+/// Rows of all traces that are there.
+pub fn run(folder: &Path) -> Result<Vec<Value>> {
+    let mut rows = Vec::new();
+    let bitbrains = folder.join("bitbrains_rnd_300vms.csv.zst");
+    if bitbrains.exists() {
+        let all = pick(data::bitbrains(&bitbrains)?, VMS);
+        ensure!(all.demand.len() >= POOL, "only {} VMs can be used", all.demand.len());
+        rows.extend(cases("bitbrains raw", &all, POOL));
+        rows.extend(cases("bitbrains raw", &all, 1));
+        rows.extend(cases("bitbrains hwm1h", &kept_for_an_hour(&all), POOL));
+    } else {
+        eprintln!("memory: {} is not there", bitbrains.display());
+    }
+    let google = folder.join("google2011_GCD_VMs_1600x24h_5min.tar.gz");
+    if google.exists() {
+        let all = data::google(&google)?;
+        rows.extend(cases("google2011 raw", &all, POOL));
+        rows.extend(cases("google2011 raw", &pick(all, 4 * VMS), 1));
+    } else {
+        eprintln!("memory: {} is not there", google.display());
+    }
+    Ok(rows)
+}
+
+/// Every so many of the VMs, so that they are spread over the trace's numbering.
+fn pick(all: Demands, number: usize) -> Demands {
+    let each = all.demand.len().div_ceil(number).max(1);
+    let demand: Vec<Vec<f64>> =
+        all.demand.into_iter().enumerate().filter(|(at, _)| at % each == 0).map(|(_, vm)| vm).collect();
+    let most = all.most.into_iter().enumerate().filter(|(at, _)| at % each == 0).map(|(_, most)| most).collect();
+    Demands { demand, most }
+}
+
+fn kept_for_an_hour(all: &Demands) -> Demands {
+    let hour = |vm: &Vec<f64>| -> Vec<f64> {
+        (0..vm.len()).map(|at| vm[at.saturating_sub(11)..=at].iter().copied().fold(0.0, f64::max)).collect()
+    };
+    Demands { demand: all.demand.iter().map(hour).collect(), most: all.most.clone() }
+}
+
+/// The rows of one trace with pools of so many VMs.
+fn cases(name: &str, all: &Demands, pool: usize) -> Vec<Value> {
+    let pools: Vec<Vec<usize>> = pools(all.demand.len(), pool);
+    let shown = in_parallel(&pools, |members| live(all, members));
+    let (asked, held) = (sum(&shown, |s| s.asked), sum(&shown, |s| s.demand));
+    let names: Vec<String> = shown[0].curves.iter().map(|(name, _)| name.clone()).collect();
+    let kind = if pool == 1 { "private".to_owned() } else { format!("pool of {pool}") };
+    let mut rows: Vec<Value> = IDLE
+        .iter()
+        .map(|idle| {
+            let mut told: Vec<(String, Option<f64>)> = names
+                .iter()
+                .enumerate()
+                .map(|(at, name)| {
+                    (name.clone(), read_off(&total(&shown, at), idle * held).map(|hit| 100.0 * hit / asked))
+                })
+                .collect();
+            told.push(("oracle".to_owned(), Some(100.0)));
+            row(format!("{name}, {kind}, {:.0} % idle", idle * 100.0), "% hit", true, &told)
+        })
+        .collect();
+    let steps: usize = shown.iter().map(|s| s.steps).sum();
+    rows.push(json!({ "case": format!("{name}, {kind}, experts"), "pools": pools.len(), "steps": steps,
+        "experts": experts(&shown) }));
+    rows
+}
+
+/// VM 0, 5, 10 … together: neighbours in the trace are often of one customer.
+fn pools(vms: usize, pool: usize) -> Vec<Vec<usize>> {
+    let number = (vms / pool).max(1);
+    (0..number).map(|at| (0..vms).filter(|vm| vm % number == at).collect()).collect()
+}
+
+/// The life of one pool.
+fn live(all: &Demands, members: &[usize]) -> Shown {
+    let steps = all.demand[members[0]].len();
+    let begun = std::time::Instant::now();
+    let mut clock = || Instant::from_nanos(begun.elapsed().as_nanos() as u64);
+    let mut group = GroupDemand::new(DAY, 0);
+    for vm in members {
+        group.join(*vm as u64, all.most[*vm]).expect("a pool is smaller than a group may be");
+    }
+    let names = group.blend().experts().into_iter().map(|expert| expert.name.to_owned());
+    let names = names.chain(["blend", "static"].map(str::to_owned));
+    let mut shown = Shown {
+        asked: 0.0,
+        demand: 0.0,
+        steps: 0,
+        curves: names.map(|name| (name, Curve::default())).collect(),
+        experts: Vec::new(),
+    };
+    let (mut mean, mut demand) = (0.0, 0.0);
+    for step in 0..steps {
+        let judged = step > steps / 3;
+        let staged = judged.then(|| stage(&group, mean / (steps / 3) as f64));
+        for vm in members {
+            group.demand(*vm as u64, all.demand[*vm][step]).expect("the trace keeps within its capacity");
+        }
+        let asked = group.end_step_timed(&mut clock).value.unwrap_or(0.0);
+        match staged {
+            None => mean += asked,
+            Some(staged) => {
+                shown.judge(&staged, asked);
+                demand += members.iter().map(|vm| all.demand[*vm][step]).sum::<f64>();
+            }
+        }
+    }
+    (shown.demand, shown.experts) = (demand, group.blend().experts());
+    shown
+}
+
+/// What each would stage for each setting of its knob.
+fn stage(group: &GroupDemand, mean: f64) -> Vec<Vec<f64>> {
+    let blend = group.blend();
+    let experts = blend.experts_said(&LEVELS).into_iter().chain(std::iter::once(group.will_ask(0, &LEVELS)));
+    let settings = |mut said: Vec<f64>| -> Vec<f64> {
+        let highest = said.last().copied().unwrap_or(0.0);
+        said.extend(BEYOND.map(|times| times * highest));
+        said
+    };
+    let experts = experts.map(|said| settings(said.unwrap_or_else(|| vec![0.0; LEVELS.len()])));
+    experts.chain(std::iter::once(RESERVES.map(|reserve| reserve * mean).to_vec())).collect()
+}
+
+impl Shown {
+    fn judge(&mut self, staged: &[Vec<f64>], asked: f64) {
+        self.asked += asked;
+        self.steps += 1;
+        for ((_, curve), staged) in self.curves.iter_mut().zip(staged) {
+            for (point, staged) in curve.iter_mut().zip(staged) {
+                let hit = staged.max(0.0).min(asked);
+                *point = (point.0 + hit, point.1 + staged.max(0.0) - hit);
+            }
+        }
+    }
+}
+
+fn sum(shown: &[Shown], of: impl Fn(&Shown) -> f64) -> f64 {
+    shown.iter().map(of).sum()
+}
+
+fn total(shown: &[Shown], curve: usize) -> Curve {
+    let mut total = Curve::default();
+    for shown in shown {
+        for (sum, point) in total.iter_mut().zip(&shown.curves[curve].1) {
+            *sum = (sum.0 + point.0, sum.1 + point.1);
+        }
+    }
+    total
+}
+
+/// The bytes hit where so many are idle, on straight lines from nothing through all settings; `None` beyond the last.
+fn read_off(curve: &Curve, idle: f64) -> Option<f64> {
+    let mut before = (0.0, 0.0);
+    for point in curve {
+        if point.1 >= idle {
+            let share = (idle - before.1) / (point.1 - before.1).max(f64::MIN_POSITIVE);
+            return Some(before.0 + share * (point.0 - before.0));
+        }
+        before = *point;
+    }
+    None
+}
+
+/// Means over pools.
+fn experts(shown: &[Shown]) -> Vec<Value> {
+    let number = shown.len() as f64;
+    let mean = |at: usize, of: &dyn Fn(&ExpertView) -> f64| round(sum(shown, |s| of(&s.experts[at])) / number);
+    (0..shown[0].experts.len())
+        .map(|at| {
+            json!({
+                "name": shown[0].experts[at].name,
+                "weight": mean(at, &|expert| f64::from(expert.weight)),
+                "loss": mean(at, &|expert| expert.score.loss),
+                "covered": mean(at, &|expert| expert.score.covered),
+                "micros": mean(at, &|expert| expert.micros),
+                "bytes": mean(at, &|expert| expert.bytes as f64),
+            })
+        })
+        .collect()
+}
+
+/// Does `work` for each of `all` on as many threads as there are processors; results in order.
+pub fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let (next, threads) = (AtomicUsize::new(0), thread::available_parallelism().map_or(1, usize::from));
+    let mut done: Vec<(usize, R)> = thread::scope(|scope| {
+        let worker = || {
+            let mut done = Vec::new();
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = all.get(at) else { break done };
+                done.push((at, work(item)));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}

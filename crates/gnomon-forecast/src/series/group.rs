@@ -1,0 +1,235 @@
+//! How much a trust group will ask for: its members' demand, aggregated, and one blend for all of them.
+//!
+//! A pool that is shared serves whoever asks, so what has to be known is the *sum* of what members will ask for, and that
+//! is far steadier than what each will. Only sums leave this file: nobody can read one member's demand off a forecast of
+//! a group of more than one. A group's members move the models of their own group and of no other.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use gnomon_terms::{ErrorKind, Instant};
+
+use super::{BESIDE, SeriesBlend, SeriesForecaster, Step};
+
+/// Members of a group: with 1,024 a step costs some 50 µs.
+pub const MAX_MEMBERS: usize = 1024;
+/// Steps over which a member's peak is remembered: what it had an hour ago it may ask for again.
+const HOUR: usize = 12;
+/// How fast a day's peak is forgotten, as the share that is left after each step: a third after a day.
+const DAY: f64 = 1.0 - 1.0 / 288.0;
+
+/// Who, within a group. Opaque: the caller numbers its members.
+pub type MemberId = u64;
+
+/// Why something was refused. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum GroupError {
+    /// One member too many.
+    #[error("the group has {MAX_MEMBERS} members: make a second group")]
+    Full,
+    /// Not a member.
+    #[error("{0} is not a member of the group: add it first")]
+    Unknown(MemberId),
+    /// A demand that cannot be.
+    #[error("member {member} is said to need {demand}, and 0 to {most} is what it can: look at what measures it")]
+    Impossible {
+        /// Whose.
+        member: MemberId,
+        /// What was said.
+        demand: f64,
+        /// What it may have at most.
+        most: f64,
+    },
+    /// There is one for this step.
+    #[error("a second demand of member {0} in one step: end the step first")]
+    Repeated(MemberId),
+}
+
+impl GroupError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            GroupError::Impossible { .. } => ErrorKind::Corrupt,
+            GroupError::Full | GroupError::Unknown(_) | GroupError::Repeated(_) => ErrorKind::Refused,
+        }
+    }
+}
+
+/// What is known of one member.
+#[derive(Clone, Debug)]
+struct Member {
+    most: f64,
+    demand: Option<f64>,
+    next: Option<f64>,
+    lately: VecDeque<f64>,
+    day: f64,
+    mean: f64,
+}
+
+/// A group and what it will ask for: the sum of its members' rises of demand from one step to the next.
+pub struct GroupDemand {
+    members: BTreeMap<MemberId, Member>,
+    blend: SeriesBlend,
+}
+
+impl GroupDemand {
+    /// An empty group; a day is `season` steps, and it is asked up to `horizon` steps after the next.
+    pub fn new(season: usize, horizon: usize) -> GroupDemand {
+        GroupDemand { members: BTreeMap::new(), blend: SeriesBlend::new(season, horizon) }
+    }
+
+    /// Adds a member that can need up to `most`; that of one which is there already is changed.
+    pub fn join(&mut self, id: MemberId, most: f64) -> Result<(), GroupError> {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.most = most;
+            return Ok(());
+        }
+        if self.members.len() == MAX_MEMBERS {
+            return Err(GroupError::Full);
+        }
+        let member = Member { most, demand: None, next: None, lately: VecDeque::new(), day: 0.0, mean: 0.0 };
+        self.members.insert(id, member);
+        Ok(())
+    }
+
+    /// Removes a member; what it had is forgotten, what the group learned stays.
+    pub fn leave(&mut self, id: MemberId) -> Result<(), GroupError> {
+        self.members.remove(&id).map(drop).ok_or(GroupError::Unknown(id))
+    }
+
+    /// What a member needs in the step that is open. One of whom nothing is said needs what it did.
+    pub fn demand(&mut self, id: MemberId, demand: f64) -> Result<(), GroupError> {
+        let member = self.members.get_mut(&id).ok_or(GroupError::Unknown(id))?;
+        if !(0.0..=member.most).contains(&demand) {
+            return Err(GroupError::Impossible { member: id, demand, most: member.most });
+        }
+        if member.next.is_some() {
+            return Err(GroupError::Repeated(id));
+        }
+        member.next = Some(demand);
+        Ok(())
+    }
+
+    /// Ends the step: what members asked for in it, together, and what the models were told.
+    pub fn end_step(&mut self) -> Step {
+        let step = self.gather();
+        self.blend.observe(&step);
+        step
+    }
+
+    /// The same, with the models tended and each one's time taken by `clock`.
+    pub fn end_step_timed(&mut self, clock: &mut dyn FnMut() -> Instant) -> Step {
+        let step = self.gather();
+        self.blend.observe_timed(&step, clock);
+        step
+    }
+
+    fn gather(&mut self) -> Step {
+        let mut heard = false;
+        let (mut asked, mut beside) = (0.0, [0.0; BESIDE]);
+        for member in self.members.values_mut() {
+            let Some((rise, seen)) = member.turn(&mut heard) else { continue };
+            asked += rise;
+            beside.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
+        }
+        Step { value: heard.then_some(asked), beside }
+    }
+
+    /// The models.
+    pub fn blend(&self) -> &SeriesBlend {
+        &self.blend
+    }
+
+    /// The models, to be tended.
+    pub fn blend_mut(&mut self) -> &mut SeriesBlend {
+        &mut self.blend
+    }
+
+    /// How much the group will ask for in the step after the next `ahead` ones, for each of `levels`; never less than
+    /// nothing. `None` while too little is known.
+    pub fn will_ask(&self, ahead: usize, levels: &[f64]) -> Option<Vec<f64>> {
+        Some(self.blend.quantiles(ahead, levels)?.into_iter().map(|value| value.max(0.0)).collect())
+    }
+}
+
+impl Member {
+    /// Ends the step: by how much its demand rose, and what tells of rises to come: how far it is below its peak of the
+    /// last hour, below that of the day, below its mean, and what it has. `None` before it is first heard of.
+    fn turn(&mut self, heard: &mut bool) -> Option<(f64, [f64; BESIDE])> {
+        *heard |= self.next.is_some();
+        let now = self.next.take().or(self.demand)?;
+        let rise = self.demand.map_or(0.0, |before| (now - before).max(0.0));
+        self.demand = Some(now);
+        if self.lately.len() == HOUR {
+            self.lately.pop_front();
+        }
+        self.lately.push_back(now);
+        self.day = (self.day * DAY).max(now);
+        self.mean += (1.0 - DAY) * (now - self.mean);
+        let peak = self.lately.iter().copied().fold(0.0, f64::max);
+        Some((rise, [peak - now, self.day - now, (self.mean - now).max(0.0), now]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::series::{LEVELS, tests::noise};
+
+    fn group() -> GroupDemand {
+        let mut group = GroupDemand::new(24, 0);
+        (0..3).for_each(|id| group.join(id, 1000.0).expect("there is room"));
+        group
+    }
+
+    #[test]
+    fn what_is_asked_for_is_the_sum_of_rises() {
+        let mut group = group();
+        // (demands of three members, asked for together)
+        let table = [([10.0, 10.0, 10.0], 0.0), ([15.0, 5.0, 10.0], 5.0), ([15.0, 25.0, 11.0], 21.0)];
+        for (demands, asked) in table {
+            for (id, demand) in demands.into_iter().enumerate() {
+                group.demand(id as MemberId, demand).expect("good demands");
+            }
+            assert_eq!(group.end_step().value, Some(asked));
+        }
+        assert_eq!(group.end_step().value, None, "nobody was heard");
+        group.demand(0, 100.0).expect("a good demand");
+        assert_eq!(group.end_step().value, Some(85.0), "the others need what they did");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let mut group = group();
+        group.demand(1, 7.0).expect("a good demand");
+        for (id, demand) in [(0, f64::NAN), (0, -1.0), (0, 1001.0), (1, 8.0), (9, 1.0)] {
+            assert!(group.demand(id, demand).is_err(), "{id} {demand}");
+        }
+        assert_eq!(group.leave(9), Err(GroupError::Unknown(9)));
+        assert_eq!(group.demand(1, 8.0).map_err(|error| error.kind()), Err(ErrorKind::Refused));
+        (3..MAX_MEMBERS as MemberId).for_each(|id| group.join(id, 1.0).expect("there is room"));
+        assert_eq!(group.join(u64::MAX, 1.0), Err(GroupError::Full));
+    }
+
+    #[test]
+    fn a_hostile_member_moves_its_own_group_only_and_that_by_no_more_than_it_may_have() {
+        let run = |hostile: bool| {
+            let (mut theirs, mut ours) = (group(), group());
+            let mut seed = 73;
+            for step in 0..600 {
+                for id in 0..3 {
+                    let demand = 100.0 + 50.0 * noise(&mut seed);
+                    ours.demand(id, demand).expect("good demands");
+                    let lie = if step % 2 == 0 { 1000.0 } else { 0.0 };
+                    theirs.demand(id, if hostile && id == 0 { lie } else { demand }).expect("demands within bounds");
+                }
+                theirs.end_step();
+                ours.end_step();
+            }
+            (theirs.will_ask(0, &LEVELS).expect("seen enough"), ours.will_ask(0, &LEVELS).expect("seen enough"))
+        };
+        let ((honest, before), (lied, after)) = (run(false), run(true));
+        assert_eq!(before, after, "another group's forecast was moved");
+        assert_ne!(honest, lied);
+        assert!(lied.iter().all(|value| *value <= 3000.0), "{lied:?}");
+    }
+}
