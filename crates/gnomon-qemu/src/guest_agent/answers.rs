@@ -5,9 +5,8 @@
 //!
 //! Source: QEMU, qga/qapi-schema.json (`guest-sync-delimited`, `guest-exec-status`) and docs/interop/qmp-spec.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
-
-use super::base64;
 
 /// The longest line that is taken. What we ask for is answered in 6 KB at most: [`OUTPUT`] bytes, written in base64.
 pub const ANSWER_LIMIT: usize = 16 << 10;
@@ -124,7 +123,7 @@ impl GuestExit {
         };
         let said = match status.get("out-data") {
             None => Vec::new(),
-            Some(data) => data.as_str().and_then(base64::decode).ok_or(AnswerError::Implausible("out-data"))?,
+            Some(data) => data.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(AnswerError::Implausible("out-data"))?,
         };
         Ok(Some(GuestExit { code, said: printable(said.trim_ascii(), OUTPUT) }))
     }

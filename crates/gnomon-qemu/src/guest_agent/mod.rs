@@ -8,7 +8,6 @@
 //! made printable ([`Answers`]). A conversation that failed is over: whoever wants to ask again connects anew.
 
 mod answers;
-mod base64;
 mod error;
 
 use std::{
