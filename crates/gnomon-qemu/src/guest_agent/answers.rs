@@ -123,7 +123,10 @@ impl GuestExit {
         };
         let said = match status.get("out-data") {
             None => Vec::new(),
-            Some(data) => data.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(AnswerError::Implausible("out-data"))?,
+            Some(data) => data
+                .as_str()
+                .and_then(|text| STANDARD.decode(text).ok())
+                .ok_or(AnswerError::Implausible("out-data"))?,
         };
         Ok(Some(GuestExit { code, said: printable(said.trim_ascii(), OUTPUT) }))
     }
