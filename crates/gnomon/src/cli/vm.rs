@@ -175,7 +175,8 @@ pub struct RunArgs {
     /// QEMU's machine type, versioned or an alias [default: q35]
     #[arg(long, value_name = "TYPE")]
     machine: Option<String>,
-    /// QEMU's processor model [default: host under KVM, QEMU's own default under emulation]
+    /// QEMU's processor model [default: host under KVM, QEMU's own default under emulation]. What `host` and `max` show may
+    /// differ between releases of QEMU: a guest that is to change its QEMU while it runs has a model with a name of its own
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
     /// A virtio-serial port, offered as a unix socket

@@ -129,6 +129,8 @@ fn a_guest_goes_on_at_its_shadow_after_its_host_died() {
     let mut sheltered = Sheltered::boot();
     let job = sheltered.protect();
     assert_eq!((&job["state"], &job["result"]["to"]), (&Value::from("done"), &Value::from("b")), "{job}");
+    // The first one is as old as the copy of everything took.
+    assert!(job["result"]["checkpoint"].as_u64() >= Some(2), "{job}");
     await_state(&sheltered.pair.a, "protected");
     let here = show(&sheltered.pair.a)["protection"].clone();
     assert!(here["lag_ms"].as_f64().is_some_and(|lag| lag > 0.0) && here["tracker"] != "", "{here}");

@@ -427,7 +427,8 @@ impl Primary {
         if job.is_cancelled() {
             self.shared.order.send_replace(Order::End);
         }
-        if !matches!(*self.shared.order.borrow(), Order::None) {
+        // A switchover is asked of a shadow that is there: the copy has been made.
+        if !matches!(*self.shared.order.borrow(), Order::None | Order::Switch(_)) {
             hub.session().close("the first copy is not wanted any more");
         }
         let total = self.qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory);

@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_machine::primary::{ReplicateError, Replicator};
+use gnomon_machine::primary::{ReplicateError, Replicator, Told};
 use gnomon_qemu::{Qemu, RunState};
+use gnomon_terms::Bytes;
 
 use super::{pulse::millis, shared::Shared, volumes::Volumes};
 use crate::{
@@ -27,6 +28,13 @@ pub(super) enum Left {
     Broken(ApiError),
 }
 
+/// The first copy of everything, which the shadow has: when it was begun, and what it cost.
+#[derive(Clone, Copy)]
+struct FirstCopy {
+    begun: Instant,
+    told: Told,
+}
+
 /// A run of checkpoints, on a thread of its own.
 pub(super) struct Run {
     pub engine: Replicator,
@@ -39,12 +47,18 @@ impl Run {
     /// Takes checkpoints until `wait`, which lasts as long as it is told to, says that something was asked. The job of
     /// the first copy comes back when it has not been made.
     pub fn checkpoints(mut self, mut job: Option<Job>, mut wait: impl FnMut(Duration) -> bool) -> Done {
-        let mut due = Duration::ZERO;
+        let (mut due, mut first) = (Duration::ZERO, None);
         let left = loop {
             if wait(due) {
+                // What is asked of a shadow is asked of one that is there.
+                if let Some(copy) = first
+                    && let Some(job) = job.take()
+                {
+                    self.protected(&job, copy);
+                }
                 break Left::Asked;
             }
-            due = match self.checkpoint(&mut job) {
+            due = match self.checkpoint(&mut job, &mut first) {
                 Ok(()) => self.engine.due_in(),
                 Err(error) if !self.engine.is_connected() => break Left::Broken(error.into()),
                 Err(error) if self.volumes.is_broken() => break Left::Broken(error.into()),
@@ -55,30 +69,39 @@ impl Run {
         (self.engine, left, job)
     }
 
-    /// Takes one checkpoint; the first one is waited for, and ends the job.
-    fn checkpoint(&mut self, job: &mut Option<Job>) -> Result<(), ReplicateError> {
+    /// Takes one checkpoint. While there is a job it is waited for; the second one ends the job. The first is as old as
+    /// the copy of everything took, and a shadow that has no more than that is not in step.
+    fn checkpoint(&mut self, job: &mut Option<Job>, first: &mut Option<FirstCopy>) -> Result<(), ReplicateError> {
         let begun = Instant::now();
         self.shared.pulse.begins(self.engine.upcoming());
         let told = self.engine.checkpoint()?;
         self.shared.pulse.sent(told, self.engine.due_in() + told.took);
-        if job.is_some() {
-            self.engine.await_sealed(told.checkpoint)?;
+        if job.is_none() {
+            return Ok(());
         }
-        if let Some(job) = job.take() {
-            let (to, bytes) = (self.shared.record.lock().to.clone(), told.bytes.0);
-            let idle =
-                if self.has_nothing_to_hold() { "; it has no network card: there is nothing to hold" } else { "" };
-            let message = format!("protected by node {to} since checkpoint {}{idle}", told.checkpoint);
-            tell(&job, "protected", bytes, bytes, &message);
-            job.finish(Ok(serde_json::json!({
-                "to": to,
-                "checkpoint": told.checkpoint,
-                "bytes": bytes,
-                "seconds": begun.elapsed().as_secs_f64(),
-                "pause_ms": millis(told.pause),
-            })));
+        self.engine.await_sealed(told.checkpoint)?;
+        if let Some(FirstCopy { begun, told: whole }) = first.replace(FirstCopy { begun, told })
+            && let Some(job) = job.take()
+        {
+            let (bytes, pause) = (Bytes(whole.bytes.0 + told.bytes.0), whole.pause.max(told.pause));
+            self.protected(&job, FirstCopy { begun, told: Told { bytes, pause, ..told } });
         }
         Ok(())
+    }
+
+    /// Ends the job of the first copy.
+    fn protected(&self, job: &Job, FirstCopy { begun, told }: FirstCopy) {
+        let (to, bytes) = (self.shared.record.lock().to.clone(), told.bytes.0);
+        let idle = if self.has_nothing_to_hold() { "; it has no network card: there is nothing to hold" } else { "" };
+        let message = format!("protected by node {to} since checkpoint {}{idle}", told.checkpoint);
+        tell(job, "protected", bytes, bytes, &message);
+        job.finish(Ok(serde_json::json!({
+            "to": to,
+            "checkpoint": told.checkpoint,
+            "bytes": bytes,
+            "seconds": begun.elapsed().as_secs_f64(),
+            "pause_ms": millis(told.pause),
+        })));
     }
 
     /// Whether strict mode was asked for and changes nothing.

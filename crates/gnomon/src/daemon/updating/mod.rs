@@ -16,6 +16,7 @@
 mod command;
 pub mod impact;
 mod probe;
+mod processors;
 mod target;
 mod trial;
 mod watch;

@@ -9,9 +9,9 @@
 
 use std::{fmt, path::Path};
 
-use gnomon_qemu::{MachineInfo, Processor, ProcessorDifference, QemuBinary, Resolved};
+use gnomon_qemu::{MachineInfo, Processor, QemuBinary, Resolved};
 
-use super::command::GuestCommand;
+use super::{command::GuestCommand, processors};
 use crate::{
     api::{
         ApiError,
@@ -24,9 +24,6 @@ use crate::{
     },
 };
 
-/// How many differences are told one by one.
-const TOLD: usize = 5;
-
 /// What a guest is to become.
 pub struct Target {
     /// The program that is to run it.
@@ -35,6 +32,8 @@ pub struct Target {
     pub names: NamesRecord,
     /// The name of a machine type that was asked for.
     machine: Option<String>,
+    /// Whether another name of its processor was asked for.
+    asks_for_a_processor: bool,
     /// What is to be done in the guest itself.
     pub command: Option<GuestCommand>,
     /// What that changes.
@@ -77,7 +76,8 @@ impl Target {
         };
         let shown = ask.machine.as_ref().map(|_| names.machine.as_str());
         let from = words(&version(&record), shown, names.cpu.as_deref());
-        Ok(Target { program, names: next, machine: ask.machine.clone(), command, kind, from })
+        let (machine, asks_for_a_processor) = (ask.machine.clone(), ask.cpu.is_some());
+        Ok(Target { program, names: next, machine, asks_for_a_processor, command, kind, from })
     }
 
     /// What it was before its last update.
@@ -90,8 +90,15 @@ impl Target {
         let (_, names) = own(daemon, vm)?;
         let from = words(&version(&record), None, names.cpu.as_deref());
         let names = before.names.clone().unwrap_or(names);
-        let (machine, command) = (None, None);
-        Ok(Target { program: recorded(&before)?, names, machine, command, kind: UpdateKind::Qemu, from })
+        Ok(Target {
+            program: recorded(&before)?,
+            names,
+            machine: None,
+            asks_for_a_processor: false,
+            command: None,
+            kind: UpdateKind::Qemu,
+            from,
+        })
     }
 
     /// Refuses what can be known to fail, or to be seen by the guest, without a trial. Starts the new QEMU without a
@@ -118,7 +125,16 @@ impl Target {
         })?;
         match own.differences(&next).as_slice() {
             [] => Ok(()),
-            seen => Err(anew(&record.name, &format!("guest would see its processor change: {}", listed(seen)))),
+            seen => {
+                let why = format!("VM '{}': its guest would see its processor change: ", record.name);
+                let remedy = processors::remedy(
+                    &record.name,
+                    qemu.record().spec.as_ref().and_then(|spec| spec.cpu_model.as_deref()),
+                    resolved.accelerator,
+                    self.asks_for_a_processor,
+                );
+                Err(ApiError::refused(why + &processors::differences(seen)).then(remedy))
+            }
         }
     }
 
@@ -182,16 +198,6 @@ fn program_at(path: &Path) -> Result<QemuBinary, ApiError> {
     })
 }
 
-/// Who made it and what it is called say most to people, and come first.
-fn listed(seen: &[ProcessorDifference]) -> String {
-    let is_name = |difference: &&ProcessorDifference| matches!(difference.what.as_str(), "vendor" | "model-id");
-    let (names, others): (Vec<_>, Vec<_>) = seen.iter().partition(is_name);
-    let told: Vec<String> = names.iter().chain(&others).take(TOLD).map(ToString::to_string).collect();
-    let more = seen.len().saturating_sub(TOLD);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    format!("{}{more}", told.join("; "))
-}
-
 /// What a running guest cannot be given, and how it gets it.
 fn anew(vm: &str, why: &str) -> ApiError {
     ApiError::refused(format!("VM '{vm}': its {why}"))
@@ -217,6 +223,7 @@ mod tests {
             program: QemuBinary { path: PathBuf::new(), version, data_dirs: Vec::new() },
             names: NamesRecord { machine: machine.to_string(), cpu: None },
             machine: Some(machine.to_string()),
+            asks_for_a_processor: false,
             command: None,
             kind: UpdateKind::Machine,
             from: String::new(),
@@ -253,14 +260,5 @@ mod tests {
         }
         // Not asked for: the alias by which it was once started does not matter.
         assert_eq!(Target { machine: None, ..target("q35") }.check_machine(&has, &newer), Ok(()));
-    }
-
-    #[test]
-    fn not_every_difference_is_told() {
-        let one = ProcessorDifference { what: "model".into(), this: "6".into(), other: "15".into() };
-        assert_eq!(listed(std::slice::from_ref(&one)), "model: 6 and 15");
-        let vendor = ProcessorDifference { what: "vendor".into(), ..one.clone() };
-        let many = listed(&[vec![one; TOLD + 2], vec![vendor]].concat());
-        assert!(many.starts_with("vendor: 6 and 15; model: ") && many.ends_with("; and 3 more"), "{many}");
     }
 }
