@@ -3,7 +3,8 @@
 //! Regions are cells of 0.05° (4 by 5.5 km). Users' weeks are lived side by side, each user's first 70 % warm the models
 //! up, and the rest is judged, each forecast before its check-in. Hour and weekday are those for which is asked; the
 //! weather is that of the time asked for (what a feed that is on time says). As a control the same weather is dealt to
-//! check-ins by chance. A *move* is a check-in elsewhere than the user's last: that is what a mirror has to know.
+//! check-ins by chance. A *move* is a check-in elsewhere than the user's last: that is what a mirror has to know;
+//! for it the place where the user was is taken out of what is said.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -131,8 +132,8 @@ fn live(visits: &[(Visit, bool)], places: usize) -> BTreeMap<&'static str, Shown
             for (name, chances) in blend.each_forecast(visit, places) {
                 let shown = shown.entry(name).or_default();
                 shown.all.judge(&chances, visit.at);
-                if before.is_some_and(|before| before != visit.at) {
-                    shown.moves.judge(&chances, visit.at);
+                if let Some(before) = before.filter(|before| *before != visit.at) {
+                    shown.moves.judge(&chances.elsewhere(before), visit.at);
                 }
                 if let Some(top) = chances.top_if(3, ENOUGH) {
                     shown.said += 1;

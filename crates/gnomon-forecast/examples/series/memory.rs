@@ -114,6 +114,7 @@ fn cases(name: &str, all: &Demands, pool: usize) -> Vec<Value> {
             row(format!("{name}, {kind}, {:.0} % idle", idle * 100.0), "% hit", true, &told)
         })
         .collect();
+    eprintln!("{name}, {kind}: {} pools are done", pools.len());
     let steps: usize = shown.iter().map(|s| s.steps).sum();
     rows.push(json!({ "case": format!("{name}, {kind}, experts"), "pools": pools.len(), "steps": steps,
         "experts": experts(&shown) }));

@@ -44,6 +44,12 @@ impl Chances {
         self.all.get(place.number()).copied().unwrap_or(LEAST)
     }
 
+    /// The chances if it is known not to be `here`: of where somebody goes who goes.
+    pub fn elsewhere(&self, here: Region) -> Chances {
+        let weights = self.all.iter().enumerate();
+        Chances::of(weights.map(|(at, chance)| if at == here.number() { 0.0 } else { *chance }).collect())
+    }
+
     /// The `k` likeliest places, the likeliest first, with their chances. Those of equal chance by their numbers.
     pub fn top(&self, k: usize) -> Vec<(Region, f32)> {
         let mut places: Vec<(Region, f32)> =
@@ -65,6 +71,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn top_place(chances: &Chances) -> Region {
+        chances.top(1)[0].0
+    }
+
     #[test]
     fn the_likeliest_come_first_and_silence_when_too_unlikely() {
         let chances = Chances::of(vec![1.0, 5.0, 2.0, 2.0]);
@@ -72,6 +82,8 @@ mod tests {
         assert_eq!(top, [1, 2, 3]);
         assert!(chances.top_if(1, 0.45).is_some() && chances.top_if(1, 0.55).is_none());
         assert!(chances.top_if(2, 0.65).is_some());
+        let (likeliest, chance) = chances.elsewhere(top_place(&chances)).top(1)[0];
+        assert!(likeliest.number() == 2 && (chance - 0.4).abs() < 0.01, "{chance}");
     }
 
     #[test]

@@ -17,6 +17,12 @@ const HOUR: usize = 12;
 /// How fast a day's peak is forgotten, as the share that is left after each step: a third after a day.
 const DAY: f64 = 1.0 - 1.0 / 288.0;
 
+/// What a member did last and where it stands in its last hour: three ways times four quarters.
+const STATES: usize = 12;
+/// How fast what follows a state, or a place of the hour, is learned: within some hundred steps there, or a day's hours.
+const LEARNS: f64 = 1.0 / 64.0;
+const HOURS: f64 = 1.0 / 24.0;
+
 /// Who, within a group. Opaque: the caller numbers its members.
 pub type MemberId = u64;
 
@@ -63,18 +69,23 @@ struct Member {
     lately: VecDeque<f64>,
     day: f64,
     mean: f64,
+    /// Its mean rise after each state, and at each step of the hour.
+    after: [f64; STATES],
+    hourly: [f64; HOUR],
+    state: usize,
 }
 
 /// A group and what it will ask for: the sum of its members' rises of demand from one step to the next.
 pub struct GroupDemand {
     members: BTreeMap<MemberId, Member>,
+    steps: usize,
     blend: SeriesBlend,
 }
 
 impl GroupDemand {
     /// An empty group; a day is `season` steps, and it is asked up to `horizon` steps after the next.
     pub fn new(season: usize, horizon: usize) -> GroupDemand {
-        GroupDemand { members: BTreeMap::new(), blend: SeriesBlend::new(season, horizon) }
+        GroupDemand { members: BTreeMap::new(), steps: 0, blend: SeriesBlend::new(season, horizon) }
     }
 
     /// Adds a member that can need up to `most`; that of one which is there already is changed.
@@ -86,8 +97,7 @@ impl GroupDemand {
         if self.members.len() == MAX_MEMBERS {
             return Err(GroupError::Full);
         }
-        let member = Member { most, demand: None, next: None, lately: VecDeque::new(), day: 0.0, mean: 0.0 };
-        self.members.insert(id, member);
+        self.members.insert(id, Member::new(most));
         Ok(())
     }
 
@@ -127,10 +137,11 @@ impl GroupDemand {
         let mut heard = false;
         let (mut asked, mut beside) = (0.0, [0.0; BESIDE]);
         for member in self.members.values_mut() {
-            let Some((rise, seen)) = member.turn(&mut heard) else { continue };
+            let Some((rise, seen)) = member.turn(self.steps, &mut heard) else { continue };
             asked += rise;
             beside.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
         }
+        self.steps += 1;
         Step { value: heard.then_some(asked), beside }
     }
 
@@ -152,12 +163,38 @@ impl GroupDemand {
 }
 
 impl Member {
+    fn new(most: f64) -> Member {
+        Member {
+            most,
+            demand: None,
+            next: None,
+            lately: VecDeque::new(),
+            day: 0.0,
+            mean: 0.0,
+            after: [0.0; STATES],
+            hourly: [0.0; HOUR],
+            state: 0,
+        }
+    }
+
     /// Ends the step: by how much its demand rose, and what tells of rises to come: how far it is below its peak of the
-    /// last hour, below that of the day, below its mean, and what it has. `None` before it is first heard of.
-    fn turn(&mut self, heard: &mut bool) -> Option<(f64, [f64; BESIDE])> {
+    /// last hour, below that of the day, below its mean; what it has; and how much it rose in the mean when it was as it
+    /// is, and at this step of the hour (programs are started by the clock). `None` before it is first heard of.
+    fn turn(&mut self, step: usize, heard: &mut bool) -> Option<(f64, [f64; BESIDE])> {
         *heard |= self.next.is_some();
         let now = self.next.take().or(self.demand)?;
-        let rise = self.demand.map_or(0.0, |before| (now - before).max(0.0));
+        let before = self.demand.unwrap_or(now);
+        let rise = (now - before).max(0.0);
+        self.after[self.state] += LEARNS * (rise - self.after[self.state]);
+        self.hourly[step % HOUR] += HOURS * (rise - self.hourly[step % HOUR]);
+        self.note(now);
+        let peak = self.lately.iter().copied().fold(0.0, f64::max);
+        self.state = self.state_of(before, now, peak);
+        let usual = [self.after[self.state], self.hourly[(step + 1) % HOUR]];
+        Some((rise, [peak - now, self.day - now, (self.mean - now).max(0.0), now, usual[0], usual[1]]))
+    }
+
+    fn note(&mut self, now: f64) {
         self.demand = Some(now);
         if self.lately.len() == HOUR {
             self.lately.pop_front();
@@ -165,8 +202,14 @@ impl Member {
         self.lately.push_back(now);
         self.day = (self.day * DAY).max(now);
         self.mean += (1.0 - DAY) * (now - self.mean);
-        let peak = self.lately.iter().copied().fold(0.0, f64::max);
-        Some((rise, [peak - now, self.day - now, (self.mean - now).max(0.0), now]))
+    }
+
+    /// Which of [`STATES`]: fell, stayed or rose by a tenth, and to which quarter of what it had in the last hour.
+    fn state_of(&self, before: f64, now: f64, peak: f64) -> usize {
+        let least = self.lately.iter().copied().fold(peak, f64::min);
+        let way = usize::from(now > before * 0.9) + usize::from(now > before * 1.1);
+        let quarter = ((now - least) / (peak - least).max(f64::MIN_POSITIVE) * 4.0) as usize;
+        way * 4 + quarter.min(3)
     }
 }
 

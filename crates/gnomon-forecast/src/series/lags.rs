@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use super::{BESIDE, Step};
 
 /// Numbers a model sees of the past.
-pub(super) const FEATURES: usize = 22 + BESIDE;
+pub(super) const FEATURES: usize = 24 + BESIDE;
 /// What a model sees.
 pub(super) type Features = [f32; FEATURES];
 
@@ -21,6 +21,9 @@ const RATES: [f64; 4] = [1.0 / 4.0, 1.0 / 16.0, 1.0 / 64.0, 1.0 / 288.0];
 const CENTRE: usize = 1;
 /// The scale follows within some thousand steps, so that what was learned in its terms stays true meanwhile.
 const SCALE: f64 = 1.0 / 1024.0;
+/// What is usual at a place of the hour and of the day: means over a day's hours, and over a week's days.
+const HOURS: f64 = 1.0 / 24.0;
+const DAYS: f64 = 1.0 / 7.0;
 /// Steps without which there are no features.
 const ENOUGH: u64 = 12;
 
@@ -31,6 +34,8 @@ pub(super) struct Lags {
     /// One season, the newest last; what was not measured is there as the value before it.
     last: VecDeque<f32>,
     means: [f64; RATES.len()],
+    hour: Usual,
+    day: Usual,
     swing: f64,
     scale: f64,
     measured: u64,
@@ -45,6 +50,8 @@ impl Lags {
             season: season.max(1),
             last: VecDeque::new(),
             means: [0.0; RATES.len()],
+            hour: Usual::new(season / 24, HOURS),
+            day: Usual::new(season, DAYS),
             swing: 0.0,
             scale: 0.0,
             measured: 0,
@@ -55,6 +62,10 @@ impl Lags {
 
     /// Notes a step.
     pub(super) fn observe(&mut self, step: &Step) {
+        if let Some(value) = step.value {
+            self.hour.note(self.steps, value);
+            self.day.note(self.steps, value);
+        }
         self.steps += 1;
         self.beside = step.beside;
         let before = self.last.back().copied();
@@ -118,6 +129,10 @@ impl Lags {
         let day = |beside: usize| self.squash(self.season_ago(ahead + beside)) - centre;
         put(day(0));
         put((day(1) + day(2) + day(3)) / 3.0);
+        [&self.hour, &self.day].into_iter().for_each(|usual| {
+            let usual = usual.at(self.steps + ahead as u64).unwrap_or(self.means[CENTRE]);
+            put(self.squash(usual) - centre);
+        });
         self.clock(ahead).iter().for_each(|hand| put(*hand));
         self.beside.iter().for_each(|known| put(self.squash(*known) - centre));
         put(1.0);
@@ -126,7 +141,8 @@ impl Lags {
 
     /// Bytes of state.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.last.capacity() * size_of::<f32>()
+        let usual = (self.hour.by_place.len() + self.day.by_place.len()) * size_of::<Option<f32>>();
+        size_of::<Self>() + self.last.capacity() * size_of::<f32>() + usual
     }
 
     fn ago(&self, age: usize) -> f64 {
@@ -154,6 +170,36 @@ impl Lags {
         };
         let ([day, noon], [week, midweek]) = (hand(self.season), hand(self.season * 7));
         [day, noon, week, midweek]
+    }
+}
+
+/// What is usual at each place of a cycle.
+#[derive(Clone, Debug)]
+struct Usual {
+    rate: f64,
+    by_place: Vec<Option<f32>>,
+}
+
+impl Usual {
+    fn new(places: usize, rate: f64) -> Usual {
+        Usual { rate, by_place: vec![None; places.max(1)] }
+    }
+
+    fn note(&mut self, step: u64, value: f64) {
+        let place = (step % self.by_place.len() as u64) as usize;
+        let before = self.by_place[place].map_or(value, f64::from);
+        self.by_place[place] = Some((before + self.rate * (value - before)) as f32);
+    }
+
+    /// What is usual at a step; of a day's places with its neighbours, for a day is seen seldom.
+    fn at(&self, step: u64) -> Option<f64> {
+        let places = self.by_place.len() as u64;
+        let around = [0, 1, places - 1].map(|beside| self.by_place[((step + beside) % places) as usize]);
+        let [here, after, before] = around.map(|usual| usual.map(f64::from));
+        match self.rate == DAYS {
+            true => Some(0.5 * here? + 0.25 * (after? + before?)),
+            false => here,
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   samples ──► Intake ──► Step ──► SeriesBlend ──► quantiles
-//!   (time, value)  refuses   even     last · ewma · quantile · seasonal · holt-winters · linear · boosted
+//!   (time, value)  refuses   even     last · ewma · quantile · seasonal · holt-winters · linear · boosted · gru
 //! ```
 
 mod blend;
@@ -16,6 +16,8 @@ mod drift;
 mod errors;
 mod ewma;
 mod group;
+mod gru;
+mod gru_cell;
 mod holt_winters;
 mod intake;
 mod lags;
@@ -33,6 +35,7 @@ pub use boosted::BoostedForecaster;
 pub use errors::Errors;
 pub use ewma::EwmaForecaster;
 pub use group::{GroupDemand, GroupError, MAX_MEMBERS, MemberId};
+pub use gru::GruForecaster;
 pub use holt_winters::HoltWintersForecaster;
 pub use intake::{Intake, MAX_GAP, SampleError, Series};
 pub use last::LastForecaster;
@@ -46,7 +49,7 @@ pub use seasonal::SeasonalForecaster;
 pub const LEVELS: [f64; 7] = [0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99];
 
 /// How many numbers a [`Step`] can carry beside its value.
-pub const BESIDE: usize = 4;
+pub const BESIDE: usize = 6;
 
 /// What one step of time brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -208,6 +211,7 @@ pub(crate) mod tests {
             Box::new(HoltWintersForecaster::new(24)),
             Box::new(LinearForecaster::new(24, 3)),
             Box::new(BoostedForecaster::new(24, 3)),
+            Box::new(GruForecaster::new(24, 3, 1)),
             Box::new(SeriesBlend::new(24, 3)),
         ]
     }

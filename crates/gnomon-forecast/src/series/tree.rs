@@ -31,6 +31,11 @@ pub(super) fn coarse(features: &Features) -> Coarse {
     features.map(|feature| (feature * GRAIN).round().clamp(-128.0, 127.0) as i8)
 }
 
+/// Features from their steps of 1/32.
+pub(super) fn fine(known: &Coarse) -> Features {
+    known.map(|known| f32::from(known) / GRAIN)
+}
+
 /// A complete binary tree; question `i` is followed by `2i + 1` (no) and `2i + 2` (yes).
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
