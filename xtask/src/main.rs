@@ -40,6 +40,8 @@ cargo xtask COMMAND
                          [--json] [--plot FILE.svg] [--rounds N] [--ram 256,1024] [--rates 0,4,16]
   bench wire           bytes sent for each page that guests with real loads write, beside raw pages, XBZRLE and zstd
                          [--json] [--rounds N]
+  bench forecast       what forecasts of reads are worth on recorded disks: the share of the way from address order to
+                       the oracle that each closes, what it wastes and costs   --only volume [--data FOLDER] [--json]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
   bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
                        primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many
@@ -88,7 +90,8 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "tidy" => args(&[], &[]).map_err(Into::into).and_then(|_| tidy::run()),
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => {
-            bench::run(&args(&["json"], &["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients"])?)
+            let options = ["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients", "only", "data"];
+            bench::run(&args(&["json"], &options)?)
         }
         "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "seed"])?),
         "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),

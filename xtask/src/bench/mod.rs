@@ -4,6 +4,7 @@
 //! the machine falls on all alike.
 
 mod checkpoint;
+mod forecast_volume;
 mod interceptor;
 mod nbd;
 mod plot;
@@ -63,6 +64,7 @@ pub fn run(args: &Args) -> Ended {
     let name = args.words.first().map(String::as_str);
     let rounds = args.number("rounds", if name == Some("switchover") { SWITCHES } else { ROUNDS })?.max(1);
     match name {
+        Some("forecast") if forecast_volume::is_asked(args) => return forecast_volume::run(args),
         Some("checkpoint") => return tell(args, "checkpoint", &checkpoint::run(rounds, args)?, checkpoint::words),
         Some("wire") => return tell(args, "wire", &wire::run(rounds)?, wire::words),
         Some("postgres") => return postgres::bench(args),
@@ -74,7 +76,7 @@ pub fn run(args: &Args) -> Ended {
         Some("vhost") => vhost::run(rounds)?,
         Some("switchover") => switchover::run(rounds, args)?,
         _ => {
-            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire, postgres";
+            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire, forecast, postgres";
             return Err(Misuse(format!("which benchmark? There are: {all}")).into());
         }
     };
