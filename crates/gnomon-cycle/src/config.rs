@@ -1,5 +1,8 @@
 //! What a loop is told at its start.
 
+use gnomon_forecast::sequence::{
+    AssociationExpert, DeltaExpert, Knowledge, Order, SequenceExpert, SequencePredictor,
+};
 use gnomon_forecast::{
     BlockMap, DEFAULT_BLOCKS_PER_UNIT, DecayPredictor, Ensemble, FrequencyPredictor, Geometry, GeometryError,
     NextReadPredictor, Predictor, ReadaheadPredictor, SequentialPredictor, SilentPredictor, SuccessorPredictor,
@@ -10,6 +13,8 @@ use gnomon_terms::{BlockCount, Bytes, ErrorKind, ResourceId};
 pub enum Forecast {
     /// All experts, blended by evidence: the default.
     Blend,
+    /// The blend with a trained network, or recorded boots.
+    Knowing(Knowledge),
     /// One predictor by its name ([`PREDICTORS`]), for comparison.
     Named(&'static str),
     /// Any other: an oracle, a hostile one, a new one on trial.
@@ -17,8 +22,19 @@ pub enum Forecast {
 }
 
 /// The names [`Forecast::Named`] knows.
-pub const PREDICTORS: [&str; 8] =
-    ["silence", "sequential", "frequency", "decay", "next-read", "readahead", "successor", "blend"];
+pub const PREDICTORS: [&str; 11] = [
+    "silence",
+    "sequential",
+    "frequency",
+    "decay",
+    "next-read",
+    "readahead",
+    "successor",
+    "delta-bigram",
+    "delta-markov",
+    "association",
+    "blend",
+];
 
 /// What a [`crate::Cycle`] is told at its start.
 pub struct CycleConfig {
@@ -88,8 +104,10 @@ pub(crate) fn predictor(
     geometry: Geometry,
     allocated: &BlockMap,
 ) -> Result<Box<dyn Predictor>, CycleError> {
+    let alone = |expert: Box<dyn SequenceExpert>| Box::new(SequencePredictor::new(geometry, expert));
     Ok(match forecast {
         Forecast::Given(predictor) => predictor,
+        Forecast::Knowing(knowledge) => Box::new(Ensemble::knowing(geometry, allocated, knowledge)),
         Forecast::Blend | Forecast::Named("blend") => Box::new(Ensemble::new(geometry, allocated)),
         Forecast::Named("silence") => Box::new(SilentPredictor),
         Forecast::Named("sequential") => Box::new(SequentialPredictor::new(geometry)),
@@ -98,6 +116,9 @@ pub(crate) fn predictor(
         Forecast::Named("next-read") => Box::new(NextReadPredictor::new(geometry)),
         Forecast::Named("readahead") => Box::new(ReadaheadPredictor::new(geometry)),
         Forecast::Named("successor") => Box::new(SuccessorPredictor::new(geometry)),
+        Forecast::Named("delta-bigram") => alone(Box::new(DeltaExpert::new(Order::One))),
+        Forecast::Named("delta-markov") => alone(Box::new(DeltaExpert::new(Order::Two))),
+        Forecast::Named("association") => alone(Box::<AssociationExpert>::default()),
         Forecast::Named(name) => return Err(CycleError::UnknownPredictor(name)),
     })
 }

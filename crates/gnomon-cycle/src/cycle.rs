@@ -16,6 +16,7 @@
 //!
 //! Same events in, same moves out: no clock, no random source.
 
+use gnomon_forecast::sequence::{Lesson, Model};
 use gnomon_forecast::{BlockMap, Chance, Geometry, Predictor, UnitIndex};
 use gnomon_terms::{
     Access, BlockCount, Bytes, Event, Extent, Instant, Move, Op, Outcome, Place, Priority, ResourceId, Settled, Verb,
@@ -280,6 +281,16 @@ impl Cycle {
             self.score.unused += 1;
             self.score.wasted.0 += BlockCount(lost).bytes().0;
         }
+    }
+
+    /// What its predictor would have learned from, elsewhere: training costs too much to be done between two accesses.
+    pub fn lesson(&mut self) -> Option<Lesson> {
+        self.predictor.lesson()
+    }
+
+    /// What came of a lesson.
+    pub fn adopt(&mut self, model: Model) {
+        self.predictor.adopt(model);
     }
 
     /// The next move to begin, if there is one and the window has room: reactive forecasts first, then the

@@ -20,12 +20,17 @@
 //! - *silence* pulls nothing at all, not even the budget: demand only; *readahead* and *successor* pull in address
 //!   order beside what they foresee; the *oracle* ranks by the first needed read after the switch and then by
 //!   address;
+//! - a network is on trial alone and in the blend when one is given, and boots that were recorded likewise; one that
+//!   goes on learning is taught after each [`LESSON_EACH`] accesses with at most [`UPDATES`] updates;
 //! - *wasted* bytes were carried by moves and not read before they were overwritten or the trace ended.
 
 use std::time::Duration;
 
+use gnomon_forecast::sequence::{Knowledge, RecordedExpert, RecurrentExpert, SequencePredictor, Student};
 use gnomon_forecast::trace::Trace;
-use gnomon_forecast::{BlockMap, DEFAULT_BLOCKS_PER_UNIT, Geometry, OraclePredictor, Predictor, UnitIndex};
+use gnomon_forecast::{
+    BlockMap, DEFAULT_BLOCKS_PER_UNIT, ExpertScore, Geometry, OraclePredictor, Predictor, UnitIndex,
+};
 use gnomon_terms::{
     Access, BlockCount, Bytes, BytesPerSecond, Event, Extent, Instant, Move, Op, Outcome, Place, ResourceId, Settled,
 };
@@ -76,13 +81,42 @@ pub struct ReplayResult {
     pub bytes_wasted: Bytes,
     /// Nanoseconds of thought for each access (observe and react), by the given clock; 0 for the oracle.
     pub ns_per_access: f64,
+    /// What its reactive experts were worth at the end, if it has any.
+    pub experts: Vec<ExpertScore>,
 }
+
+/// Accesses between two lessons.
+pub const LESSON_EACH: usize = 512;
+/// Updates of a network's weights for each lesson.
+pub const UPDATES: usize = 32;
 
 /// Replays `trace` once for each of [`PREDICTORS`] and the oracle, in this order. `clock` reads nanoseconds and is
 /// used only to report the cost. An empty trace stalls nothing.
 pub fn replay(
     trace: &Trace,
     options: &ReplayOptions,
+    clock: &mut dyn FnMut() -> u64,
+) -> Result<Vec<ReplayResult>, CycleError> {
+    replay_knowing(trace, options, &Knowledge::default(), clock)
+}
+
+/// The same, where the blend also has `knowledge`; what that holds is then tried alone as well, before the oracle.
+pub fn replay_knowing(
+    trace: &Trace,
+    options: &ReplayOptions,
+    knowledge: &Knowledge,
+    clock: &mut dyn FnMut() -> u64,
+) -> Result<Vec<ReplayResult>, CycleError> {
+    let names: Vec<&'static str> = PREDICTORS.into_iter().chain(known(knowledge)).collect();
+    replay_some(trace, options, knowledge, &names, clock)
+}
+
+/// Replays with some predictors only, and with the oracle. Without "sequential" among them nothing has a gap to close.
+pub fn replay_some(
+    trace: &Trace,
+    options: &ReplayOptions,
+    knowledge: &Knowledge,
+    names: &[&'static str],
     clock: &mut dyn FnMut() -> u64,
 ) -> Result<Vec<ReplayResult>, CycleError> {
     let size = BlockCount(trace.accesses.iter().map(|a| a.extent.end().0).max().unwrap_or(0).max(1));
@@ -101,13 +135,47 @@ pub fn replay(
         rate: BytesPerSecond(rate),
     };
     let mut runs = Vec::new();
-    for name in PREDICTORS {
-        let nanos = cost(name, &story, clock)?;
-        runs.push((name, story.tell(Forecast::Named(name))?, nanos));
+    for name in names.iter().copied() {
+        let nanos = cost(name, knowledge, &story, clock)?;
+        let (result, experts) = story.tell(forecast(name, geometry, knowledge))?;
+        runs.push(Run { name, result, nanos, experts });
     }
     let oracle = Box::new(OraclePredictor::new(geometry, future));
-    runs.push(("oracle", story.tell(Forecast::Given(oracle))?, 0.0));
+    let (result, experts) = story.tell(Forecast::Given(oracle))?;
+    runs.push(Run { name: "oracle", result, nanos: 0.0, experts });
     Ok(results(&runs))
+}
+
+/// What is on trial because of what is known.
+fn known(knowledge: &Knowledge) -> impl Iterator<Item = &'static str> {
+    let network = knowledge.model.as_ref().map(|model| model.network.shape().cell.name());
+    let network = network.or(knowledge.learns.then_some("gru"));
+    network.into_iter().chain((!knowledge.recordings.is_empty()).then_some("recorded"))
+}
+
+/// The predictor called `name`, with what is known.
+fn forecast(name: &'static str, geometry: Geometry, knowledge: &Knowledge) -> Forecast {
+    let Knowledge { model, recordings, learns } = knowledge.clone();
+    match name {
+        "blend" => Forecast::Knowing(knowledge.clone()),
+        "gru" | "lstm" => {
+            let expert = Box::new(RecurrentExpert::new(geometry.blocks_per_unit(), model, learns));
+            Forecast::Given(Box::new(SequencePredictor::new(geometry, expert)))
+        }
+        "recorded" => {
+            let expert = Box::new(RecordedExpert::new(recordings));
+            Forecast::Given(Box::new(SequencePredictor::new(geometry, expert)))
+        }
+        name => Forecast::Named(name),
+    }
+}
+
+/// One predictor's turn.
+struct Run {
+    name: &'static str,
+    result: MoveResult,
+    nanos: f64,
+    experts: Vec<ExpertScore>,
 }
 
 /// A move of which the demo wants to know how it would have gone in another order.
@@ -147,7 +215,7 @@ pub fn replay_move(story: &MoveStory<'_>, name: &'static str) -> Result<MoveResu
         name => Forecast::Named(name),
     };
     let MoveStory { history, future, allocated, lacking, rate, .. } = *story;
-    Story { geometry, lacking, allocated, history, future, budget: Bytes(0), rate }.tell(forecast)
+    Ok(Story { geometry, lacking, allocated, history, future, budget: Bytes(0), rate }.tell(forecast)?.0)
 }
 
 /// Everything a run is told, the predictor aside.
@@ -165,13 +233,14 @@ const RESOURCE: ResourceId = ResourceId(0);
 const SHADOW: Place = Place(1);
 
 impl Story<'_> {
-    fn tell(&self, forecast: Forecast) -> Result<MoveResult, CycleError> {
+    fn tell(&self, forecast: Forecast) -> Result<(MoveResult, Vec<ExpertScore>), CycleError> {
         let silent = matches!(forecast, Forecast::Named("silence"));
         let mut config = CycleConfig::new(RESOURCE, self.allocated.clone());
         (config.forecast, config.blocks_per_unit) = (forecast, self.geometry.blocks_per_unit());
-        let mut cycle = Cycle::new(config)?;
+        let (mut cycle, mut school) = (Cycle::new(config)?, School::default());
         for access in self.history {
             cycle.handle(access.at, Event::Accessed(Access { resource: RESOURCE, ..*access }));
+            school.attend(&mut cycle);
         }
         let switch = self.history.last().or(self.future.first()).map_or(Instant::ORIGIN, |access| access.at);
         cycle.advance(switch);
@@ -181,9 +250,33 @@ impl Story<'_> {
         let mut plane = SimPlane::new(cycle, self.geometry, self.lacking.clone(), switch, self.rate);
         plane.prime(self.budget);
         plane.cycle.switched(switch);
-        self.future.iter().for_each(|access| plane.live(Access { resource: RESOURCE, ..*access }));
+        for access in self.future {
+            plane.live(Access { resource: RESOURCE, ..*access });
+            school.attend(&mut plane.cycle);
+        }
         plane.result.wasted = plane.unread.count().bytes();
-        Ok(plane.result)
+        Ok((plane.result, plane.cycle.score().experts))
+    }
+}
+
+/// Where a network of the loop goes on learning: what the daemon does on another thread.
+#[derive(Default)]
+struct School {
+    accesses: usize,
+    student: Option<Student>,
+}
+
+impl School {
+    fn attend(&mut self, cycle: &mut Cycle) {
+        self.accesses += 1;
+        if !self.accesses.is_multiple_of(LESSON_EACH) {
+            return;
+        }
+        let Some(lesson) = cycle.lesson() else { return };
+        let student = self.student.get_or_insert_with(|| Student::new(&lesson));
+        if student.hear(lesson) && student.study(UPDATES) > 0 {
+            cycle.adopt(student.model());
+        }
     }
 }
 
@@ -322,10 +415,16 @@ pub fn mean_read_rate(accesses: &[Access]) -> f64 {
 
 /// Nanoseconds an access costs the predictor called `name`, over the whole trace: the least of three runs, because
 /// what else the machine does can only add.
-fn cost(name: &'static str, story: &Story<'_>, clock: &mut dyn FnMut() -> u64) -> Result<f64, CycleError> {
+fn cost(
+    name: &'static str,
+    knowledge: &Knowledge,
+    story: &Story<'_>,
+    clock: &mut dyn FnMut() -> u64,
+) -> Result<f64, CycleError> {
     let mut least = u64::MAX;
     for _ in 0..3 {
-        let mut predictor = config::predictor(Forecast::Named(name), story.geometry, story.allocated)?;
+        let forecast = forecast(name, story.geometry, knowledge);
+        let mut predictor = config::predictor(forecast, story.geometry, story.allocated)?;
         let mut chances = Vec::new();
         let before = clock();
         for access in story.history.iter().chain(story.future) {
@@ -343,18 +442,19 @@ fn think(predictor: &mut dyn Predictor, access: &Access, chances: &mut Vec<gnomo
     predictor.react(access, chances);
 }
 
-fn results(runs: &[(&'static str, MoveResult, f64)]) -> Vec<ReplayResult> {
-    let stalled = |name| runs.iter().find(|run| run.0 == name).map_or(0.0, |run| run.1.stalled as f64);
+fn results(runs: &[Run]) -> Vec<ReplayResult> {
+    let stalled = |name| runs.iter().find(|run| run.name == name).map_or(0.0, |run| run.result.stalled as f64);
     let (sequential, oracle) = (stalled("sequential"), stalled("oracle"));
-    let one = |(predictor, run, ns_per_access): &(&'static str, MoveResult, f64)| {
+    let one = |Run { name, result, nanos, experts }: &Run| {
         let gap = sequential - oracle;
-        let closed = (sequential - run.stalled as f64) / gap;
+        let closed = (sequential - result.stalled as f64) / gap;
         ReplayResult {
-            predictor,
-            stalled_pct: 100.0 * run.stalled as f64 / run.reads.max(1) as f64,
+            predictor: name,
+            stalled_pct: 100.0 * result.stalled as f64 / result.reads.max(1) as f64,
             gap_closed: if gap == 0.0 { 1.0 } else { closed },
-            bytes_wasted: run.wasted,
-            ns_per_access: *ns_per_access,
+            bytes_wasted: result.wasted,
+            ns_per_access: *nanos,
+            experts: experts.clone(),
         }
     };
     runs.iter().map(one).collect()

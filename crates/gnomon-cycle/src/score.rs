@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use gnomon_forecast::Weight;
+use gnomon_forecast::{ExpertScore, Weight};
 use gnomon_terms::Bytes;
 
 /// What the forecasts of one shadow were worth; counts start when the shadow is begun.
@@ -26,6 +26,8 @@ pub struct Score {
     pub failed: u64,
     /// What each expert counts at present.
     pub weights: Vec<Weight>,
+    /// What each reactive expert's forecasts were worth lately, acted on or not.
+    pub experts: Vec<ExpertScore>,
     /// The chance below which a reactive forecast is not acted on.
     pub threshold: f32,
     /// How far ahead reactive forecasts look.

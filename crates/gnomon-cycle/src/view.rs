@@ -102,6 +102,7 @@ impl Cycle {
     /// What the forecasts were worth since the shadow was begun.
     pub fn score(&self) -> Score {
         let (threshold, horizon) = self.predictor.bar();
-        Score { weights: self.predictor.weights(), threshold, horizon, ..self.score.clone() }
+        let (weights, experts) = (self.predictor.weights(), self.predictor.scores());
+        Score { weights, experts, threshold, horizon, ..self.score.clone() }
     }
 }

@@ -3,12 +3,15 @@
 //! ```text
 //!            ┌─ background: six experts sort units into classes ─ counted in windows ─ hedge ─► rank
 //!   access ──┤
-//!            └─ reactive: streams, successors (and silence) ─ precision by class ─ hedge ─────► chances
+//!            ├─ reactive: streams, successors (and silence) ─ precision by class ─ hedge ─────► chances
+//!            └─ sequence: tables and networks, heard once they have earned it (`sequence/jury.rs`) ─► chances
 //! ```
 //! Background: the score of a unit is the weighted geometric mean of its classes' hazards. "Sequential" gives every
 //! unit the same, and ties (scores within [`TIE`]) go in address order: where it has the weight, the order *is*
 //! address order, the floor that users can check. Reactive: silence is an expert that is always half right; a source
 //! is heard while its weight is not far below that of silence, and each chance carries the precision of its class.
+//! Sequence: a jury of its own, judged by what it adds to these. While a recorded boot is recognised, its rest leads
+//! the background order.
 //!
 //! State: experts learn from all accesses from the start ([`Predictor::observe`]); [`Predictor::begin`] marks the
 //! time from which only units not touched since count as lacking. Cost: O(1) an access beside the opening of
@@ -16,7 +19,7 @@
 
 use std::time::Duration;
 
-use gnomon_terms::{Access, Instant, Op};
+use gnomon_terms::{Access, Bytes, Instant, Op};
 
 use crate::adjust::Adjuster;
 use crate::calibration::{Table, Verdict, Window, hazards};
@@ -24,10 +27,15 @@ use crate::experts::{CLASSES, EXPERTS, N, Sight, classes};
 use crate::gate::{Ended, Gate};
 use crate::hedge::Hedge;
 use crate::history::{History, Tick};
-use crate::predictor::{DEFAULT_HORIZON, Weight};
+use crate::predictor::{DEFAULT_HORIZON, ExpertScore, Weight};
 use crate::readahead::{Ahead, Streams};
 use crate::regions::{Regions, region_of};
+use crate::sequence::jury::Jury;
+use crate::sequence::{
+    AssociationExpert, DeltaExpert, Knowledge, Lesson, Model, Order, RecordedExpert, RecurrentExpert, SequenceExpert,
+};
 use crate::successor::{Follower, Successors};
+use crate::tally::Tally;
 use crate::{BlockMap, Chance, Geometry, Predictor, UnitIndex, lacking_units};
 
 /// Scores whose natural logarithms fall into the same interval of this width are ties.
@@ -40,12 +48,14 @@ const FIRST_WINDOW: u64 = 512;
 const LONGEST_WINDOW: u64 = 1 << 22;
 /// The reactive experts, in the order of their weights.
 const REACTIVE: [&str; 3] = ["silence", "readahead", "successor"];
+/// Classes of their forecasts: 8 lengths of a readahead run, then 4 credits × 4 depths of a successor.
+const FORECAST_CLASSES: usize = 8 + 16;
 /// Units of one access that are looked at: 16 MiB at 64 KiB. A larger access (a discard of a whole disk) says
 /// nothing about habits, and the cost of one access must stay bounded.
 const UNITS_PER_ACCESS: usize = 256;
 
 /// The blend of all experts.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Ensemble {
     geometry: Geometry,
     history: History,
@@ -61,8 +71,11 @@ pub struct Ensemble {
     gate: Gate,
     reactive: Hedge<3>,
     adjuster: Adjuster,
+    tallies: [Tally; 3],
+    jury: Jury,
     /// Units untouched since then count as lacking.
     reference: Tick,
+    begun: bool,
     current: Box<Table>,
     found: Vec<Follower>,
     chances: Vec<(UnitIndex, u8)>,
@@ -71,6 +84,11 @@ pub struct Ensemble {
 impl Ensemble {
     /// For a resource cut as `geometry` says, of which `allocated` holds something.
     pub fn new(geometry: Geometry, allocated: &BlockMap) -> Ensemble {
+        Ensemble::knowing(geometry, allocated, Knowledge::default())
+    }
+
+    /// The same, with what is known from elsewhere.
+    pub fn knowing(geometry: Geometry, allocated: &BlockMap, knowledge: Knowledge) -> Ensemble {
         Ensemble {
             geometry,
             history: History::new(geometry),
@@ -83,17 +101,20 @@ impl Ensemble {
             background: Hedge::new(0.01, 0.01),
             streams: Streams::default(),
             successors: Successors::default(),
-            gate: Gate::default(),
+            gate: Gate::new(FORECAST_CLASSES),
             reactive: Hedge::new(0.02, 0.01),
             adjuster: Adjuster::new(DEFAULT_HORIZON, 0.3),
+            tallies: Default::default(),
+            jury: Jury::new(geometry, experts(geometry, knowledge)),
             reference: Tick(1),
+            begun: false,
             current: Box::new([[1.0; CLASSES]; N]),
             found: Vec::new(),
             chances: Vec::new(),
         }
     }
 
-    /// Bytes of memory for each unit ever touched, the tables of fixed size (less than 1 MiB) aside.
+    /// Bytes of memory for each unit ever touched, the tables of fixed size (less than 2 MiB) aside.
     pub fn bytes_per_tracked_unit(&self) -> f64 {
         let windows: usize = self.windows.iter().map(Window::bytes).sum();
         let bytes = self.history.bytes() + self.regions.bytes() + windows;
@@ -149,6 +170,7 @@ impl Ensemble {
         if let Some(ended) = self.gate.expect(unit, class, now, due) {
             self.learn(ended);
         }
+        self.jury.withdraw(unit);
         self.chances.push((unit, class));
     }
 
@@ -156,6 +178,7 @@ impl Ensemble {
         let loss = if ended.came_true { 0.0 } else { 1.0 };
         let mut losses = [0.5; 3];
         losses[source(ended.class)] = loss;
+        self.tallies[source(ended.class)].ended(ended);
         self.reactive.charge(&losses);
         if self.gate.precision(ended.class) >= self.adjuster.threshold() {
             self.adjuster.ended(ended.came_true);
@@ -186,6 +209,24 @@ impl Ensemble {
         self.found = found;
     }
 
+    /// Since when a unit must be untouched to count as lacking for the sequence experts: since the move, or, before
+    /// there is one, since the last window was opened.
+    fn lacking_since(&self) -> Tick {
+        match self.windows.last() {
+            Some(window) if !self.begun => window.since(),
+            _ => self.reference,
+        }
+    }
+
+    /// Lets the sequence experts hear of a read.
+    fn hear(&mut self, access: &Access, now: Tick) {
+        let due = Tick::at(access.at.after(self.adjuster.horizon()));
+        let (since, bar) = (self.lacking_since(), self.adjuster.threshold());
+        let (history, gate) = (&self.history, &self.gate);
+        self.jury
+            .hear(access, (now, due), bar, |unit| is_untouched(history, unit, since) && !gate.expects(unit, now));
+    }
+
     fn log_score(&self, place: [u8; N]) -> f32 {
         let weights = self.background.weights();
         (0..N).map(|expert| weights[expert] * self.current[expert][usize::from(place[expert])].ln()).sum()
@@ -195,6 +236,11 @@ impl Ensemble {
         let touched = self.regions.as_slice()[region_of(unit)].touched();
         Sight { past: self.history.past(unit), touched, now }
     }
+}
+
+/// Whether nothing has touched `unit` since a time.
+fn is_untouched(history: &History, unit: UnitIndex, since: Tick) -> bool {
+    history.past(unit).is_none_or(|past| past.last_touch() < since)
 }
 
 /// Which reactive expert a class of forecasts belongs to.
@@ -219,6 +265,11 @@ impl Predictor for Ensemble {
         if access.op == Op::Read {
             self.blocks_read += access.extent.len.0;
             for unit in self.geometry.units_of(access.extent).take(UNITS_PER_ACCESS) {
+                let lacked = is_untouched(&self.history, unit, self.lacking_since());
+                if lacked {
+                    self.tallies.iter_mut().for_each(Tally::read);
+                }
+                self.jury.read(unit, lacked, now, self.adjuster.threshold());
                 if let Some(ended) = self.gate.read(unit, now) {
                     self.learn(ended);
                 }
@@ -229,6 +280,7 @@ impl Predictor for Ensemble {
         }
         if access.op == Op::Read {
             self.look_ahead(access, now);
+            self.hear(access, now);
         }
     }
 
@@ -239,6 +291,7 @@ impl Predictor for Ensemble {
             .map(|unit| (-(self.log_score(classes(self.sight(unit, now))) / TIE).floor() as i32, unit))
             .collect();
         keyed.sort_unstable();
+        self.jury.rest(out);
         out.extend(keyed.into_iter().map(|(_, unit)| unit));
     }
 
@@ -251,6 +304,7 @@ impl Predictor for Ensemble {
                 out.push(Chance { unit, probability: self.gate.precision(class), due });
             }
         }
+        self.jury.chances(due, out);
     }
 
     fn probability(&self, now: Instant, unit: UnitIndex) -> f32 {
@@ -262,10 +316,12 @@ impl Predictor for Ensemble {
 
     fn begin(&mut self, now: Instant, _lacking: &BlockMap) {
         self.reference = Tick::at(now);
+        self.begun = true;
     }
 
-    fn missed(&mut self, _now: Instant, _unit: UnitIndex) {
+    fn missed(&mut self, _now: Instant, unit: UnitIndex) {
         self.adjuster.missed();
+        self.jury.missed(unit);
     }
 
     fn bar(&self) -> (f32, Duration) {
@@ -275,8 +331,37 @@ impl Predictor for Ensemble {
     fn weights(&self) -> Vec<Weight> {
         let background = EXPERTS.iter().zip(self.background.weights());
         let reactive = REACTIVE.iter().zip(self.reactive.weights());
-        background.chain(reactive).map(|(expert, weight)| Weight { expert, weight: *weight }).collect()
+        let plain = background.chain(reactive).map(|(expert, weight)| Weight { expert, weight: *weight });
+        plain.chain(self.jury.weights()).collect()
     }
+
+    fn scores(&self) -> Vec<ExpertScore> {
+        let (unit, weights) = (self.geometry.unit_bytes(), self.reactive.weights());
+        let plain = (1..REACTIVE.len()).map(|at| self.tallies[at].score(REACTIVE[at], weights[at], unit, Bytes(0)));
+        plain.chain(self.jury.scores()).collect()
+    }
+
+    fn lesson(&mut self) -> Option<Lesson> {
+        self.jury.lesson()
+    }
+
+    fn adopt(&mut self, model: Model) {
+        self.jury.adopt(&model);
+    }
+}
+
+/// The sequence experts, the plainest first; a network only if there is one, or is to be one.
+fn experts(geometry: Geometry, knowledge: Knowledge) -> Vec<Box<dyn SequenceExpert>> {
+    let mut experts: Vec<Box<dyn SequenceExpert>> = vec![
+        Box::new(RecordedExpert::new(knowledge.recordings)),
+        Box::new(DeltaExpert::new(Order::Two)),
+        Box::<AssociationExpert>::default(),
+    ];
+    if knowledge.model.is_some() || knowledge.learns {
+        let network = RecurrentExpert::new(geometry.blocks_per_unit(), knowledge.model, knowledge.learns);
+        experts.push(Box::new(network));
+    }
+    experts
 }
 
 #[cfg(test)]
@@ -353,9 +438,11 @@ mod tests {
         (0..1000).for_each(|_| ensemble.missed(Instant::ORIGIN, UnitIndex(1)));
         assert!(ensemble.bar().0 < before);
         let names: Vec<_> = ensemble.weights().iter().map(|weight| weight.expert).collect();
-        assert!(names.contains(&"sequential") && names.contains(&"silence"));
-        let sum: f32 = ensemble.weights().iter().map(|weight| weight.weight).sum();
+        assert!(names.contains(&"sequential") && names.contains(&"silence") && names.contains(&"delta-markov"));
+        let sum: f32 = ensemble.weights().iter().take(EXPERTS.len() + 3).map(|weight| weight.weight).sum();
         assert!((sum - 2.0).abs() < 1e-3, "each clock's weights sum to one: {sum}");
+        // The sequence experts have earned nothing yet.
+        assert!(ensemble.weights().iter().skip(EXPERTS.len() + 3).all(|weight| weight.weight <= 0.011));
     }
 
     #[test]

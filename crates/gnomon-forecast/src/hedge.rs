@@ -21,6 +21,19 @@ impl<const N: usize> Hedge<N> {
         Hedge { weights: [1.0 / N as f32; N], rate, floor: floor.min(1.0 / N as f32) }
     }
 
+    /// The first expert has all the weight, the others the least: they are to earn what they get.
+    pub fn led_by_the_first(rate: f32, floor: f32) -> Hedge<N> {
+        let mut hedge = Hedge::new(rate, floor);
+        hedge.weights = [hedge.floor; N];
+        hedge.weights[0] = 1.0 - hedge.floor * (N - 1) as f32;
+        hedge
+    }
+
+    /// Takes from one expert all that it has earned.
+    pub fn forget(&mut self, expert: usize) {
+        self.weights[expert] = self.weights[expert].min(self.floor);
+    }
+
     /// Charges each expert its loss, 0 (would have served the guest) to 1 (would have let it wait).
     pub fn charge(&mut self, losses: &[f32; N]) {
         let least = losses.iter().copied().fold(f32::INFINITY, f32::min);
@@ -51,6 +64,16 @@ mod tests {
         assert!(hedge.weights()[0] > 0.98);
         (0..500).for_each(|_| hedge.charge(&[1.0, 0.0]));
         assert!(hedge.weights()[1] > 0.98);
+    }
+
+    #[test]
+    fn who_enters_has_to_earn_and_can_lose_all() {
+        let mut hedge = Hedge::<3>::led_by_the_first(0.05, 0.01);
+        assert_eq!(hedge.weights(), &[0.98, 0.01, 0.01]);
+        (0..300).for_each(|_| hedge.charge(&[0.5, 0.0, 0.5]));
+        assert!(hedge.weights()[1] > 0.9 && hedge.weights()[2] < 0.02);
+        hedge.forget(1);
+        assert!(hedge.weights()[1] <= 0.01);
     }
 
     proptest! {

@@ -10,6 +10,8 @@
 //! Forecasts speak of units and chances, never of bytes of data, and can never do harm.
 //!
 //! Invariant: no clock, thread, socket, file, random source or global (checked by `cargo xtask tidy`).
+//!
+//! What is learned from the order of reads, from recordings or while a guest runs, is in [`sequence`].
 
 mod adjust;
 mod background;
@@ -26,8 +28,10 @@ mod oracle;
 mod predictor;
 mod readahead;
 mod regions;
+pub mod sequence;
 pub mod series;
 mod successor;
+mod tally;
 pub mod trace;
 
 pub use background::{DecayPredictor, FrequencyPredictor, NextReadPredictor};
@@ -37,7 +41,7 @@ pub use geometry::{DEFAULT_BLOCKS_PER_UNIT, Geometry, GeometryError, MAX_BLOCKS_
 pub use history::{History, Past, Tick};
 pub use oracle::OraclePredictor;
 pub use predictor::{
-    Chance, DEFAULT_HORIZON, Predictor, SequentialPredictor, SilentPredictor, Weight, lacking_units,
+    Chance, DEFAULT_HORIZON, ExpertScore, Predictor, SequentialPredictor, SilentPredictor, Weight, lacking_units,
 };
 pub use readahead::ReadaheadPredictor;
 pub use successor::SuccessorPredictor;

@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
-use gnomon_terms::{Access, Instant};
+use gnomon_terms::{Access, Bytes, Instant};
 
+use crate::sequence::{Lesson, Model};
 use crate::{BlockMap, Geometry, UnitIndex};
 
 /// What a predictor expects of one unit.
@@ -29,6 +30,28 @@ pub struct Weight {
     pub expert: &'static str,
     /// Its share of the weights of its clock, 0 to 1.
     pub weight: f32,
+}
+
+/// What one expert's reactive forecasts were worth lately (some thousand forecasts or reads). Each forecast is judged by
+/// what came after it, so all of it is held-out time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ExpertScore {
+    /// The expert's name.
+    pub expert: &'static str,
+    /// Its share of the weights among those it stands with, 0 to 1.
+    pub weight: f32,
+    /// Forecasts that ended.
+    pub ended: u64,
+    /// The share of them that came true in time.
+    pub precision: f32,
+    /// The share of the reads of lacking units that it alone had foretold, or was the first to.
+    pub coverage: f32,
+    /// The mean time from a forecast to the read that made it true.
+    pub lead: Duration,
+    /// Bytes of forecasts that did not come true, acted on or not.
+    pub wasted: Bytes,
+    /// Memory it takes.
+    pub state: Bytes,
 }
 
 /// Accesses in, chances out.
@@ -68,6 +91,19 @@ pub trait Predictor: Send {
     fn weights(&self) -> Vec<Weight> {
         Vec::new()
     }
+
+    /// What the reactive experts were worth, for those that have any.
+    fn scores(&self) -> Vec<ExpertScore> {
+        Vec::new()
+    }
+
+    /// What is to be learned elsewhere, if anything is: learning costs too much to be done between two accesses.
+    fn lesson(&mut self) -> Option<Lesson> {
+        None
+    }
+
+    /// What came of a lesson.
+    fn adopt(&mut self, _model: Model) {}
 }
 
 /// How far ahead reactive forecasts look at first. Ten seconds: a guest's scan has passed by then, and a link of

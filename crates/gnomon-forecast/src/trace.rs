@@ -5,12 +5,23 @@
 //! | [`Format::Csv`] | our own: `t_us,op,offset,length`, one line a request, `op` one of `R W Z D F` | yes | yes |
 //! | [`Format::VscsiStats`] | VMware vscsiStats version 1: records of 32 bytes, little endian | yes | yes |
 //! | [`Format::Arc`] | the ARC paper's `.lis`: `first_block blocks ignored sequence`, 512-byte blocks | no | no: all reads |
+//! | [`Format::Msr`] | Microsoft Research's CSV: seven fields | yes | yes |
+//! | [`Format::Blkparse`] | what blkparse prints | yes | yes |
+//! | [`Format::Blktrace`] | what blktrace writes, version 7 | yes | yes |
+//! | [`Format::Iolog`] | fio's iolog, versions 2 and 3 | version 3, or by waits | yes |
+//! | [`Format::Nbdkit`] | the log of nbdkit's log filter | yes | yes |
 //!
 //! Decoders take bytes nobody vouches for: every field is bounded, nothing is allocated by a length that was read,
 //! and an error names the line or record. Compression is the caller's business.
 //!
 //! Source: vscsiStats record {sequence u32, length u32, segments u32, command u16, version u16, block u64 of 512
 //! bytes, time u64 in µs}, as published with SHARDS (FAST '15); `.lis` as published with ARC (FAST '03).
+
+mod blkparse;
+mod blktrace;
+mod iolog;
+mod msr;
+mod nbdkit;
 
 use std::fmt::Write;
 
@@ -38,6 +49,16 @@ pub enum Format {
     VscsiStats,
     /// The ARC paper's list.
     Arc,
+    /// The CSV of Microsoft Research, Cambridge.
+    Msr,
+    /// What blkparse prints.
+    Blkparse,
+    /// What blktrace writes.
+    Blktrace,
+    /// fio's iolog.
+    Iolog,
+    /// The log of nbdkit's log filter.
+    Nbdkit,
 }
 
 /// Why a trace could not be read.
@@ -54,7 +75,7 @@ pub enum TraceError {
         expected: &'static str,
     },
     /// A record is not what the format says.
-    #[error("record {record}: {what}; is this a vscsiStats version 1 file?")]
+    #[error("record {record}: {what}; is the file of the format that its name, or --format, says?")]
     Record {
         /// Counted from 1.
         record: usize,
@@ -87,26 +108,51 @@ const CSV_LINE: &str = "t_us,op,offset,length";
 const ARC_LINE: &str = "first_block blocks ignored sequence";
 
 impl Format {
-    /// The format a file name ends in, `.zst` aside: `.vscsi`, `.lis`, or `.csv`.
+    /// Each format with the ending of its files, which is also its name.
+    pub const ALL: [(Format, &'static str); 8] = [
+        (Format::Csv, "csv"),
+        (Format::VscsiStats, "vscsi"),
+        (Format::Arc, "lis"),
+        (Format::Msr, "msr"),
+        (Format::Blkparse, "blkparse"),
+        (Format::Blktrace, "blktrace"),
+        (Format::Iolog, "iolog"),
+        (Format::Nbdkit, "nbdkit"),
+    ];
+
+    /// The format of that name, in capitals or not.
+    pub fn named(name: &str) -> Option<Format> {
+        let known = Format::ALL.iter().find(|(_, ending)| name.eq_ignore_ascii_case(ending));
+        known.map(|(format, _)| *format)
+    }
+
+    /// The format a file name ends in, `.zst` aside.
     pub fn of_name(name: &str) -> Option<Format> {
         let name = name.strip_suffix(".zst").unwrap_or(name);
-        let (_, ending) = name.rsplit_once('.')?;
-        match ending.to_ascii_lowercase().as_str() {
-            "csv" => Some(Format::Csv),
-            "vscsi" => Some(Format::VscsiStats),
-            "lis" => Some(Format::Arc),
-            _ => None,
-        }
+        Format::named(name.rsplit_once('.')?.1)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Format::ALL.iter().find(|(format, _)| *format == self).map_or("", |(_, ending)| ending)
     }
 }
 
 impl Trace {
-    /// Reads a whole file. Flushes and commands that carry no data are left out.
+    /// Reads a whole file. Flushes and commands that carry no data are left out. A CSV of seven fields is read as
+    /// Microsoft Research's.
     pub fn decode(format: Format, bytes: &[u8]) -> Result<Trace, TraceError> {
+        let (mut printed, mut logged) = (blkparse::Blkparse::default(), iolog::Iolog::default());
         let accesses = match format {
+            Format::Csv if msr::is_one(bytes) => decode_lines(bytes, msr::line)?,
             Format::Csv => decode_lines(bytes, csv_line)?,
             Format::Arc => decode_lines(bytes, arc_line)?,
             Format::VscsiStats => decode_vscsi(bytes)?,
+            Format::Msr => decode_lines(bytes, msr::line)?,
+            Format::Blkparse => decode_lines(bytes, |_, line| printed.line(line))?,
+            Format::Blktrace => blktrace::decode(bytes)?,
+            Format::Iolog => decode_lines(bytes, |_, line| logged.line(line))?,
+            Format::Nbdkit => decode_lines(bytes, nbdkit::line)?,
         };
         Ok(Trace { accesses: from_zero(accesses) })
     }
@@ -163,9 +209,13 @@ fn request(at_us: u64, op: Op, offset: u64, length: u64) -> Result<Access, &'sta
     }
 }
 
-type LineDecoder = fn(usize, &str) -> Result<Option<Access>, (&'static str, &'static str)>;
+/// What is wrong with a line, and what one looks like.
+type LineError = (&'static str, &'static str);
 
-fn decode_lines(bytes: &[u8], decode: LineDecoder) -> Result<Vec<Access>, TraceError> {
+fn decode_lines(
+    bytes: &[u8],
+    mut decode: impl FnMut(usize, &str) -> Result<Option<Access>, LineError>,
+) -> Result<Vec<Access>, TraceError> {
     let text = std::str::from_utf8(bytes).map_err(|error| TraceError::NotText(error.valid_up_to()))?;
     let mut accesses = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -179,7 +229,7 @@ fn decode_lines(bytes: &[u8], decode: LineDecoder) -> Result<Vec<Access>, TraceE
     Ok(accesses)
 }
 
-fn csv_line(index: usize, line: &str) -> Result<Option<Access>, (&'static str, &'static str)> {
+fn csv_line(index: usize, line: &str) -> Result<Option<Access>, LineError> {
     if index == 0 && line == CSV_LINE {
         return Ok(None);
     }
@@ -202,7 +252,7 @@ fn csv_line(index: usize, line: &str) -> Result<Option<Access>, (&'static str, &
     request(time, op, offset, length).map(Some).map_err(|what| (what, CSV_LINE))
 }
 
-fn arc_line(index: usize, line: &str) -> Result<Option<Access>, (&'static str, &'static str)> {
+fn arc_line(index: usize, line: &str) -> Result<Option<Access>, LineError> {
     let mut fields = line.split_ascii_whitespace().map(|text| text.parse::<u64>());
     let (Some(Ok(first)), Some(Ok(blocks))) = (fields.next(), fields.next()) else {
         return Err(("not two whole numbers at its start", ARC_LINE));
@@ -331,6 +381,8 @@ mod tests {
         let table = [
             ("a/b.csv.zst", Some(Format::Csv)),
             ("x.lis", Some(Format::Arc)),
+            ("x.iolog.zst", Some(Format::Iolog)),
+            ("sda.blkparse", Some(Format::Blkparse)),
             ("D.VSCSI", Some(Format::VscsiStats)),
             ("x", None),
             ("x.txt", None),
@@ -343,7 +395,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_safe(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            for format in [Format::Csv, Format::Arc, Format::VscsiStats] {
+            for (format, _) in Format::ALL {
                 let _ = Trace::decode(format, &bytes);
             }
         }

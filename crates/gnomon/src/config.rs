@@ -32,6 +32,7 @@ struct RawConfig {
     peer: Vec<RawPeer>,
     store: RawStore,
     volume: RawVolume,
+    forecast: RawForecast,
     balancer: Vec<RawBalancer>,
     hook: Vec<RawHook>,
 }
@@ -81,6 +82,13 @@ struct RawVolume {
     nbd_pki: Option<PathBuf>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawForecast {
+    learn: bool,
+    model: Option<PathBuf>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawBalancer {
@@ -123,6 +131,10 @@ pub struct Config {
     pub nbd_socket: PathBuf,
     /// Where others find them, over TLS.
     pub nbd_tcp: Option<NbdTcp>,
+    /// Whether the volumes' networks go on learning while guests run.
+    pub learn: bool,
+    /// The network with which they begin.
+    pub model: Option<PathBuf>,
     /// Load balancers that send connections to its VMs.
     pub balancers: Vec<Balancer>,
     /// Who hears of what is done to its VMs.
@@ -265,6 +277,8 @@ impl Config {
             volume_dir: raw.volume.dir.unwrap_or_else(|| state_dir.join("volumes")),
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
             nbd_tcp: nbd_tcp(raw.volume.nbd_tcp, raw.volume.nbd_pki)?,
+            learn: raw.forecast.learn,
+            model: raw.forecast.model,
             balancers: raw.balancer.into_iter().map(balancer).collect::<Result<_, _>>()?,
             hooks: raw.hook.into_iter().map(hook).collect::<Result<_, _>>()?,
             run_dir,

@@ -58,10 +58,15 @@ pub struct Info {
     pub lost: Option<u64>,
 }
 
-/// Reads a recording in any format we know, compressed or not.
+/// Reads a recording in any format we know, compressed or not; its format is what the name says.
 pub fn load(file: &Path) -> Result<Trace, ApiError> {
+    load_as(file, None)
+}
+
+/// Reads a recording of the given format, whatever its name.
+pub fn load_as(file: &Path, format: Option<Format>) -> Result<Trace, ApiError> {
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let format = format_of(file)?;
+    let format = format.map_or_else(|| format_of(file), Ok)?;
     let open = File::open(file).map_err(|error| unreadable(file, &error))?;
     let mut bytes = Vec::new();
     let read = match name.ends_with(".zst") {
@@ -79,8 +84,26 @@ fn format_of(file: &Path) -> Result<Format, ApiError> {
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Format::of_name(&name).ok_or_else(|| {
         ApiError::usage(format!("the format of {} is not known by its name", file.display()))
-            .then("name it .csv (t_us,op,offset,length), .vscsi (vscsiStats) or .lis (ARC), with .zst if compressed")
+            .then(format!("say it with --format, or name the file by it: {}, with .zst if compressed", formats()))
     })
+}
+
+/// The names of the formats that are read.
+fn formats() -> String {
+    Format::ALL.map(|(_, name)| format!(".{name}")).join(", ")
+}
+
+/// Reads `csv`, `vscsi` and the other names of formats.
+pub fn parse_format(text: &str) -> Result<Format, String> {
+    Format::named(text.trim_start_matches('.')).ok_or_else(|| format!("'{text}' is not one of {}", formats()))
+}
+
+/// What tells a file from others: its BLAKE3 hash.
+pub fn digest(file: &Path) -> Result<String, ApiError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut open = File::open(file).map_err(|error| unreadable(file, &error))?;
+    std::io::copy(&mut open, &mut hasher).map_err(|error| unreadable(file, &error))?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn unreadable(file: &Path, error: &std::io::Error) -> ApiError {
@@ -88,14 +111,14 @@ fn unreadable(file: &Path, error: &std::io::Error) -> ApiError {
 }
 
 /// What the recording in `file` holds.
-pub fn info(file: &Path) -> Result<Info, ApiError> {
-    let format = format!("{:?}", format_of(file)?).to_lowercase();
-    Ok(describe(&load(file)?, file, format))
+pub fn info(file: &Path, format: Option<Format>) -> Result<Info, ApiError> {
+    let format = format.map_or_else(|| format_of(file), Ok)?;
+    Ok(describe(&load_as(file, Some(format))?, file, format.name().to_string()))
 }
 
 /// Rewrites a recording as CSV.
-pub fn convert(file: &Path, out: &Path) -> Result<Info, ApiError> {
-    let trace = load(file)?;
+pub fn convert(file: &Path, format: Option<Format>, out: &Path) -> Result<Info, ApiError> {
+    let trace = load_as(file, format)?;
     let mut writer = Writer::create(out)?;
     writer.text(&trace.encode())?;
     writer.finish()?;
@@ -122,7 +145,7 @@ pub async fn record(client: &Client, volume: &str, out: &Path, time: Option<Dura
         }
     }
     writer.finish()?;
-    Ok(Info { lost: Some(lost), ..info(out)? })
+    Ok(Info { lost: Some(lost), ..info(out, None)? })
 }
 
 /// A volume's accesses as lines of CSV, for as long as wished; times are from the daemon's start. What a slow reader
@@ -239,9 +262,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let (plain, packed) = (dir.path().join("a.csv"), dir.path().join("b.csv.zst"));
         std::fs::write(&plain, "t_us,op,offset,length\n0,R,0,4096\n500000,W,8192,8192\n").expect("write");
-        let info = convert(&plain, &packed).expect("convert");
+        let info = convert(&plain, None, &packed).expect("convert");
         assert_eq!((info.reads, info.writes, info.touched_bytes, info.end_bytes), (1, 1, 12288, 16384));
         assert_eq!(load(&packed).expect("load"), load(&plain).expect("load"));
         assert!(load(&dir.path().join("c.txt")).is_err());
+        assert_eq!(load_as(&plain, Some(Format::Csv)).expect("load"), load(&plain).expect("load"));
+        assert!(load_as(&plain, Some(Format::Iolog)).is_err());
+        assert_ne!(digest(&plain).expect("digest"), digest(&packed).expect("digest"));
     }
 }

@@ -4,7 +4,7 @@
 //! the machine falls on all alike.
 
 mod checkpoint;
-mod forecast_series;
+mod forecast;
 mod interceptor;
 mod nbd;
 mod plot;
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Ended {
         Some("checkpoint") => return tell(args, "checkpoint", &checkpoint::run(rounds, args)?, checkpoint::words),
         Some("wire") => return tell(args, "wire", &wire::run(rounds)?, wire::words),
         Some("postgres") => return postgres::bench(args),
-        Some("forecast") => return forecast(args),
+        Some("forecast") => return forecast::run(args),
         _ => {}
     }
     let rows = match name {
@@ -86,19 +86,6 @@ pub fn run(args: &Args) -> Ended {
     match args.has("json") {
         true => println!("{}", table::json(name.unwrap_or_default(), &machine(accel(name))?, &rows)),
         false => print!("{}", table::words(&rows)),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `bench forecast --only PART`: its parts are measured by themselves.
-fn forecast(args: &Args) -> Ended {
-    let part = args.text("only").filter(|part| forecast_series::PARTS.contains(part));
-    let all = forecast_series::PARTS.join(", ");
-    let part = part.ok_or_else(|| Misuse(format!("which part? Say --only with one of {all}")))?;
-    let rows = forecast_series::rows(part, args.text("data"))?;
-    match args.has("json") {
-        true => println!("{}", json!({ "bench": "forecast", "machine": machine(accel(None))?, "rows": rows })),
-        false => print!("{}", forecast_series::words(&rows)),
     }
     Ok(ExitCode::SUCCESS)
 }

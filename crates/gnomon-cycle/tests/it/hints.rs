@@ -1,6 +1,7 @@
 //! `hints_only`: whatever is forecast, the same data is there in the end.
 
 use gnomon_cycle::{Cycle, CycleConfig, Forecast, PREDICTORS, turn};
+use gnomon_forecast::sequence::{About, Cell, Knowledge, Model, Network, Recording, Shape, Vocabulary};
 use gnomon_forecast::{BlockMap, Chance, Predictor, UnitIndex};
 use gnomon_terms::{Access, BlockCount, Bytes, Extent, Instant, Move, Op};
 use proptest::prelude::*;
@@ -33,6 +34,18 @@ impl Predictor for HostilePredictor {
     fn probability(&self, _: Instant, _: UnitIndex) -> f32 {
         f32::NAN
     }
+}
+
+/// Networks that are sure of nonsense and that are no numbers, and boots that never were.
+fn hostile_knowledge() -> [Knowledge; 2] {
+    let shape = Shape { cell: Cell::Lstm, tokens: 4, hidden: 2 };
+    let vocabulary = || Vocabulary::new(vec![1, i32::MIN, i32::MAX]).unwrap();
+    let recordings = || vec![Recording::of(&[0, u32::MAX, 3, 3, 31, 500].map(UnitIndex)); 9];
+    [f32::NAN, 1e30].map(|value| {
+        let network = Network::of(shape, vec![value; shape.weights()]).unwrap();
+        let model = Model { network, vocabulary: vocabulary(), blocks_per_unit: 16, about: About::default() };
+        Knowledge { model: Some(model), recordings: recordings(), learns: true }
+    })
 }
 
 /// What a guest does, in the order it does it.
@@ -98,6 +111,10 @@ proptest! {
         let hostile = Box::new(HostilePredictor(1));
         let data = tell(&story, Forecast::Given(hostile), budget.map(Bytes)).0;
         prop_assert_eq!(&data, &expected);
+        for knowledge in hostile_knowledge() {
+            let data = tell(&story, Forecast::Knowing(knowledge), budget.map(Bytes)).0;
+            prop_assert_eq!(&data, &expected);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The loop end to end, over a plane that only pretends.
 
 mod hints;
+mod honesty;
 mod life;
 mod plane;
 mod stories;

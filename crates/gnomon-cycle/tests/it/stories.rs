@@ -1,5 +1,6 @@
 //! Small traces of which the outcome is known exactly.
 
+use gnomon_cycle::PREDICTORS;
 use gnomon_cycle::replay::{Allocation, MoveStory, ReplayOptions, ReplayResult, replay, replay_move};
 use gnomon_forecast::BlockMap;
 use gnomon_forecast::trace::Trace;
@@ -71,7 +72,7 @@ fn what_is_overwritten_first_never_stalls() {
 #[test]
 fn an_empty_trace_is_no_trouble() {
     let results = told(&Trace::default(), 10.0);
-    assert_eq!(results.len(), 9);
+    assert_eq!(results.len(), PREDICTORS.len() + 1);
     assert!(results.iter().all(|result| result.stalled_pct == 0.0 && result.gap_closed == 1.0));
 }
 

@@ -1,4 +1,5 @@
 //! Forecasts from the outside: trace files nobody vouches for.
 
+mod formats;
 mod mutated;
 mod traces;

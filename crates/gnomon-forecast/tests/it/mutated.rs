@@ -6,8 +6,6 @@
 use gnomon_forecast::trace::{Format, MAX_ADDRESS, Trace};
 use gnomon_terms::BlockCount;
 
-const FORMATS: [Format; 3] = [Format::Csv, Format::Arc, Format::VscsiStats];
-
 /// Xorshift. Source: Marsaglia, "Xorshift RNGs" (2003).
 struct Chance(u64);
 
@@ -20,8 +18,31 @@ impl Chance {
     }
 }
 
-/// A good file of each format, of the same requests.
-fn corpus() -> [Vec<u8>; 3] {
+/// A good file of each format.
+fn corpus() -> Vec<Vec<u8>> {
+    let texts = [
+        "128166372003061629,hm,0,Read,383496192,32768,413\n128166372016382155,hm,0,Write,4096,512,1\n",
+        "8,0 3 2 0.000002000 697 Q R 8 + 16 [cat]\n8,0 1 3 0.001000999 697 Q WS 32 + 8 [a b c]\n",
+        "fio version 3 iolog\n2 /dev/vda add\n10 /dev/vda read 4096 8192\n30 /dev/vda trim 0 4096\n",
+        "fio version 2 iolog\nf wait 500 0\nf read 0 4096\nf write 0 4096\n",
+        "2020-08-06 02:07:23.080907 connection=1 Read id=1 offset=0x0 count=0x200 ...\n",
+    ];
+    let mut files: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    let mut traced = Vec::new();
+    for (action, sector) in [(0x11_0001u32, 8u64), (0x12_0001, 16), (0x400_0000, 0)] {
+        traced.extend([0x6561_7407u32.to_le_bytes(), 1u32.to_le_bytes()].concat());
+        traced.extend([5000u64.to_le_bytes(), sector.to_le_bytes()].concat());
+        traced.extend([4096u32.to_le_bytes(), action.to_le_bytes()].concat());
+        traced.extend([0; 14]);
+        traced.extend([3, 0, b'a', b'b', b'c']);
+    }
+    files.push(traced);
+    files.extend(same_requests());
+    files
+}
+
+/// A good file of each of the first three formats, of the same requests.
+fn same_requests() -> [Vec<u8>; 3] {
     let (mut csv, mut arc, mut vscsi) = (String::from("t_us,op,offset,length\n"), String::new(), Vec::new());
     for n in 0..8u64 {
         let (block, op, command) =
@@ -62,9 +83,9 @@ fn damaged_files_are_refused_or_mean_what_they_say() {
     let (files, mut read, mut refused) = (corpus(), 0u64, 0u64);
     for seed in 1..=rounds {
         let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut bytes = files[chance.below(3)].clone();
+        let mut bytes = files[chance.below(files.len())].clone();
         mutate(&mut bytes, &mut chance);
-        for format in FORMATS {
+        for (format, _) in Format::ALL {
             let Ok(trace) = Trace::decode(format, &bytes) else {
                 refused += 1;
                 continue;

@@ -37,6 +37,7 @@ fn file(format: Format, chance: &mut Chance) -> Vec<u8> {
         Format::Csv => csv(chance),
         Format::Arc => arc(chance),
         Format::VscsiStats => vscsi(chance),
+        other => panic!("no files of {other:?} are made here; see mutated.rs"),
     }
 }
 

@@ -157,6 +157,7 @@ macro_rules! translate {
 
 translate!(
     gnomon_cycle::CycleError,
+    gnomon_forecast::sequence::ModelError,
     gnomon_forecast::trace::TraceError,
     gnomon_link::LinkError,
     gnomon_proto::bitmap::BitmapError,

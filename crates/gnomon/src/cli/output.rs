@@ -19,6 +19,11 @@ impl Output {
         Output { json }
     }
 
+    /// Whether results are JSON, for programs; then nothing else is said.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
     /// Prints a result: as JSON, or as what `words` makes of it.
     pub fn result<T: Serialize>(self, value: &T, words: impl FnOnce(&T) -> String) {
         match (self.json, serde_json::to_string_pretty(value)) {

@@ -14,6 +14,7 @@ use crate::{config::Config, daemon};
                         GNOMON_LOG=debug gnomon serve --log-json\n\n\
                         A configuration file may have [node] name, run_dir, state_dir; [api] socket;\n\
                         [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki;\n\
+                        [forecast] model (a file of `gnomon forecast train`), learn (true: go on learning);\n\
                         [[balancer]] vm, haproxy, server, address (a table: node = \"host:port\");\n\
                         [[hook]] url or command, vm (none: all).")]
 pub struct Args {

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Subcommand;
+use gnomon_forecast::trace::Format;
 use gnomon_terms::Bytes;
 
 use super::{Context, Ended, output::facts};
@@ -27,14 +28,21 @@ pub enum Command {
     /// Say what a recording holds
     #[command(after_help = "Examples:\n  gnomon trace info web.csv.zst\n  gnomon trace info disk.vscsi --json")]
     Info {
-        /// A recording: CSV, vscsiStats or ARC; compressed when it ends in .zst
+        /// A recording: its name ends in its format, and in .zst if it is compressed
         file: PathBuf,
+        /// Its format, if its name does not say it: csv, msr, vscsi, lis, blkparse, blktrace, iolog, nbdkit
+        #[arg(long, value_parser = trace::parse_format)]
+        format: Option<Format>,
     },
-    /// Rewrite any recording as CSV
-    #[command(after_help = "Examples:\n  gnomon trace convert disk.vscsi --out disk.csv.zst")]
+    /// Rewrite any recording as CSV: vscsiStats, ARC, MSR, blkparse, blktrace, fio's iolog, nbdkit's log
+    #[command(after_help = "Examples:\n  gnomon trace convert disk.vscsi --out disk.csv.zst\n  \
+                            gnomon trace convert disk.log --format nbdkit --out disk.csv.zst")]
     Convert {
-        /// A recording
+        /// A recording: its name ends in its format, and in .zst if it is compressed
         file: PathBuf,
+        /// Its format, if its name does not say it: csv, msr, vscsi, lis, blkparse, blktrace, iolog, nbdkit
+        #[arg(long, value_parser = trace::parse_format)]
+        format: Option<Format>,
         /// The file to write; compressed when it ends in .zst
         #[arg(long)]
         out: PathBuf,
@@ -47,8 +55,10 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
             let info = trace::record(&context.client, &volume, &out, time).await?;
             context.output.result(&info, words);
         }
-        Command::Info { file } => context.output.result(&trace::info(&file)?, words),
-        Command::Convert { file, out } => context.output.result(&trace::convert(&file, &out)?, words),
+        Command::Info { file, format } => context.output.result(&trace::info(&file, format)?, words),
+        Command::Convert { file, format, out } => {
+            context.output.result(&trace::convert(&file, format, &out)?, words);
+        }
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{
     records::{Records, StandingRecord, VolumeRecord},
+    teacher::Learning,
     watcher::Watcher,
 };
 use crate::{
@@ -61,6 +62,7 @@ pub struct Keeper {
     dir: PathBuf,
     nbd_socket: PathBuf,
     records: Arc<Records>,
+    learning: Learning,
     exports: Arc<Exports>,
     volumes: RwLock<BTreeMap<String, Arc<VolumeHandle>>>,
     unusable: RwLock<BTreeMap<String, Unusable>>,
@@ -74,12 +76,18 @@ pub struct Keeper {
 impl Keeper {
     /// Opens every volume on record. One that cannot be opened is told in the log and to whoever asks for it; the
     /// others are served.
-    pub fn open(dir: &Path, nbd_socket: &Path, records: Arc<Records>) -> Result<Keeper, ApiError> {
+    pub fn open(
+        dir: &Path,
+        nbd_socket: &Path,
+        records: Arc<Records>,
+        learning: Learning,
+    ) -> Result<Keeper, ApiError> {
         std::fs::create_dir_all(dir)?;
         let keeper = Keeper {
             dir: dir.to_path_buf(),
             nbd_socket: nbd_socket.to_path_buf(),
             records,
+            learning,
             exports: Exports::new(),
             volumes: RwLock::default(),
             unusable: RwLock::default(),
@@ -229,7 +237,7 @@ impl Keeper {
         };
         let volume = Arc::new(Volume::open(parts, record.epoch(), record.standing())?);
         volume.doubt()?;
-        let watcher = Watcher::start(&volume)?;
+        let watcher = Watcher::start(&volume, &self.learning)?;
         self.exports.add(Export {
             name: record.name.clone(),
             description: format!("gnomon volume {}", record.name),

@@ -15,6 +15,7 @@ pub mod protecting;
 pub mod records;
 pub mod serve_file;
 pub mod shared;
+pub mod teacher;
 mod tls;
 pub mod updating;
 pub mod vitals;
@@ -43,6 +44,7 @@ use self::{
     protecting::{Protections, Shadows},
     records::Records,
     shared::Shared,
+    teacher::Learning,
     updating::Updates,
     vitals::Vitals,
     vms::Vms,
@@ -140,7 +142,8 @@ impl Daemon {
             ))
             .then("set node.name to the name given to `gnomon node init`, or make certificates for this name"));
         }
-        let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records))?);
+        let learning = Learning::new(config.model.as_deref(), config.learn)?;
+        let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records), learning)?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);

@@ -24,7 +24,7 @@ use gnomon_volume::{plane::VolumePlane, tap::Tap, volume::Volume};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc as queue, oneshot};
 
-use super::moving::story::Story;
+use super::{moving::story::Story, teacher::Learning};
 use crate::api::{ApiError, types::AccessCounts};
 
 /// How long the thread sleeps when nothing is told: facts and full batches wake it at once, so this only bounds how
@@ -66,9 +66,12 @@ struct Shared {
 
 impl Watcher {
     /// Starts the loop of `volume`. It ends when the handle is dropped.
-    pub fn start(volume: &Volume) -> Result<Watcher, ApiError> {
+    pub fn start(volume: &Volume, learning: &Learning) -> Result<Watcher, ApiError> {
         let allocated = allocated_map(volume)?;
-        let mut cycle = Cycle::new(CycleConfig::new(volume.resource(), allocated))?;
+        let mut config = CycleConfig::new(volume.resource(), allocated);
+        config.forecast = learning.forecast();
+        let mut cycle = Cycle::new(config)?;
+        let pupil = learning.pupil(volume.resource());
         let mut plane =
             Watched { plane: VolumePlane::new(volume.resource(), Arc::clone(volume.tap())), shared: Arc::default() };
         let (commands, inbox) = mpsc::channel::<Command>();
@@ -81,6 +84,9 @@ impl Watcher {
                 // Before the commands, so that whoever asks hears of everything that was noted before the question;
                 // and after them, so that what they ask for begins at once.
                 turn(&mut cycle, &mut plane, own_tap.now(), &mut events);
+                if let Some(pupil) = &pupil {
+                    pupil.attend(&mut cycle);
+                }
                 match obey(&inbox, &mut cycle, &mut plane.plane) {
                     Obeyed::Nothing => {}
                     Obeyed::Some => turn(&mut cycle, &mut plane, own_tap.now(), &mut events),

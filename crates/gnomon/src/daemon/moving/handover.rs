@@ -304,13 +304,14 @@ mod tests {
     use gnomon_store::MemStore;
 
     use super::*;
-    use crate::daemon::records::Records;
+    use crate::daemon::{records::Records, teacher::Learning};
 
     #[tokio::test]
     async fn a_map_that_is_not_the_decided_one_becomes_everything_and_is_taken() {
         let dir = tempfile::tempdir().expect("a folder");
         let records = Arc::new(Records::new(Arc::new(MemStore::default())));
-        let keeper = Keeper::open(dir.path(), &dir.path().join("nbd"), Arc::clone(&records)).expect("a keeper");
+        let keeper = Keeper::open(dir.path(), &dir.path().join("nbd"), Arc::clone(&records), Learning::default())
+            .expect("a keeper");
         let handle = keeper.create("data", 64 * 4096).expect("a volume");
         handle.volume.begin_shadow().expect("a shadow");
         let owe = |first, len| handle.volume.outbox().expect("an outbox").owe(gnomon_terms::Extent::new(first, len));

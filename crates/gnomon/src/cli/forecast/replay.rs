@@ -1,33 +1,28 @@
-//! `gnomon forecast`: what the predictors would have been worth.
+//! `gnomon forecast replay`: what each predictor would have been worth on one recording.
 
 use std::path::{Path, PathBuf};
 
-use clap::{Subcommand, ValueEnum};
-use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay};
+use clap::ValueEnum;
+use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
+use gnomon_forecast::{ExpertScore, sequence::Knowledge};
 use gnomon_terms::{Bytes, BytesPerSecond};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use super::{Context, Ended, output::table};
+use super::{
+    super::{Context, Ended, output::table},
+    knowledge::{self, KnowledgeArgs},
+};
 use crate::{api::ApiError, trace};
-
-/// `gnomon forecast`
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Replay a recording through the real loop and compare every predictor with address order and the oracle
-    #[command(after_help = "Examples:\n  gnomon forecast replay --trace web.csv.zst\n  \
-                            gnomon forecast replay --trace disk.vscsi --budget 10% --pull 4x --allocated touched --json\n\n\
-                            stalled: share of the reads after the switch that would have waited.\n\
-                            gap closed: 0 is address order, 1 is the oracle, which has seen the future.")]
-    Replay(ReplayArgs),
-}
 
 /// `gnomon forecast replay`
 #[derive(Debug, clap::Args)]
-pub struct ReplayArgs {
-    /// A recording: CSV, vscsiStats or ARC; compressed when it ends in .zst
+pub struct Args {
+    /// A recording, in any format that `gnomon trace convert` reads; compressed when it ends in .zst
     #[arg(long)]
     trace: PathBuf,
+    #[command(flatten)]
+    knowledge: KnowledgeArgs,
     /// What is copied before the switch, as a share of what is allocated
     #[arg(long, default_value = "10%", value_parser = percent)]
     budget: f64,
@@ -52,6 +47,10 @@ struct Replayed {
     budget_pct: f64,
     allocated: &'static str,
     results: Vec<Row>,
+    /// What the experts of the blend were worth, acted on or not.
+    experts: Vec<Expert>,
+    /// The model was trained on what comes after the switch here: its results prove nothing.
+    model_saw_the_future: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,15 +62,28 @@ struct Row {
     ns_per_access: f64,
 }
 
-pub(super) fn run(command: Command, context: &Context) -> Ended {
-    let Command::Replay(args) = command;
+/// A score as it is shown.
+#[derive(Debug, Serialize)]
+pub(super) struct Expert {
+    expert: &'static str,
+    weight: f32,
+    forecasts: u64,
+    precision: f32,
+    coverage: f32,
+    lead_s: f32,
+    bytes_wasted: u64,
+    state_bytes: u64,
+}
+
+/// `gnomon forecast replay`
+pub(super) fn run(args: &Args, context: &Context) -> Ended {
     let allocation = match args.allocated {
         Allocated::Half => Allocation::Half,
         Allocated::Touched => Allocation::Touched,
     };
     let options =
         ReplayOptions { budget_percent: args.budget, rate: args.pull, allocation, ..ReplayOptions::default() };
-    let told = tell(&args.trace, &options)?;
+    let told = tell(&args.trace, &options, &args.knowledge.load()?)?;
     context.output.result(&told, words);
     Ok(())
 }
@@ -81,14 +93,15 @@ pub fn dry_run(file: &Path, bandwidth: Option<BytesPerSecond>, context: &Context
     let recorded = trace::load(file)?;
     let own = gnomon_cycle::replay::mean_read_rate(&recorded.accesses);
     let rate = bandwidth.map_or(1.0, |limit| if own > 0.0 { limit.0 as f64 / own } else { 1.0 });
-    let told = tell(file, &ReplayOptions { rate, ..ReplayOptions::default() })?;
+    let told = tell(file, &ReplayOptions { rate, ..ReplayOptions::default() }, &Knowledge::default())?;
     context.output.result(&told, words);
     Ok(())
 }
 
-fn tell(file: &Path, options: &ReplayOptions) -> Result<Replayed, ApiError> {
+fn tell(file: &Path, options: &ReplayOptions, known: &Knowledge) -> Result<Replayed, ApiError> {
     let recorded = trace::load(file)?;
-    let results = replay(&recorded, options, &mut thought)?;
+    let results = replay_knowing(&recorded, options, known, &mut thought)?;
+    let blend = results.iter().find(|result| result.predictor == "blend");
     Ok(Replayed {
         trace: file.display().to_string(),
         pull: rate_word(options.rate),
@@ -97,13 +110,15 @@ fn tell(file: &Path, options: &ReplayOptions) -> Result<Replayed, ApiError> {
             Allocation::Half => "half",
             Allocation::Touched => "touched",
         },
+        experts: blend.into_iter().flat_map(|blend| &blend.experts).map(expert).collect(),
+        model_saw_the_future: knowledge::saw_the_future(known, file)?,
         results: results.iter().map(row).collect(),
     })
 }
 
 /// Processor time that this thread has used, in nanoseconds: what a predictor costs does not depend on who else is at
 /// work.
-fn thought() -> u64 {
+pub(super) fn thought() -> u64 {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     // Both are positive, and nanoseconds of processor time fit for centuries.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -121,6 +136,19 @@ fn row(result: &ReplayResult) -> Row {
         gap_closed: result.gap_closed,
         bytes_wasted: result.bytes_wasted.0,
         ns_per_access: result.ns_per_access,
+    }
+}
+
+pub(super) fn expert(score: &ExpertScore) -> Expert {
+    Expert {
+        expert: score.expert,
+        weight: score.weight,
+        forecasts: score.ended,
+        precision: score.precision,
+        coverage: score.coverage,
+        lead_s: score.lead.as_secs_f32(),
+        bytes_wasted: score.wasted.0,
+        state_bytes: score.state.0,
     }
 }
 
@@ -145,10 +173,34 @@ fn words(told: &Replayed) -> String {
         if told.allocated == "half" { "half of the address span" } else { "what is touched" },
         told.pull
     );
-    format!("{head}\n{}", table(["PREDICTOR", "STALLED", "GAP CLOSED", "WASTED", "COST/ACCESS"], &rows))
+    let table = table(["PREDICTOR", "STALLED", "GAP CLOSED", "WASTED", "COST/ACCESS"], &rows);
+    let warning = match told.model_saw_the_future {
+        true => {
+            "\n\nThe model was trained on this recording's second half: what it gains here proves nothing \
+                 (train with --head 50%)."
+        }
+        false => "",
+    };
+    format!("{head}\n{table}\n\n{}{warning}", experts(&told.experts))
 }
 
-fn percent(text: &str) -> Result<f64, String> {
+fn experts(experts: &[Expert]) -> String {
+    let row = |expert: &Expert| {
+        [
+            expert.expert.to_string(),
+            format!("{:.3}", expert.weight),
+            expert.forecasts.to_string(),
+            format!("{:.2}", expert.precision),
+            format!("{:.2}", expert.coverage),
+            format!("{:.2} s", expert.lead_s),
+            Bytes(expert.bytes_wasted).to_string(),
+        ]
+    };
+    let rows: Vec<[String; 7]> = experts.iter().map(row).collect();
+    table(["EXPERT OF THE BLEND", "WEIGHT", "FORECASTS", "PRECISION", "COVERAGE", "LEAD", "WRONG"], &rows)
+}
+
+pub(super) fn percent(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.trim().trim_end_matches('%').trim().parse().ok();
     number.filter(|n| (0.0..=100.0).contains(n)).ok_or_else(|| format!("'{text}' is not a share: write 10%"))
 }

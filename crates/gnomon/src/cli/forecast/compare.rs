@@ -1,0 +1,138 @@
+//! `gnomon forecast compare`: several recordings, every predictor, in one table of the share of the gap that each
+//! closes, at two pull rates and for two allocations.
+
+use std::path::PathBuf;
+
+use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
+use gnomon_forecast::sequence::Knowledge;
+use serde::Serialize;
+
+use super::{
+    super::{Context, Ended},
+    knowledge::{KnowledgeArgs, saw_the_future},
+    plot,
+    replay::{Expert, expert, thought},
+};
+use crate::{api::ApiError, trace};
+
+/// The cases: allocation and rate, as they are called and as they are replayed.
+const CASES: [(&str, Allocation, f64); 4] = [
+    ("half 1x", Allocation::Half, 1.0),
+    ("half 4x", Allocation::Half, 4.0),
+    ("touched 1x", Allocation::Touched, 1.0),
+    ("touched 4x", Allocation::Touched, 4.0),
+];
+
+/// `gnomon forecast compare`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Recordings, in any format that `gnomon trace convert` reads
+    #[arg(required = true)]
+    traces: Vec<PathBuf>,
+    #[command(flatten)]
+    knowledge: KnowledgeArgs,
+    /// Draw the means as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Compared {
+    traces: Vec<String>,
+    /// Those whose second half the model was trained on: its results there prove nothing.
+    model_saw_the_future: Vec<String>,
+    cases: Vec<Case>,
+}
+
+/// One allocation at one rate.
+#[derive(Debug, Serialize)]
+pub(super) struct Case {
+    pub(super) case: &'static str,
+    pub(super) rows: Vec<Row>,
+    /// The experts of the blend, for each recording.
+    experts: Vec<Vec<Expert>>,
+}
+
+/// One predictor.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) predictor: &'static str,
+    /// For each recording; 0 is address order, 1 the oracle.
+    gap_closed: Vec<f64>,
+    pub(super) mean: f64,
+    stalled_pct: Vec<f64>,
+    bytes_wasted: Vec<u64>,
+    ns_per_access: Vec<f64>,
+}
+
+/// `gnomon forecast compare`
+pub(super) fn run(args: &Args, context: &Context) -> Ended {
+    let knowledge = args.knowledge.load()?;
+    let mut cases = Vec::new();
+    for (case, allocation, rate) in CASES {
+        let options = ReplayOptions { allocation, rate, ..ReplayOptions::default() };
+        cases.push(replay_all(case, &args.traces, &options, &knowledge)?);
+    }
+    if let Some(file) = &args.plot {
+        std::fs::write(file, plot::means(&cases)).map_err(ApiError::from)?;
+    }
+    let name = |file: &PathBuf| file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut told =
+        Compared { traces: args.traces.iter().map(name).collect(), model_saw_the_future: Vec::new(), cases };
+    for file in &args.traces {
+        if saw_the_future(&knowledge, file)? {
+            told.model_saw_the_future.push(name(file));
+        }
+    }
+    context.output.result(&told, words);
+    Ok(())
+}
+
+fn replay_all(
+    case: &'static str,
+    files: &[PathBuf],
+    options: &ReplayOptions,
+    knowledge: &Knowledge,
+) -> Result<Case, ApiError> {
+    let mut runs: Vec<Vec<ReplayResult>> = Vec::new();
+    for file in files {
+        runs.push(replay_knowing(&trace::load(file)?, options, knowledge, &mut thought)?);
+    }
+    // Every recording is replayed with the same predictors, in the same order.
+    let names: Vec<&'static str> = runs[0].iter().map(|result| result.predictor).collect();
+    let rows = names.iter().enumerate().map(|(at, name)| row(name, runs.iter().map(|run| &run[at]))).collect();
+    let blends = runs.iter().map(|run| run.iter().find(|result| result.predictor == "blend"));
+    let experts = blends.map(|blend| blend.into_iter().flat_map(|blend| &blend.experts).map(expert).collect());
+    Ok(Case { case, rows, experts: experts.collect() })
+}
+
+fn row<'a>(predictor: &'static str, results: impl Iterator<Item = &'a ReplayResult>) -> Row {
+    let results: Vec<&ReplayResult> = results.collect();
+    let gap_closed: Vec<f64> = results.iter().map(|result| result.gap_closed).collect();
+    Row {
+        predictor,
+        mean: gap_closed.iter().sum::<f64>() / gap_closed.len().max(1) as f64,
+        gap_closed,
+        stalled_pct: results.iter().map(|result| result.stalled_pct).collect(),
+        bytes_wasted: results.iter().map(|result| result.bytes_wasted.0).collect(),
+        ns_per_access: results.iter().map(|result| result.ns_per_access).collect(),
+    }
+}
+
+fn words(told: &Compared) -> String {
+    let mut text = format!("share of the gap closed; recordings: {}\n", told.traces.join(", "));
+    if !told.model_saw_the_future.is_empty() {
+        let seen = told.model_saw_the_future.join(", ");
+        text.push_str(&format!(
+            "the model was trained on the second half of {seen}: what it gains there proves nothing\n"
+        ));
+    }
+    for case in &told.cases {
+        text.push_str(&format!("\n{:<14}{:>8}  each recording\n", case.case, "mean"));
+        for row in &case.rows {
+            let each: String = row.gap_closed.iter().map(|gap| format!("{gap:>8.3}")).collect();
+            text.push_str(&format!("{:<14}{:>8.3}{each}\n", row.predictor, row.mean));
+        }
+    }
+    text.trim_end().to_string()
+}

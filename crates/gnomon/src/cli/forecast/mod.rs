@@ -1,0 +1,44 @@
+//! `gnomon forecast`: what the predictors would have been worth, and models that are trained to be worth more.
+
+mod compare;
+mod knowledge;
+mod plot;
+mod replay;
+mod train;
+
+use clap::Subcommand;
+
+use super::{Context, Ended};
+pub use replay::dry_run;
+
+/// `gnomon forecast`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Replay a recording through the real loop and compare every predictor with address order and the oracle
+    #[command(after_help = "Examples:\n  gnomon forecast replay --trace web.csv.zst\n  \
+                            gnomon forecast replay --trace web.csv.zst --model web.safetensors\n  \
+                            gnomon forecast replay --trace disk.vscsi --budget 10% --pull 4x --allocated touched --json\n\n\
+                            stalled: share of the reads after the switch that would have waited.\n\
+                            gap closed: 0 is address order, 1 is the oracle, which has seen the future.")]
+    Replay(replay::Args),
+    /// Train a network on the order of reads in recordings; each one's last fifth is kept to judge it
+    #[command(after_help = "Examples:\n  gnomon forecast train web.csv.zst --out web.safetensors\n  \
+                            gnomon forecast train a.csv.zst b.vscsi --model lstm --seed 7 --out both.safetensors\n  \
+                            gnomon forecast train web.csv.zst --out web.safetensors --resume\n\n\
+                            loss: nats a token on what was kept; 'plain' is what counting tokens alone has.\n\
+                            The same recordings and the same seed give the same file.")]
+    Train(train::Args),
+    /// One table of several recordings: every expert, the blend and the oracle, at two rates and two allocations
+    #[command(after_help = "Examples:\n  gnomon forecast compare web.csv.zst disk.vscsi\n  \
+                            gnomon forecast compare *.csv.zst --model web.safetensors --plot gap.svg --json")]
+    Compare(compare::Args),
+}
+
+/// Carries a command out.
+pub(super) fn run(command: Command, context: &Context) -> Ended {
+    match command {
+        Command::Replay(args) => replay::run(&args, context),
+        Command::Train(args) => train::run(&args, context),
+        Command::Compare(args) => compare::run(&args, context),
+    }
+}
