@@ -3,6 +3,7 @@
 //! ```text
 //!   NAME.raw            the bytes
 //!   NAME.raw.owed       what the peer lacks                 (outbox; while a move is on)
+//!   NAME.raw.owed-NODE  what the standby at a node lacks    (outbox; while the guest is protected)
 //!   NAME.raw.unflushed  what the peer may still lose        (unflushed; at a destination)
 //!   NAME.raw.valid      which blocks are here               (blockmap; at a destination)
 //!   NAME.raw.standby    what is not in the bytes yet        (journal; of a protected guest's standby)
@@ -12,8 +13,10 @@
 //! below, each of which leaves files and gate in step. They do not decide; the handover of the epoch does.
 
 mod back;
+mod standbys;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,11 +29,10 @@ use parking_lot::Mutex;
 
 use crate::{
     blockmap::{BlockMap, BootId, Lost, MapError},
-    disk::{Disk, DiskError, FileDisk, LayeredDisk, Role, TrackedDisk, VolumeDisk},
+    disk::{Disk, DiskError, FileDisk, Follower, LayeredDisk, Role, TrackedDisk, VolumeDisk},
     mover::Phase,
     outbox::Outbox,
     shadow::{Shadow, ShadowParts},
-    standby::Turns,
     stripes::Stripes,
     tap::Tap,
     unflushed::Unflushed,
@@ -146,7 +148,6 @@ pub struct Volume {
     parts: VolumeParts,
     disk: Arc<VolumeDisk>,
     stripes: Arc<Stripes>,
-    turns: Arc<Turns>,
     engine: Mutex<Engine>,
 }
 
@@ -155,6 +156,8 @@ pub struct Volume {
 struct Engine {
     /// What the peer lacks.
     outbox: Option<Arc<Outbox>>,
+    /// The standbys of a protected guest's disk, by node.
+    standbys: BTreeMap<String, Follower>,
     /// Which blocks are here, at a destination.
     valid: Option<Arc<BlockMap>>,
     /// The receiving side, at a destination.
@@ -167,12 +170,11 @@ impl Volume {
     /// Opens a volume in the standing and epoch that its record tells. Creates map files that are missing.
     pub fn open(parts: VolumeParts, epoch: Epoch, standing: Standing) -> Result<Volume, VolumeError> {
         let disk = Arc::new(VolumeDisk::new(Arc::clone(&parts.local), epoch, Role::Primary));
-        let (stripes, turns) = (Arc::default(), Arc::default());
-        let volume = Volume { disk, stripes, turns, engine: Mutex::default(), parts };
+        let volume = Volume { disk, stripes: Arc::default(), engine: Mutex::default(), parts };
         match standing {
             // Left behind by a crash between the record and the files. Believed by the next move, they would do harm.
             Standing::Primary => volume.end_engine()?,
-            Standing::Shadowed => _ = volume.begin_shadow()?,
+            Standing::Shadowed => volume.resume_shadowed()?,
             Standing::Shadow(source) => _ = volume.become_shadow(epoch, source)?,
             Standing::Draining(source) => volume.resume_draining(epoch, source)?,
             Standing::Fenced(to) => volume.resume_fenced(epoch, to)?,
@@ -223,11 +225,6 @@ impl Volume {
     /// The locks that writers and engines share.
     pub fn stripes(&self) -> &Arc<Stripes> {
         &self.stripes
-    }
-
-    /// Which write belongs to which turn of its standby, if it has one.
-    pub fn turns(&self) -> &Arc<Turns> {
-        &self.turns
     }
 
     /// The kernel that runs here.
@@ -285,10 +282,10 @@ impl Volume {
             return Err(self.wrong_role(&role, "making a shadow of it"));
         }
         if !self.owed_path().exists() {
-            self.owe_everything()?;
+            self.owe_everything(&self.owed_path())?;
         }
         let outbox = self.open_outbox(Lost::SetAll)?;
-        self.disk.become_role(epoch, self.tracked(Arc::clone(&outbox)))?;
+        self.disk.become_role(epoch, self.tracked(vec![of_move(&outbox)]))?;
         self.engine.lock().outbox = Some(Arc::clone(&outbox));
         Ok(outbox)
     }
@@ -302,7 +299,7 @@ impl Volume {
             other => return Err(self.wrong_role(&other, "giving up its shadow")),
         }
         *self.engine.lock() = Engine::default();
-        self.remove(&self.owed_path())
+        self.remove_owed()
     }
 
     /// Writes are refused from now on: at the epoch of today while a handover is being decided, at that of the next
@@ -315,12 +312,12 @@ impl Volume {
     pub fn unfence(&self) -> Result<(), VolumeError> {
         let (epoch, role) = self.disk.state();
         let Some(outbox) = self.outbox() else { return Err(self.wrong_role(&role, "letting it write again")) };
-        Ok(self.disk.become_role(epoch, self.tracked(outbox))?)
+        Ok(self.disk.become_role(epoch, self.tracked(vec![of_move(&outbox)]))?)
     }
 
-    fn tracked(&self, outbox: Arc<Outbox>) -> Role {
+    fn tracked(&self, followers: Vec<Follower>) -> Role {
         let (local, stripes) = (Arc::clone(&self.parts.local), Arc::clone(&self.stripes));
-        Role::Tracked(Arc::new(TrackedDisk { local, outbox, stripes, turns: Arc::clone(&self.turns) }))
+        Role::Tracked(Arc::new(TrackedDisk { local, followers, stripes }))
     }
 
     fn resume_fenced(&self, epoch: Epoch, to: String) -> Result<(), VolumeError> {
@@ -436,6 +433,7 @@ impl Volume {
         });
         *self.engine.lock() = Engine {
             outbox: Some(outbox),
+            standbys: BTreeMap::new(),
             valid: Some(valid),
             shadow: Some(Arc::clone(&shadow)),
             reverse: source.reverse,
@@ -448,7 +446,7 @@ impl Volume {
         if let Some(shadow) = engine.shadow {
             shadow.stop();
         }
-        self.remove(&self.owed_path())?;
+        self.remove_owed()?;
         self.remove(&self.unflushed_path())?;
         self.remove(&self.valid_path())
     }
@@ -456,17 +454,28 @@ impl Volume {
     // ---- files ----------------------------------------------------------------------------------------------
 
     fn open_outbox(&self, lost: Lost) -> Result<Arc<Outbox>, VolumeError> {
-        let map = BlockMap::open(&self.owed_path(), self.blocks(), self.parts.boot, lost)?;
+        self.open_outbox_in(&self.owed_path(), lost)
+    }
+
+    fn open_outbox_in(&self, path: &Path, lost: Lost) -> Result<Arc<Outbox>, VolumeError> {
+        let map = BlockMap::open(path, self.blocks(), self.parts.boot, lost)?;
         Ok(Arc::new(Outbox::new(map).map_err(|source| self.io(source))?))
     }
 
     /// Makes an outbox that owes everything, under another name first: a crash leaves all of it or nothing.
-    fn owe_everything(&self) -> Result<(), VolumeError> {
+    fn owe_everything(&self, path: &Path) -> Result<(), VolumeError> {
         let draft = beside(&self.parts.path, "owed.new");
         self.remove(&draft)?;
         let map = BlockMap::open(&draft, self.blocks(), self.parts.boot, Lost::SetAll)?;
         map.set(map.whole());
-        std::fs::rename(&draft, self.owed_path()).map_err(|source| self.io(source))
+        std::fs::rename(&draft, path).map_err(|source| self.io(source))
+    }
+
+    /// Nothing is owed to anybody any more.
+    fn remove_owed(&self) -> Result<(), VolumeError> {
+        let standbys = standbys::found_beside(&self.parts.path).map_err(|source| self.io(source))?;
+        standbys.iter().try_for_each(|(_, path)| self.remove(path))?;
+        self.remove(&self.owed_path())
     }
 
     fn owed_path(&self) -> PathBuf {
@@ -497,6 +506,11 @@ impl Volume {
     }
 }
 
+/// The peer of a move: it has no turns.
+fn of_move(outbox: &Arc<Outbox>) -> Follower {
+    Follower { outbox: Arc::clone(outbox), turns: Arc::default() }
+}
+
 /// The map file of a volume's file.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
@@ -508,7 +522,8 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// Removes what belongs to the volume in `path`: its map files, then the file itself.
 pub fn remove_files(path: &Path) -> io::Result<()> {
     let beside = ["owed", "unflushed", "valid", "standby"].map(|suffix| beside(path, suffix));
-    for file in beside.into_iter().chain([path.to_path_buf()]) {
+    let owed = standbys::found_beside(path)?.into_iter().map(|(_, file)| file);
+    for file in beside.into_iter().chain(owed).chain([path.to_path_buf()]) {
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -50,10 +50,11 @@ impl Copies {
         Ok(())
     }
 
-    /// The newest copy of each page, in order of pages.
-    pub fn pages(&self) -> impl Iterator<Item = (PageNumber, &Page)> {
+    /// The newest copy of each of these pages, in their order. All of them were copied.
+    pub fn of<'a>(&'a self, pages: &'a PageSet) -> impl Iterator<Item = (PageNumber, &'a Page)> {
         let (all, _) = self.bytes.as_chunks::<{ ZERO_PAGE.len() }>();
-        self.places.iter().filter_map(move |(page, place)| Some((PageNumber(*page), all.get(*place)?)))
+        debug_assert!(pages.pages().all(|page| self.places.contains_key(&page.0)), "all that is owed was copied");
+        pages.pages().filter_map(move |page| Some((page, all.get(*self.places.get(&page.0)?)?)))
     }
 
     /// How many copies there are, older ones of the same page among them.

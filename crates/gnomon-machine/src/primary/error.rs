@@ -54,6 +54,9 @@ pub enum ReplicateError {
         /// How long that was waited for.
         after: Duration,
     },
+    /// The guest stands for a switchover to another of its shadows, or has gone there.
+    #[error("the guest stands, and is being handed over to another of its shadows")]
+    Held,
     /// The shadow claims a checkpoint that was never sent. The session is over.
     #[error("the shadow claims checkpoint {claimed}, and the last one sent is {last}")]
     NeverSent {
@@ -73,7 +76,8 @@ impl ReplicateError {
             ReplicateError::Volumes { .. }
             | ReplicateError::Link(_)
             | ReplicateError::Refused { .. }
-            | ReplicateError::Behind { .. } => ErrorKind::Unavailable,
+            | ReplicateError::Behind { .. }
+            | ReplicateError::Held => ErrorKind::Unavailable,
             ReplicateError::NeverSent { .. } => ErrorKind::Corrupt,
         }
     }

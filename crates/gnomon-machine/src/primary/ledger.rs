@@ -36,11 +36,16 @@ pub enum Resume {
 }
 
 impl Ledger {
-    /// All that is owed; it counts as sent from here on.
+    /// All that is owed; it counts as sent from here on. What is written from now on is owed anew.
     pub fn take(&mut self) -> PageSet {
         let pages = std::mem::take(&mut self.owed);
         self.going.union(&pages);
         pages
+    }
+
+    /// These were taken, and not all of them could be read: they are owed as before.
+    pub fn give_back(&mut self, pages: &PageSet) {
+        self.owed.union(pages);
     }
 
     /// The checkpoint that is being made is complete.
@@ -57,6 +62,17 @@ impl Ledger {
     /// How many checkpoints are on their way.
     pub fn unsealed(&self) -> usize {
         self.unsealed.len()
+    }
+
+    /// How many will be on their way once it is heard that this one was sealed.
+    pub fn unsealed_after(&self, sealed: Option<u64>) -> usize {
+        self.unsealed.iter().filter(|(number, _)| Some(*number) > sealed).count()
+    }
+
+    /// What has to be sealed so that fewer than this many are on their way; `None` when they are.
+    pub fn in_the_way(&self, ahead: usize) -> Option<u64> {
+        let too_many = (self.unsealed.len() + 1).checked_sub(ahead)?;
+        self.unsealed.get(too_many.checked_sub(1)?).map(|(number, _)| *number)
     }
 
     /// The newest checkpoint the shadow is known to have.
@@ -132,6 +148,8 @@ mod tests {
         ledger.owed.insert(PageRun::new(40, 1));
         ledger.take();
         assert_eq!((ledger.unsealed(), ledger.owed.count()), (2, PageCount(0)));
+        assert_eq!((ledger.unsealed_after(Some(2)), ledger.unsealed_after(None)), (1, 2));
+        assert_eq!((ledger.in_the_way(3), ledger.in_the_way(2), ledger.in_the_way(1)), (None, Some(2), Some(3)));
         assert_eq!(ledger.resume(Some(2), 3, PageCount(100)), Resume::Continues);
         let owed: Vec<u64> = ledger.owed.pages().map(|page| page.0).collect();
         assert_eq!((owed, ledger.unsealed()), (vec![30, 40], 0));

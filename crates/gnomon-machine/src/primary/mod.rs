@@ -12,13 +12,15 @@
 //! (`ledger`), whatever happens in between: a lost session costs bytes, and no page.
 //!
 //! [`Replicator`] is one struct with one owner, blocks, and has no thread of its own. The thread that reads the link
-//! tells it what the shadow answers through [`Acks`].
+//! tells it what the shadow answers through [`Acks`]. A guest with several shadows has a replicator, and a thread, for each:
+//! they share a [`Guest`], which stands once for all of them that are ready.
 //!
 //! Source: B. Cully et al., "Remus: High Availability via Asynchronous Virtual Machine Replication", NSDI 2008.
 
 mod acks;
 mod copies;
 mod error;
+mod guest;
 mod hypervisor;
 mod ledger;
 mod rhythm;
@@ -31,11 +33,12 @@ use std::{
 };
 
 use gnomon_proto::frame::{Mark, Stream};
-use gnomon_qemu::{DirtyTracker, ScanCost, StateError, TrackError};
+use gnomon_qemu::{DirtyTracker, StateError, TrackError};
 use gnomon_terms::{Bytes, BytesPerSecond, Epoch, PageCount, PageRun, PageSet};
 
 pub use acks::Acks;
 pub use error::ReplicateError;
+pub use guest::Guest;
 pub use hypervisor::{Hypervisor, QemuHypervisor};
 pub use ledger::Resume;
 pub use rhythm::Pace;
@@ -45,9 +48,7 @@ use crate::{
     page::{Page, ZERO_PAGE},
     wire::{Wire, WireClosed},
 };
-use copies::Copies;
-use ledger::Ledger;
-use rhythm::Rhythm;
+use guest::{Captured, LegId, ours};
 use sender::Sender;
 
 /// More pages than this, 32 MiB, are coded and sent beside the running guest: so much is spent on copies.
@@ -56,9 +57,6 @@ const MUCH: PageCount = PageCount(8192);
 /// Pages that are left for the standing guest: copying 256 KiB takes it 50 µs, less than another look at which pages
 /// were written.
 const QUICK: PageCount = PageCount(64);
-
-/// Room that is made ahead for the pages that are found when the guest stands: 16 MiB.
-const AHEAD_OF_STANDING: PageCount = PageCount(4096);
 
 /// Passes of either kind beside the running guest, at most. Each leaves what was written meanwhile.
 const ROUNDS: u32 = 8;
@@ -92,27 +90,19 @@ pub struct Setup {
 /// be said. What it has sent until now is of that checkpoint, too.
 pub type Marks = Box<dyn FnMut(u64) -> Result<Vec<Mark>, String> + Send>;
 
-/// Replicates one guest.
+/// Replicates one guest to one shadow.
 pub struct Replicator {
-    hypervisor: Box<dyn Hypervisor>,
-    tracker: Box<dyn DirtyTracker>,
-    marks: Marks,
-    ledger: Ledger,
+    guest: Arc<Guest>,
+    /// Its name there.
+    leg: LegId,
     sender: Sender,
     session: Option<Session>,
-    /// The newest checkpoint that was sent whole.
+    /// The newest checkpoint that was sent whole, or that the shadow had when a session began.
     last: u64,
     epoch: Epoch,
-    rhythm: Rhythm,
     patience: Duration,
-    copies: Copies,
-    /// What the last scan reported.
-    fresh: PageSet,
     buffer: Vec<u8>,
 }
-
-/// Asks a tracker, in one of its ways.
-type Scan = fn(&mut dyn DirtyTracker, &mut PageSet) -> Result<ScanCost, TrackError>;
 
 struct Session {
     wire: Arc<dyn Wire>,
@@ -127,34 +117,55 @@ impl Replicator {
         tracker: Box<dyn DirtyTracker>,
         marks: Marks,
     ) -> Replicator {
+        let guest = Guest::new(hypervisor, tracker, setup.pace);
+        Replicator::of(&guest, setup, marks)
+    }
+
+    /// Replicates a guest to another shadow, beside those it has. Its pace is the guest's, whatever `setup` says.
+    pub fn of(guest: &Arc<Guest>, setup: Setup, marks: Marks) -> Replicator {
+        let leg = guest.lock().add(marks);
         let mut replicator = Replicator {
-            hypervisor,
-            tracker,
-            marks,
-            ledger: Ledger::default(),
+            guest: Arc::clone(guest),
+            leg,
             sender: Sender::new(setup.stream, setup.epoch, setup.memory),
             session: None,
             last: 0,
             epoch: setup.epoch,
-            rhythm: Rhythm::new(setup.pace),
             patience: setup.patience,
-            copies: Copies::default(),
-            fresh: PageSet::new(),
             buffer: Vec::new(),
         };
         replicator.set_link(setup.link);
         replicator
     }
 
+    /// The guest, for replicators to its other shadows. It is let go of with the last of them.
+    pub fn guest(&self) -> &Arc<Guest> {
+        &self.guest
+    }
+
+    /// The epoch that it says.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// From now on `wake` is called when a checkpoint for another shadow was one for this, too:
+    /// [`Replicator::checkpoint`] sends it. Called while the guest is locked: it may do no more than wake somebody.
+    pub fn on_captured(&self, wake: impl Fn() + Send + 'static) {
+        self.guest.lock().on_captured(self.leg, Box::new(wake));
+    }
+
     /// Begins a session with a shadow that has checkpoint `has` ([`crate::shadow::Shadow::has`]). What the shadow
     /// answers is to be told to the [`Acks`] that are returned, until the next session. A session before is over.
     pub fn connect(&mut self, wire: Arc<dyn Wire>, has: Option<(Epoch, u64)>) -> (Acks, Resume) {
         self.disconnect();
-        let ours = has.filter(|(epoch, _)| *epoch == self.epoch).map(|(_, checkpoint)| checkpoint);
-        let resume = self.ledger.resume(ours, self.last, self.tracker.pages());
-        // Numbers go on from what the shadow has seen, whoever sent it.
-        self.last = self.last.max(has.map_or(0, |(_, checkpoint)| checkpoint));
         let acks = Acks::default();
+        let mut guest = self.guest.lock();
+        let resume = guest.connect(self.leg, acks.clone(), ours(has, self.epoch), self.last);
+        // Numbers go on from what the shadow has seen, whoever sent it.
+        let newest = has.map_or(0, |(_, checkpoint)| checkpoint);
+        self.last = self.last.max(newest);
+        guest.last = guest.last.max(newest);
+        drop(guest);
         self.session = Some(Session { wire, acks: acks.clone() });
         (acks, resume)
     }
@@ -162,6 +173,7 @@ impl Replicator {
     /// Ends the session. What was on its way is settled when the next one begins, by what the shadow has then.
     pub fn disconnect(&mut self) {
         self.session = None;
+        self.guest.lock().disconnect(self.leg);
         self.sender.clear();
     }
 
@@ -173,40 +185,49 @@ impl Replicator {
     /// The newest checkpoint the shadow is known to have: what would be gone on from if this host died now.
     pub fn sealed(&self) -> Option<u64> {
         let heard = self.session.as_ref().and_then(|session| session.acks.heard().sealed);
-        self.ledger.newest_sealed().max(heard.filter(|sealed| *sealed <= self.last))
+        let known = self.guest.lock().leg(self.leg).ledger.newest_sealed();
+        known.max(heard.filter(|sealed| *sealed <= self.last))
     }
 
-    /// The number that the next checkpoint will have.
+    /// The number that the next checkpoint will have, if none is taken for another shadow before.
     pub fn upcoming(&self) -> u64 {
-        self.last + 1
+        self.guest.lock().last + 1
     }
 
     /// How long to wait until the next checkpoint is due.
     pub fn due_in(&self) -> Duration {
-        self.rhythm.due_in(Instant::now())
+        self.guest.lock().rhythm.due_in(Instant::now())
     }
 
-    /// Another pace, from the next checkpoint on.
+    /// Whether there is nothing to do before that: the next checkpoint is one for this shadow, whoever leads it. Not so
+    /// when one has been captured that is to be sent, or when this shadow is owed too much or was never sent one.
+    pub fn may_wait(&self) -> bool {
+        self.guest.lock().would_join(self.leg)
+    }
+
+    /// Another pace, from the next checkpoint on, of the guest and so for all of its shadows.
     pub fn set_pace(&mut self, pace: Pace) {
-        self.rhythm.set_pace(pace);
+        self.guest.lock().rhythm.set_pace(pace);
     }
 
     /// The link is so fast; decides on packing and, with an adaptive pace, on the interval.
     pub fn set_link(&mut self, link: Option<BytesPerSecond>) {
-        self.rhythm.link = link;
+        self.guest.lock().set_link(link);
         self.sender.packs = link.is_some_and(|rate| rate < PACK_BELOW);
     }
 
-    /// Takes a checkpoint, now, and sends it. The guest stands for some milliseconds within. Returns when all is sent;
-    /// that the shadow has it is known later ([`Replicator::await_sealed`], or the next checkpoint). Blocks while the
-    /// link is full, and up to the patience while the shadow is behind.
+    /// Takes a checkpoint, now, and sends it; one that was captured with another shadow's is sent instead. The guest stands
+    /// for some milliseconds within. Returns when all is sent; that the shadow has it is known later
+    /// ([`Replicator::await_sealed`], or the next checkpoint). Blocks while the link is full, and up to the patience while
+    /// the shadow is behind.
     pub fn checkpoint(&mut self) -> Result<Told, ReplicateError> {
         let done = self.attempt();
         self.settled(done)
     }
 
     /// Takes the last checkpoint and leaves the guest standing. When this returns `Ok`, the shadow has sealed it: the
-    /// guest can go on there ([`Replicator::hand_over`]), or here ([`Replicator::go_on`]). After an error it runs.
+    /// guest can go on there ([`Replicator::hand_over`]), or here ([`Replicator::go_on`]). Until then its other shadows get
+    /// none ([`ReplicateError::Held`]). After an error it runs.
     pub fn freeze(&mut self) -> Result<Told, ReplicateError> {
         let frozen = self.attempt_to_freeze();
         if frozen.is_err() {
@@ -218,57 +239,54 @@ impl Replicator {
 
     /// Makes a guest that was frozen run on here; how long it stood.
     pub fn go_on(&mut self) -> Result<Duration, ReplicateError> {
-        let checkpoint = self.last;
-        self.hypervisor.go_on().map_err(|source| ReplicateError::State { checkpoint, source })
+        self.guest.lock().go_on(self.leg)
     }
 
     /// Leaves a guest that was frozen standing here for good. It must be fenced, and go on elsewhere.
-    pub fn hand_over(mut self) {
-        self.hypervisor.hand_over();
+    pub fn hand_over(self) {
+        self.guest.lock().hand_over(self.leg);
     }
 
     /// Waits until the shadow has sealed a checkpoint that was sent.
     pub fn await_sealed(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
         let patience = self.patience;
-        let done = self.hear(patience, |sealed| sealed >= Some(checkpoint)).and_then(|()| {
-            let (unsealed, after) = (self.ledger.unsealed(), patience);
-            match self.ledger.newest_sealed() >= Some(checkpoint) {
+        let done =
+            self.hear(patience, Some(checkpoint)).and_then(|(unsealed, sealed)| match sealed >= Some(checkpoint) {
                 true => Ok(()),
-                false => Err(ReplicateError::Behind { unsealed, after }),
-            }
-        });
+                false => Err(ReplicateError::Behind { unsealed, after: patience }),
+            });
         self.settled(done)
     }
 
     fn attempt(&mut self) -> Result<Told, ReplicateError> {
-        self.make_way()?;
         let began = Instant::now();
-        let mut told = self.begin(began);
-        self.while_it_is_more_than(MUCH, &mut told)?;
-        self.copy_while_it_runs(&mut told)?;
-        let marks = self.while_it_stands(&mut told)?;
-        self.send_copies(told.checkpoint)?;
-        self.finish(&mut told, marks)?;
+        self.make_way()?;
+        let mut told = Told::default();
+        let captured = self.capture(&mut told)?;
+        self.send(captured, &mut told)?;
         told.took = began.elapsed();
-        self.rhythm.observe(&told, began);
         Ok(told)
     }
 
     /// The same without haste after the guest stands: it does not go on here.
     fn attempt_to_freeze(&mut self) -> Result<Told, ReplicateError> {
-        self.make_way()?;
         let began = Instant::now();
-        let mut told = self.begin(began);
+        let before = self.guest.lock().withdraw(self.leg);
+        if let Some(captured) = before {
+            self.send(captured?, &mut Told::default())?;
+            self.guest.lock().leg(self.leg).is_ready = false;
+        }
+        self.make_way()?;
+        let mut told = Told { after: self.guest.lock().rhythm.since_last(began), ..Told::default() };
         // What is sent before it stands is not sent while it does.
-        self.while_it_is_more_than(QUICK, &mut told)?;
+        self.send_beside(QUICK, &mut told)?;
         told.stood_at = Some(Instant::now());
-        self.stand(told.checkpoint)?;
-        self.scan(told.checkpoint)?;
-        told.standing = self.ledger.owed.count();
-        let marks = self.mark(told.checkpoint)?;
-        self.send_owed(told.checkpoint)?;
-        self.finish(&mut told, marks)?;
-        self.await_sealed(told.checkpoint)?;
+        let (checkpoint, pages, marks) = self.guest.lock().freeze(self.leg)?;
+        (told.checkpoint, told.standing) = (checkpoint, pages.count());
+        self.send_live(checkpoint, &pages)?;
+        let device = self.guest.lock().device(checkpoint)?;
+        self.finish(&mut told, device, marks)?;
+        self.await_sealed(checkpoint)?;
         told.took = began.elapsed();
         Ok(told)
     }
@@ -283,144 +301,77 @@ impl Replicator {
 
     /// Waits until no more than [`AHEAD`] checkpoints will be on their way with the next one.
     fn make_way(&mut self) -> Result<(), ReplicateError> {
-        let patience = self.patience;
-        // The newest that has to be sealed for that; numbers rise by one.
-        let needed = (self.last + 1).checked_sub(AHEAD as u64).filter(|needed| *needed > 0);
-        let is_behind = self.ledger.unsealed() >= AHEAD;
-        self.hear(patience, |sealed| !is_behind || sealed >= needed)?;
-        match self.ledger.unsealed() {
-            unsealed if unsealed >= AHEAD => Err(ReplicateError::Behind { unsealed, after: patience }),
+        let (patience, needed) = (self.patience, self.guest.lock().leg(self.leg).ledger.in_the_way(AHEAD));
+        match self.hear(patience, needed)? {
+            (unsealed, _) if unsealed >= AHEAD => Err(ReplicateError::Behind { unsealed, after: patience }),
             _ => Ok(()),
         }
     }
 
-    /// Takes in what the shadow has answered, after waiting for `enough` of it.
-    fn hear(&mut self, patience: Duration, enough: impl Fn(Option<u64>) -> bool) -> Result<(), ReplicateError> {
+    /// Takes in what the shadow has answered, after waiting until it has sealed this one, if any. How many checkpoints are
+    /// on their way then, and the newest that is sealed.
+    fn hear(&mut self, patience: Duration, wanted: Option<u64>) -> Result<(usize, Option<u64>), ReplicateError> {
         let acks = self.session()?.acks.clone();
-        let heard = acks.wait(patience, |heard| heard.gone || heard.refused.is_some() || enough(heard.sealed));
+        let heard = acks.wait(patience, |heard| heard.gone || heard.refused.is_some() || heard.sealed >= wanted);
+        let mut guest = self.guest.lock();
+        let ledger = &mut guest.leg(self.leg).ledger;
         match (heard.refused, heard.sealed) {
             (_, Some(claimed)) if claimed > self.last => {
                 return Err(ReplicateError::NeverSent { claimed, last: self.last });
             }
-            (_, Some(sealed)) => self.ledger.sealed(sealed),
+            (_, Some(sealed)) => ledger.sealed(sealed),
             (_, None) => {}
         }
         match heard.refused {
             Some(checkpoint) => Err(ReplicateError::Refused { checkpoint }),
             None if heard.gone => Err(WireClosed.into()),
-            None => Ok(()),
+            None => Ok((ledger.unsealed(), ledger.newest_sealed())),
         }
     }
 
-    fn begin(&self, now: Instant) -> Told {
-        Told { checkpoint: self.last + 1, after: self.rhythm.since_last(now), ..Told::default() }
+    /// The next checkpoint of this shadow: captured with another's meanwhile, or captured now.
+    fn capture(&mut self, told: &mut Told) -> Result<Captured, ReplicateError> {
+        self.send_beside(MUCH, told)?;
+        let mut guest = self.guest.lock();
+        guest.refuse_while_held(self.leg)?;
+        match guest.captured(self.leg) {
+            Some(captured) => captured,
+            None => guest.capture(self.leg),
+        }
     }
 
-    /// Codes and sends pages beside the running guest until so few are left, or no fewer.
-    fn while_it_is_more_than(&mut self, few: PageCount, told: &mut Told) -> Result<(), ReplicateError> {
-        if self.tracker.tier().needs_standing_guest() {
-            return Ok(());
-        }
+    /// Codes and sends pages beside the running guest until so few are left, or no fewer, or a checkpoint was captured.
+    fn send_beside(&mut self, few: PageCount, told: &mut Told) -> Result<(), ReplicateError> {
         let mut before = None;
         loop {
-            self.scan(told.checkpoint)?;
-            let owed = self.ledger.owed.count();
-            if !another_round(told.rounds, owed, before, few) {
-                return Ok(());
-            }
-            self.send_owed(told.checkpoint)?;
+            let mut guest = self.guest.lock();
+            guest.refuse_while_held(self.leg)?;
+            let label = guest.last + 1;
+            let much = guest.take_much(self.leg, told.rounds, before, few)?;
+            drop(guest);
+            let Some(pages) = much else { return Ok(()) };
+            self.send_live(label, &pages)?;
             told.rounds += 1;
-            told.running = PageCount(told.running.0 + owed.0);
-            before = Some(owed);
+            told.running = PageCount(told.running.0 + pages.count().0);
+            before = Some(pages.count());
         }
     }
 
-    /// Copies what is owed, and then what was written meanwhile, until that is little, or no less. All of it stays owed.
-    fn copy_while_it_runs(&mut self, told: &mut Told) -> Result<(), ReplicateError> {
-        self.copies.clear();
-        if self.tracker.tier().needs_standing_guest() || self.ledger.owed.count() > MUCH {
-            // What is owed from before was not reported by the scan to come.
-            self.fresh.clone_from(&self.ledger.owed);
-            return Ok(());
-        }
-        let (mut rounds, mut before) = (0, None);
-        self.fresh.clone_from(&self.ledger.owed);
-        loop {
-            self.copy(told.checkpoint)?;
-            told.running = PageCount(told.running.0 + self.fresh.count().0);
-            self.fresh.clear();
-            self.scan(told.checkpoint)?;
-            let owed = self.fresh.count();
-            if !another_round(rounds, owed, before, QUICK) {
-                return Ok(());
-            }
-            rounds += 1;
-            before = Some(owed);
-        }
-    }
-
-    /// The guest stands for the time of this call. What was reported and not copied is copied then.
-    fn while_it_stands(&mut self, told: &mut Told) -> Result<Vec<Mark>, ReplicateError> {
-        self.copies.reserve(PageCount(self.fresh.count().0 + AHEAD_OF_STANDING.0));
-        let copied_before = self.copies.count();
-        self.stand(told.checkpoint)?;
-        let copied = self.scan_standing(told.checkpoint).and_then(|()| self.copy(told.checkpoint));
-        let marks = self.mark(told.checkpoint);
-        told.pause = self.hypervisor.go_on().map_err(|e| state(told.checkpoint, e))?;
-        copied?;
-        self.tracker.confirm().map_err(|source| track(told.checkpoint, source))?;
-        told.standing = PageCount(self.copies.count().0 - copied_before.0);
-        marks
-    }
-
-    fn mark(&mut self, checkpoint: u64) -> Result<Vec<Mark>, ReplicateError> {
-        (self.marks)(checkpoint).map_err(|why| ReplicateError::Volumes { checkpoint, why })
-    }
-
-    fn stand(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
-        self.hypervisor.stand().map_err(|source| state(checkpoint, source))
-    }
-
-    /// What was written since the last scan is owed, and added to what is fresh.
-    fn scan(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
-        self.take_in(checkpoint, |tracker, written| tracker.scan(written))
-    }
-
-    /// The same on the guest's time: it has to be confirmed.
-    fn scan_standing(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
-        self.take_in(checkpoint, |tracker, written| tracker.scan_unconfirmed(written))
-    }
-
-    fn take_in(&mut self, checkpoint: u64, scan: Scan) -> Result<(), ReplicateError> {
-        let mut written = PageSet::new();
-        let scanned = scan(&mut *self.tracker, &mut written);
-        self.ledger.owed.union(&written);
-        self.fresh.union(&written);
-        scanned.map(drop).map_err(|source| track(checkpoint, source))
-    }
-
-    /// Copies what is fresh.
-    fn copy(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
-        self.copies.take(&*self.tracker, &self.fresh).map_err(|source| track(checkpoint, source))
-    }
-
-    /// Sends what is owed as it is now. It is owed until all of it was read.
-    fn send_owed(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
+    /// Sends pages that were taken, as they are now. Unless all of them were read they are owed again.
+    fn send_live(&mut self, checkpoint: u64, pages: &PageSet) -> Result<(), ReplicateError> {
         let wire = self.session()?.wire.clone();
-        let pages = self.ledger.owed.clone();
         let read = pages.runs().iter().try_for_each(|run| self.send_run(checkpoint, *run, &*wire));
+        if read.is_err() {
+            self.guest.lock().leg(self.leg).ledger.give_back(pages);
+        }
         self.sender.flush(checkpoint, &*wire)?;
-        read?;
-        self.ledger.take();
-        Ok(())
+        read
     }
 
     fn send_run(&mut self, checkpoint: u64, run: PageRun, wire: &dyn Wire) -> Result<(), ReplicateError> {
         for start in (run.start.0..run.end().0).step_by(AT_ONCE as usize) {
             let piece = PageRun::new(start, AT_ONCE.min(run.end().0 - start));
-            self.tracker
-                .read(piece.start, room(&mut self.buffer, piece.len))
-                .map_err(|source| track(checkpoint, source))?;
+            self.guest.lock().read(checkpoint, piece.start, room(&mut self.buffer, piece.len))?;
             for (page, content) in piece.pages().zip(pages_of(&self.buffer)) {
                 self.sender.page(checkpoint, page, content, wire)?;
             }
@@ -428,35 +379,51 @@ impl Replicator {
         Ok(())
     }
 
-    /// Sends the copies: they are of all that is owed.
-    fn send_copies(&mut self, checkpoint: u64) -> Result<(), ReplicateError> {
+    /// Codes and sends this shadow's part of a checkpoint.
+    fn send(&mut self, captured: Captured, told: &mut Told) -> Result<(), ReplicateError> {
         let wire = self.session()?.wire.clone();
-        let owed = self.ledger.take();
-        debug_assert!(owed.pages().eq(self.copies.pages().map(|(page, _)| page)), "all that is owed was copied");
-        for (page, content) in self.copies.pages() {
+        let moment = &captured.moment;
+        let checkpoint = moment.checkpoint;
+        (told.checkpoint, told.after, told.pause) = (checkpoint, moment.after, moment.pause);
+        (told.running.0, told.standing) = (told.running.0 + moment.running.0, moment.standing);
+        for (page, content) in captured.pages() {
             self.sender.page(checkpoint, page, content, &*wire)?;
         }
-        Ok(self.sender.flush(checkpoint, &*wire)?)
+        self.sender.flush(checkpoint, &*wire)?;
+        self.finish(told, moment.device.clone(), captured.marks)?;
+        let mut guest = self.guest.lock();
+        if captured.leads && guest.leg(self.leg).ledger.newest_sealed().is_some() {
+            // The first copy says nothing of the next.
+            guest.rhythm.observe(told);
+        }
+        guest.leg(self.leg).is_ready = true;
+        guest.recycle(captured.moment);
+        Ok(())
     }
 
     /// Sends the devices and the seal.
-    fn finish(&mut self, told: &mut Told, marks: Vec<Mark>) -> Result<(), ReplicateError> {
-        let device = self.hypervisor.device().map_err(|source| state(told.checkpoint, source))?;
+    fn finish(&mut self, told: &mut Told, device: Vec<u8>, marks: Vec<Mark>) -> Result<(), ReplicateError> {
         let wire = self.session()?.wire.clone();
         self.sender.device(told.checkpoint, device, &*wire)?;
-        // From here on it may be sealed, and its number is used.
+        // From here on it may be sealed.
         self.last = told.checkpoint;
-        self.ledger.close(told.checkpoint);
+        self.guest.lock().leg(self.leg).ledger.close(told.checkpoint);
         self.sender.seal(told.checkpoint, marks, &*wire)?;
         let spent = self.sender.spent();
         told.codings = spent.codings;
         (told.bytes, told.device) = (Bytes(spent.bytes), Bytes(spent.device));
-        told.unsealed = self.ledger.unsealed();
+        told.unsealed = self.guest.lock().leg(self.leg).ledger.unsealed();
         Ok(())
     }
 
     fn session(&self) -> Result<&Session, WireClosed> {
         self.session.as_ref().ok_or(WireClosed)
+    }
+}
+
+impl Drop for Replicator {
+    fn drop(&mut self) {
+        self.guest.lock().remove(self.leg);
     }
 }
 

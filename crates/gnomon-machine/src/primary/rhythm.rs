@@ -46,12 +46,14 @@ impl Rhythm {
     }
 
     /// One was taken, begun at `began`.
-    pub fn observe(&mut self, told: &Told, began: Instant) {
-        // The first one carries all of the memory, once: it says nothing of the next.
-        if self.began.is_some() {
-            self.adaptive.observe(Cost { pause: told.pause, bytes: told.bytes, after: told.after });
-        }
+    pub fn begin(&mut self, began: Instant) {
         self.began = Some(began);
+    }
+
+    /// One has cost this. The first one that a shadow gets carries all of the memory, and says nothing of the next: it is
+    /// not told of here.
+    pub fn observe(&mut self, told: &Told) {
+        self.adaptive.observe(Cost { pause: told.pause, bytes: told.bytes, after: told.after });
     }
 
     /// How long until the next one.
@@ -75,19 +77,19 @@ mod tests {
         let (start, ms) = (Instant::now(), Duration::from_millis);
         let mut rhythm = Rhythm::new(Pace::Every(ms(100)));
         assert_eq!(rhythm.due_in(start), Duration::ZERO, "the first is due at once");
-        rhythm.observe(&Told::default(), start);
+        rhythm.begin(start);
         assert_eq!(rhythm.due_in(start + ms(30)), ms(70));
         assert_eq!(rhythm.due_in(start + ms(300)), Duration::ZERO, "late is not made up for");
         assert_eq!(rhythm.since_last(start + ms(30)), ms(30));
     }
 
     #[test]
-    fn the_first_copy_does_not_set_the_pace() {
+    fn what_one_cost_sets_the_pace_of_the_next() {
         let (start, ms) = (Instant::now(), Duration::from_millis);
         let mut rhythm = Rhythm::new(Pace::Adaptive(Allowance::default()));
-        rhythm.observe(&Told { pause: ms(900), bytes: Bytes(1 << 40), ..Told::default() }, start);
+        rhythm.begin(start);
         let before = rhythm.due_in(start);
-        rhythm.observe(&Told { pause: ms(5), bytes: Bytes(9), after: ms(100), ..Told::default() }, start);
+        rhythm.observe(&Told { pause: ms(5), bytes: Bytes(9), after: ms(100), ..Told::default() });
         assert_eq!((before, rhythm.due_in(start)), (ms(100), ms(50)));
     }
 }

@@ -25,12 +25,12 @@ pub enum ShadowError {
         /// The session's.
         here: Epoch,
     },
-    /// A checkpoint that does not follow the one before.
-    #[error("a frame of checkpoint {said}, and {expected} is next")]
+    /// A checkpoint that comes before those that came.
+    #[error("a frame of checkpoint {said}, and {expected} is the least that may come")]
     OutOfTurn {
         /// The frame's.
         said: u64,
-        /// What would have followed.
+        /// The least that could have followed.
         expected: u64,
     },
     /// A frame that no shadow of this guest is sent.

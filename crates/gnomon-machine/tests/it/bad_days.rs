@@ -206,8 +206,8 @@ fn what_is_not_a_whole_checkpoint_is_refused() {
         ("the same checkpoint again", vec![pages(EPOCH, 2, 1, zero_17())], |e| {
             matches!(e, ShadowError::OutOfTurn { said: 2, expected: 3 })
         }),
-        ("a checkpoint left out", vec![pages(EPOCH, 3, 1, zero_17()), pages(EPOCH, 4, 1, zero_17())], |e| {
-            matches!(e, ShadowError::OutOfTurn { said: 4, expected: 3 })
+        ("an earlier one after a later", vec![pages(EPOCH, 4, 1, zero_17()), pages(EPOCH, 3, 1, zero_17())], |e| {
+            matches!(e, ShadowError::OutOfTurn { said: 3, expected: 4 })
         }),
         ("no batch", vec![pages(EPOCH, 3, 1, vec![0xff; 30])], |e| matches!(e, ShadowError::Stage(_))),
         ("another message", vec![Message::Ping { seq: 1 }], |e| matches!(e, ShadowError::NotForUs { .. })),

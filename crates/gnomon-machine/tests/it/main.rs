@@ -5,6 +5,7 @@
 mod guests;
 
 mod bad_days;
+mod fanout;
 mod link;
 mod protect;
 mod sim;

@@ -24,8 +24,8 @@ pub struct World {
     pub moments: BTreeMap<u64, Vec<Page>>,
     /// So many scans from now one fails.
     pub scan_fails_in: Option<u32>,
-    /// The moment whose devices the shadow has judged last.
-    pub judged: Option<u64>,
+    /// The moment whose devices each shadow has judged last.
+    pub judged: BTreeMap<usize, u64>,
 }
 
 pub type Shared = Arc<Mutex<World>>;
@@ -37,7 +37,7 @@ pub fn world(pages: usize) -> Shared {
         stands: false,
         moments: BTreeMap::new(),
         scan_fails_in: None,
-        judged: None,
+        judged: BTreeMap::new(),
     }))
 }
 
@@ -130,8 +130,8 @@ impl DirtyTracker for SimTracker {
     }
 }
 
-/// Judges devices by noting which moment they are of.
-pub struct SimSuccessor(pub Shared);
+/// Judges devices by noting which moment they are of. Shadows have numbers.
+pub struct SimSuccessor(pub Shared, pub usize);
 
 impl Successor for SimSuccessor {
     type Loaded = SimLoaded;
@@ -141,7 +141,7 @@ impl Successor for SimSuccessor {
         let moment = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
         assert_eq!(bytes.len(), 2000 + (moment as usize * 37) % 1000);
         assert!(bytes[8..].iter().all(|byte| *byte == 7));
-        self.0.lock().unwrap().judged = Some(moment);
+        self.0.lock().unwrap().judged.insert(self.1, moment);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use gnomon_terms::{Bytes, ErrorKind};
 pub use file::{FileDisk, Mode, OpenError};
 pub use fork::ForkDisk;
 pub use layered::LayeredDisk;
-pub use tracked::TrackedDisk;
+pub use tracked::{Follower, TrackedDisk};
 pub use volume::{Role, VolumeDisk};
 
 /// A run of bytes that are in the same state.

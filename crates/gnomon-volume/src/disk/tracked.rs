@@ -1,4 +1,4 @@
-//! The primary while a shadow is being made of it: every write is noted as owed to the shadow.
+//! The primary while there are shadows of it, or one is being made: every write is noted as owed to each.
 
 use std::sync::Arc;
 
@@ -11,16 +11,23 @@ use crate::{
     stripes::{Stripes, split_bytes},
 };
 
-/// A local disk that remembers in an [`Outbox`] which blocks the shadow lacks since they were written.
+/// Who is to have what is written here.
+#[derive(Clone)]
+pub struct Follower {
+    /// What it lacks.
+    pub outbox: Arc<Outbox>,
+    /// Which write belongs to which turn, if it is a standby.
+    pub turns: Arc<Turns>,
+}
+
+/// A local disk that remembers in each follower's [`Outbox`] which blocks that lacks since they were written.
 pub struct TrackedDisk {
     /// Where the bytes are.
     pub local: Arc<FileDisk>,
-    /// What the shadow lacks.
-    pub outbox: Arc<Outbox>,
-    /// Shared with the mover that takes and acknowledges.
+    /// The peer of a move, or the standbys of a protected guest's disk. Always in the same order.
+    pub followers: Vec<Follower>,
+    /// Shared with the engines that take and acknowledge.
     pub stripes: Arc<Stripes>,
-    /// Which write belongs to which turn, if the shadow is a standby.
-    pub turns: Arc<Turns>,
 }
 
 impl TrackedDisk {
@@ -31,15 +38,29 @@ impl TrackedDisk {
         len: u64,
         mut deed: impl FnMut(u64, u64) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
-        let _within = self.turns.enter();
-        for (at, len) in split_bytes(at, len) {
-            let extent = Extent::touching(at, len);
-            let _guard = self.stripes.lock(extent);
-            self.outbox.note_write(extent);
-            self.turns.before_write(&*self.local, extent);
-            deed(at, len)?;
+        within(&self.followers, &mut || {
+            for (at, len) in split_bytes(at, len) {
+                let extent = Extent::touching(at, len);
+                let _guard = self.stripes.lock(extent);
+                for follower in &self.followers {
+                    follower.outbox.note_write(extent);
+                    follower.turns.before_write(&*self.local, extent);
+                }
+                deed(at, len)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Does `deed` within the boundaries of all followers: no mark of any comes between.
+fn within<T>(followers: &[Follower], deed: &mut dyn FnMut() -> T) -> T {
+    match followers.split_first() {
+        None => deed(),
+        Some((first, others)) => {
+            let _within = first.turns.enter();
+            within(others, deed)
         }
-        Ok(())
     }
 }
 

@@ -290,7 +290,12 @@ mod tests {
     use gnomon_terms::BLOCK_SIZE;
 
     use super::*;
-    use crate::{blockmap::BlockMap, disk::layered::FlushTicket, outbox::Outbox, stripes::Stripes};
+    use crate::{
+        blockmap::BlockMap,
+        disk::{Follower, layered::FlushTicket},
+        outbox::Outbox,
+        stripes::Stripes,
+    };
 
     /// A peer that nobody may need: a read that needs no waiting never asks it.
     struct Unneeded;
@@ -352,9 +357,8 @@ mod tests {
         let outbox = || Arc::new(Outbox::new(map(blocks, Extent::new(0, 0))).expect("an outbox"));
         let tracked = TrackedDisk {
             local: Arc::clone(local),
-            outbox: outbox(),
+            followers: vec![Follower { outbox: outbox(), turns: Arc::default() }],
             stripes: Arc::clone(&stripes),
-            turns: Arc::default(),
         };
         let layered = LayeredDisk {
             local: Arc::clone(local),

@@ -23,6 +23,9 @@
 //!   content copied into memory ([`Turns`], `ledger`). A block is sent within milliseconds of its mark on a link that
 //!   keeps up, so few are copied; and the mark itself only moves a pointer, however large the disk.
 //!
+//! A disk may have several standbys: each has a [`Turns`], an outbox and a sender of its own, and its own pace. A write is
+//! noted for all of them. The copies are each standby's own, so a slow one costs memory, up to its bound, and no other one.
+//!
 //! The copies are bounded ([`COPIES`]). When they run out, the link is slower than the guest writes: the turns on their
 //! way are then void (merged into the next, as in the second way), and the guest is never held up.
 //!

@@ -31,7 +31,7 @@ use super::{
     turns::Turns,
 };
 use crate::{
-    disk::{Disk, FileDisk, layered::is_zero},
+    disk::{Disk, FileDisk, Follower, layered::is_zero},
     mover::read_content,
     outbox::Outbox,
     stripes::{STRIPE_BLOCKS, Stripes, split},
@@ -72,21 +72,23 @@ pub struct SenderParts {
 }
 
 impl SenderParts {
-    /// Those of a volume that notes its writes ([`Volume::begin_shadow`]).
+    /// Those of a volume that notes its writes for the standby at a node ([`Volume::begin_standby`]).
     pub fn of(
         volume: &Volume,
+        node: &str,
         stream: Stream,
         epoch: Epoch,
         wire: Arc<dyn Wire>,
     ) -> Result<SenderParts, SenderError> {
         let not_tracked = || SenderError::NotTracked { volume: volume.name().to_string() };
+        let Follower { outbox, turns } = volume.standby(node).ok_or_else(not_tracked)?;
         Ok(SenderParts {
             stream,
             epoch,
             local: Arc::clone(volume.local()),
-            outbox: volume.outbox().ok_or_else(not_tracked)?,
+            outbox,
             stripes: Arc::clone(volume.stripes()),
-            turns: Arc::clone(volume.turns()),
+            turns,
             wire,
             copies: COPIES,
         })
@@ -123,7 +125,7 @@ pub struct SenderState {
     pub fault: Option<String>,
 }
 
-/// Keeps the standby of one volume in step. Lives as long as a session.
+/// Keeps one standby of a volume in step. Lives as long as a session.
 pub struct StandbySender {
     parts: SenderParts,
     state: Mutex<State>,
@@ -144,7 +146,7 @@ struct State {
 
 impl StandbySender {
     /// Begins to keep a standby in step that has what it said when the session began. Its thread ends with
-    /// [`StandbySender::stop`]; only one may be at work on a volume.
+    /// [`StandbySender::stop`]; only one may be at work on a standby.
     pub fn start(parts: SenderParts, has: &Has) -> Arc<StandbySender> {
         if !has.kept {
             parts.outbox.owe(parts.outbox.map().whole());

@@ -157,7 +157,7 @@ impl Volume {
                 self.local().flush()?;
                 self.disk.become_role(epoch, Role::Primary)?;
                 *self.engine.lock() = Engine::default();
-                self.remove(&self.owed_path())
+                self.remove_owed()
             }
             Role::Primary if current == epoch => Ok(()),
             other => Err(self.wrong_role(&other, "taking it back")),

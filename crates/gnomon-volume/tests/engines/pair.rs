@@ -20,7 +20,7 @@ use gnomon_terms::{
 };
 use gnomon_volume::{
     blockmap::BlockMap,
-    disk::{Disk, FileDisk, LayeredDisk, Role, TrackedDisk, VolumeDisk, layered::Peer},
+    disk::{Disk, FileDisk, Follower, LayeredDisk, Role, TrackedDisk, VolumeDisk, layered::Peer},
     mover::{Mover, MoverParts, Phase},
     outbox::Outbox,
     shadow::{Shadow, ShadowParts},
@@ -126,9 +126,8 @@ impl Pair {
         let source_stripes = Arc::new(Stripes::default());
         let tracked = TrackedDisk {
             local: Arc::clone(&source_local),
-            outbox: Arc::clone(&source_outbox),
+            followers: vec![Follower { outbox: Arc::clone(&source_outbox), turns: Arc::default() }],
             stripes: Arc::clone(&source_stripes),
-            turns: Arc::default(),
         };
         let source = Arc::new(VolumeDisk::new(Arc::clone(&source_local), Epoch(1), Role::Tracked(Arc::new(tracked))));
         let valid = Arc::new(map());

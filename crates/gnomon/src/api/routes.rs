@@ -19,8 +19,8 @@ use super::{
     ApiError,
     types::{
         AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ImportVolume, JobView, MoveOutlook, MoveRequest,
-        NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, TraceQuery, UpdateOutlook,
-        UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
+        NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, SwitchVm, TraceQuery,
+        UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{
@@ -293,7 +293,7 @@ async fn events_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> A
     blocking(daemon, move |daemon| daemon.records.events(&name)).await
 }
 
-/// Keeps a shadow of a running VM on another node.
+/// Keeps a shadow of a running VM on another node, beside those that it has.
 #[utoipa::path(post, path = "/v1/vms/{name}/protect", request_body = ProtectVm, responses((status = 200, body = JobView)))]
 async fn protect_vm(
     State(daemon): Daemoned,
@@ -303,16 +303,24 @@ async fn protect_vm(
     blocking(daemon, move |daemon| protecting::protect(daemon, &name, ask)).await
 }
 
-/// Gives a VM's shadow up; nothing is left of it.
-#[utoipa::path(post, path = "/v1/vms/{name}/unprotect", responses((status = 200)))]
-async fn unprotect_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<()> {
-    protecting::unprotect(&daemon, &name).await.map(Json)
+/// Gives a VM's shadows up, or one of them; nothing is left of it.
+#[utoipa::path(post, path = "/v1/vms/{name}/unprotect", request_body = UnprotectVm, responses((status = 200)))]
+async fn unprotect_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<UnprotectVm>,
+) -> Answer<()> {
+    protecting::unprotect(&daemon, &name, ask).await.map(Json)
 }
 
-/// Hands a protected VM over to the node of its shadow.
-#[utoipa::path(post, path = "/v1/vms/{name}/switchover", responses((status = 200, body = JobView)))]
-async fn switchover_vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<JobView> {
-    protecting::switchover(&daemon, &name).map(Json)
+/// Hands a protected VM over to the node of a shadow.
+#[utoipa::path(post, path = "/v1/vms/{name}/switchover", request_body = SwitchVm, responses((status = 200, body = JobView)))]
+async fn switchover_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Json(ask): Json<SwitchVm>,
+) -> Answer<JobView> {
+    protecting::switchover(&daemon, &name, ask).map(Json)
 }
 
 /// Goes on with a VM whose shadow is here, its primary being dead.

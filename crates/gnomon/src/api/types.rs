@@ -15,7 +15,9 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
 pub use nic::{NicView, RunNic};
-pub use protection::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView};
+pub use protection::{
+    FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView, SwitchVm, UnprotectVm,
+};
 
 pub use update::{
     Approve, ChangeView, CommandView, EarlierUpdates, ImpactView, IntervalView, SeriesView, UpdateKind,
@@ -398,9 +400,12 @@ pub struct VmView {
     /// What the agent in its guest says, when one VM is asked for; null when none was heard.
     #[serde(default)]
     pub agent: Option<AgentView>,
-    /// Its shadow elsewhere, when it has one.
+    /// Its shadow elsewhere, when it has one; of several, the one that does best.
     #[serde(default)]
     pub protection: Option<ProtectionView>,
+    /// All of its shadows elsewhere, by node.
+    #[serde(default)]
+    pub protections: Vec<ProtectionView>,
     /// What is here, when it is only the shadow of a VM of another node.
     #[serde(default)]
     pub shadow: Option<ShadowView>,

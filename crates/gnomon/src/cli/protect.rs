@@ -1,18 +1,20 @@
-//! `gnomon vm protect`, `unprotect`, `switchover` and `failover`: a VM's shadow on another node.
+//! `gnomon vm protect`, `unprotect`, `switchover` and `failover`: a VM's shadows on other nodes.
 
 use gnomon_terms::Bytes;
 
 use super::{Context, Ended, volume::begin};
-use crate::api::types::{FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, VmView};
+use crate::api::types::{
+    FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, SwitchVm, UnprotectVm, VmView,
+};
 
 /// `gnomon vm protect`
 #[derive(Debug, clap::Args)]
 pub struct ProtectArgs {
     /// Which VM
     name: String,
-    /// The node of its shadow
-    #[arg(long, value_name = "NODE")]
-    on: String,
+    /// The node of its shadow; several are shadows beside each other, and are begun one after the other
+    #[arg(long, value_name = "NODE", value_delimiter = ',', required = true)]
+    on: Vec<String>,
     /// From one checkpoint to the next: auto (as the guest's pauses and the link allow), 100ms, 2s
     #[arg(long, value_name = "TIME", default_value = "auto", value_parser = interval)]
     interval: Interval,
@@ -28,11 +30,24 @@ pub struct ProtectArgs {
     detach: bool,
 }
 
+/// `gnomon vm unprotect`
+#[derive(Debug, clap::Args)]
+pub struct UnprotectArgs {
+    /// Which VM
+    name: String,
+    /// Give up only the shadow at this node
+    #[arg(long, value_name = "NODE")]
+    on: Option<String>,
+}
+
 /// `gnomon vm switchover`
 #[derive(Debug, clap::Args)]
 pub struct SwitchoverArgs {
     /// Which VM
     name: String,
+    /// To which node, of a VM with several shadows; without it, to the first one that is protected
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
     /// Do not wait
     #[arg(long)]
     detach: bool,
@@ -43,9 +58,10 @@ pub struct SwitchoverArgs {
 pub struct FailoverArgs {
     /// Which VM
     name: String,
-    /// The node that ran it, which you have made sure cannot run or write any more
-    #[arg(long, value_name = "NODE")]
-    i_have_fenced: Option<String>,
+    /// The node that ran it, which you have made sure cannot run or write any more; and any node with another shadow of it
+    /// that does not answer, of which you have made sure the same
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    i_have_fenced: Vec<String>,
     /// Do not wait
     #[arg(long)]
     detach: bool,
@@ -68,27 +84,32 @@ fn interval(text: &str) -> Result<Interval, String> {
     number.checked_mul(factor).map(|ms| Interval(Some(ms))).ok_or_else(|| "too long".to_string())
 }
 
-/// Begins to protect a VM and follows the first copy.
+/// Begins to protect a VM and follows the first copy, node by node.
 pub(super) async fn protect(args: ProtectArgs, context: &Context) -> Ended {
-    let request = ProtectVm {
-        on: args.on,
-        interval_ms: args.interval.0,
-        strict: args.strict,
-        auto_failover: args.auto_failover,
-    };
-    begin(&format!("/v1/vms/{}/protect", args.name), &request, args.detach, context).await
+    for on in args.on {
+        let request =
+            ProtectVm { on, interval_ms: args.interval.0, strict: args.strict, auto_failover: args.auto_failover };
+        begin(&format!("/v1/vms/{}/protect", args.name), &request, args.detach, context).await?;
+    }
+    Ok(())
 }
 
-/// Gives a shadow up.
-pub(super) async fn unprotect(name: &str, context: &Context) -> Ended {
-    let _: serde_json::Value = context.client.post(&format!("/v1/vms/{name}/unprotect"), &()).await?;
-    context.output.result(&serde_json::json!({ "unprotected": name }), |_| format!("{name} has no shadow any more"));
+/// Gives shadows up.
+pub(super) async fn unprotect(args: UnprotectArgs, context: &Context) -> Ended {
+    let UnprotectArgs { name, on } = args;
+    let request = UnprotectVm { on: on.clone() };
+    let _: serde_json::Value = context.client.post(&format!("/v1/vms/{name}/unprotect"), &request).await?;
+    context.output.result(&serde_json::json!({ "unprotected": name, "on": on }), |_| match &on {
+        Some(node) => format!("{name} has no shadow at node {node} any more"),
+        None => format!("{name} has no shadow any more"),
+    });
     Ok(())
 }
 
 /// Hands a VM over and follows that.
 pub(super) async fn switchover(args: SwitchoverArgs, context: &Context) -> Ended {
-    begin(&format!("/v1/vms/{}/switchover", args.name), &(), args.detach, context).await
+    let request = SwitchVm { to: args.to };
+    begin(&format!("/v1/vms/{}/switchover", args.name), &request, args.detach, context).await
 }
 
 /// Goes on with a VM whose shadow is here.
@@ -101,7 +122,7 @@ pub(super) async fn failover(args: FailoverArgs, context: &Context) -> Ended {
 pub(super) fn facts_of(vm: &VmView) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
     let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
-    if let Some(shadow) = &vm.protection {
+    for shadow in &vm.protections {
         facts.push(("shadow", format!("on node {}: {}", shadow.to, word(shadow.state))));
         facts.push(("why", shadow.why.clone().unwrap_or_default()));
         let has = |checkpoint| format!("{checkpoint} of epoch {}", shadow.epoch);
@@ -122,6 +143,7 @@ pub(super) fn facts_of(vm: &VmView) -> Vec<(&'static str, String)> {
         let has = shadow.checkpoint.zip(shadow.epoch).zip(shadow.age_ms);
         let has = has.map(|((checkpoint, epoch), age)| format!("{checkpoint} of epoch {epoch}, {age:.0} ms old"));
         facts.push(("checkpoint", has.unwrap_or_else(|| "none: it could not go on here".to_string())));
+        facts.push(("other shadows", shadow.siblings.join(", ")));
         facts.extend(shadow.guard.iter().flat_map(guard_facts));
     }
     facts
@@ -132,8 +154,10 @@ fn strictness(shadow: &ProtectionView, no_card: bool) -> &'static str {
     match (shadow.strict, shadow.exposed, no_card) {
         (false, ..) => "",
         (true, _, true) => "there is no network card, and nothing to hold",
-        (true, true, _) => "suspended: what the guest says leaves at once, for its shadow is lost or has nothing yet",
-        (true, false, _) => "what the guest says leaves when its shadow has the state it comes from",
+        (true, true, _) => {
+            "suspended: what the guest says does not wait for this shadow, which is lost, late or has nothing yet"
+        }
+        (true, false, _) => "what the guest says leaves when this shadow has the state it comes from",
     }
 }
 
@@ -150,10 +174,12 @@ fn guard_facts(guard: &GuardView) -> Vec<(&'static str, String)> {
 
 /// What `vm ls` says of shadows.
 pub(super) fn word_of(vm: &VmView) -> String {
-    match (&vm.protection, &vm.shadow) {
-        (Some(shadow), _) => format!("{} by {}", word(shadow.state), shadow.to),
-        (None, Some(shadow)) => format!("of {}", shadow.of),
-        (None, None) => String::new(),
+    match &vm.shadow {
+        Some(shadow) => format!("of {}", shadow.of),
+        None => {
+            let by = |shadow: &ProtectionView| format!("{} by {}", word(shadow.state), shadow.to);
+            vm.protections.iter().map(by).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use gnomon_terms::{Bytes, BytesPerSecond};
 use super::{
     Context, Ended, Failure, forecast, job, outlook,
     output::{facts, table},
-    protect::{self, FailoverArgs, ProtectArgs, SwitchoverArgs},
+    protect::{self, FailoverArgs, ProtectArgs, SwitchoverArgs, UnprotectArgs},
     update::{self, UpdateArgs},
     volume::{MoveArgs, RollbackArgs, absolute, begin, roll_back},
 };
@@ -114,27 +114,28 @@ pub enum Command {
     #[command(after_help = "Examples:\n  gnomon vm protect web --on node-b\n  \
                             gnomon vm protect web --on node-b --interval 100ms --detach\n  \
                             gnomon vm protect db --on node-b --strict    nothing that was answered is ever lost\n  \
+                            gnomon vm protect db --on node-b,node-c      two shadows: losing one leaves it protected\n  \
                             gnomon vm show web                           state, lag, pauses\n\n\
                             When this host dies, the guest goes on at node-b from the last checkpoint it has: what it did since\n\
                             then is lost, and `lag` says how much that is. See `gnomon vm failover`.")]
     Protect(ProtectArgs),
-    /// Give a VM's shadow up; nothing is left of it
-    #[command(after_help = "Examples:\n  gnomon vm unprotect web\n\n\
-                            On the shadow's node it throws a shadow away whose primary is gone for good.")]
-    Unprotect {
-        /// Which VM
-        name: String,
-    },
-    /// Hand a protected VM over to the node of its shadow; nothing is lost
-    #[command(after_help = "Examples:\n  gnomon vm switchover web\n\n\
-                            To be asked on the node where it runs. Afterwards it has no shadow: `gnomon vm protect` on the\n\
-                            other node begins one here.")]
+    /// Give a VM's shadows up, or one of them; nothing is left of it
+    #[command(
+        after_help = "Examples:\n  gnomon vm unprotect web\n  gnomon vm unprotect web --on node-c    the others stay\n\n\
+                            On the shadow's node it throws a shadow away whose primary is gone for good."
+    )]
+    Unprotect(UnprotectArgs),
+    /// Hand a protected VM over to the node of a shadow; nothing is lost
+    #[command(after_help = "Examples:\n  gnomon vm switchover web\n  gnomon vm switchover web --to node-c\n\n\
+                            To be asked on the node where it runs. Afterwards it has no shadow, whatever it had: `gnomon vm\n\
+                            protect` on the other node begins one here, and elsewhere.")]
     Switchover(SwitchoverArgs),
     /// Go on with a VM whose primary is dead, from the last checkpoint of its shadow
     #[command(after_help = "Examples:\n  gnomon vm failover web --i-have-fenced node-a\n\n\
                             To be asked on the shadow's node. Make sure first that the other node cannot run or write any more\n\
                             (power it off): nobody here can tell a dead host from a cut cable, and two running guests destroy\n\
-                            their disks. A node that answers and runs the guest is believed more than you.")]
+                            their disks. A node that answers and runs the guest is believed more than you. Nodes with other\n\
+                            shadows of it are asked, too; name those that are dead as well: --i-have-fenced node-a,node-c")]
     Failover(FailoverArgs),
     /// List what was done to a VM as a whole: updates, shadows, takeovers, with their phases
     #[command(after_help = "Examples:\n  gnomon vm events web\n  gnomon vm events web --json")]
@@ -254,7 +255,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         Command::Approve { name } => update::approve(&name, context).await?,
         Command::Events { name } => update::events(&name, context).await?,
         Command::Protect(args) => protect::protect(args, context).await?,
-        Command::Unprotect { name } => protect::unprotect(&name, context).await?,
+        Command::Unprotect(args) => protect::unprotect(args, context).await?,
         Command::Switchover(args) => protect::switchover(args, context).await?,
         Command::Failover(args) => protect::failover(args, context).await?,
         Command::Rollback { name, how } => roll_back(&format!("/v1/vms/{name}"), how, context).await?,

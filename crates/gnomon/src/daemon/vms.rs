@@ -475,6 +475,7 @@ impl Vms {
             agent: None,
             name: record.name,
             protection: None,
+            protections: Vec::new(),
             shadow: None,
         }
     }

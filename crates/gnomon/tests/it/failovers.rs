@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     etcd::Etcd,
-    house::{House, Pair, await_some, tool},
+    house::{House, Pair, await_some, linked, tool},
     protects::{Sheltered, await_state, counts, refused, show},
     wire::Wire,
 };
@@ -144,6 +144,37 @@ fn a_shadow_takes_over_by_itself_after_its_primary_died() {
 
     guarded.sheltered.pair.a.start();
     guarded.await_given_up();
+}
+
+/// Both shadows are heirs: one of them takes over, and the other one drops what it has.
+#[test]
+fn of_two_heirs_one_takes_over_by_itself() {
+    let etcd = Etcd::start();
+    let ([mut a, mut b, mut c], pki) = linked(["a", "b", "c"]);
+    for house in [&mut a, &mut b, &mut c] {
+        let store = format!("[store]\nshared = 'etcd://127.0.0.1:{}/test'\nlease = {LEASE_S}\n", etcd.port());
+        house.configure(&store);
+        house.start();
+    }
+    let mut sheltered = Sheltered::boot_at(Pair::of(a, b, pki));
+    [&sheltered.pair.a, &sheltered.pair.b, &c].into_iter().for_each(await_present);
+    let protect = ["vm", "protect", "tiny", "--on", "b,c", "--interval", "50ms", "--auto-failover"];
+    let ran = sheltered.pair.a.run(&protect);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for house in [&sheltered.pair.b, &c] {
+        await_guard(house, "armed", |guard| guard["armed"] == true && guard["heirs"] == Value::from(vec!["b", "c"]));
+    }
+    sheltered.await_sealed_count();
+    sheltered.kill_primary();
+    let b = &sheltered.pair.b;
+    let runs = |house: &House| show(house)["status"] == "running";
+    let has_none = |house: &House| house.look("/v1/vms") == Value::from(Vec::<Value>::new());
+    let settled = || [(b, &c), (&c, b)].into_iter().find(|(one, other)| runs(one) && has_none(other));
+    let (winner, _) = await_some("one that runs it", || format!("{} {}", show(b), show(&c)), settled);
+    let count = await_some("a count", String::new, || counts(winner).last().copied());
+    sheltered.await_count(winner, count + 5);
+    let told = winner.ask(&["vm", "events", "tiny"]);
+    assert!(told[0]["reasons"][0].as_str().is_some_and(|why| why.contains("lease of node a ended")), "{told}");
 }
 
 /// A primary that nobody hears in strict mode: its guest stands before the shadow runs, and never runs again.

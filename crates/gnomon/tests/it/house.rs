@@ -341,10 +341,32 @@ impl Pair {
         Pair { a, b, pki }
     }
 
+    /// Two of those that are linked.
+    pub fn of(a: House, b: House, pki: TempDir) -> Pair {
+        Pair { a, b, pki }
+    }
+
     /// A path beside both nodes.
     pub fn path(&self, name: &str) -> PathBuf {
         self.pki.path().join(name)
     }
+}
+
+/// Nodes of one authority, each of which knows all others, without their daemons running; and what they share.
+pub fn linked<const COUNT: usize>(names: [&str; COUNT]) -> ([House; COUNT], TempDir) {
+    let pki = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| pki.path().join(name).display().to_string();
+    let addresses = names.map(|name| (name, address()));
+    let houses = addresses.each_ref().map(|(name, listen)| {
+        let made = gnomon(&["node", "init", "--dir", &at(name), "--name", name, "--ca-dir", &at("ca")]);
+        assert_eq!(made.code, 0, "{}", made.err);
+        let mut link = format!("[link]\nlisten = '{listen}'\npki = '{}'\n", at(name));
+        for (peer, address) in addresses.iter().filter(|(peer, _)| peer != name) {
+            writeln!(link, "[[peer]]\nname = '{peer}'\naddress = '{address}'").expect("to memory");
+        }
+        House::unlit(name, &link)
+    });
+    (houses, pki)
 }
 
 /// An address that no other test uses: each pair of a process has its own in 127.0.0.0/8, by process and number.

@@ -21,6 +21,7 @@ mod nics;
 mod outlook;
 mod protects;
 mod rollbacks;
+mod several;
 mod shared;
 mod strays;
 mod tour;

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::{
     cache,
-    house::{House, PATIENCE, Pair, await_some, tool},
+    house::{House, PATIENCE, Pair, await_some, linked, tool},
 };
 
 /// Where the guest answers.
@@ -89,8 +89,11 @@ struct Wired {
 impl Wired {
     /// `disks` are new volumes.
     fn boot(disks: &[&str]) -> Wired {
-        let network = Network::new();
-        let mut pair = Pair::unlit(["a", "b"], "", true);
+        Wired::boot_in(Network::new(), Pair::unlit(["a", "b"], "", true), disks)
+    }
+
+    /// On nodes that do not run yet.
+    fn boot_in(network: Network, mut pair: Pair, disks: &[&str]) -> Wired {
         for house in [&mut pair.a, &mut pair.b] {
             house.live_in(&network.netns);
             house.start();
@@ -295,6 +298,51 @@ fn in_strict_mode_nothing_that_was_answered_is_lost() {
     client.goes_on(10);
     wired.pair.b.ask(&["vm", "unprotect", "tiny"]);
     assert_eq!(card(&wired.pair.b)["is_holding"], false);
+    client.goes_on(20);
+    client.end();
+}
+
+/// One of two shadows is silent, or dies: what the guest answers waits for the other one, and is not exposed.
+#[test]
+fn in_strict_mode_one_shadow_is_enough() {
+    let ([a, b, mut c], pki) = linked(["a", "b", "c"]);
+    let network = Network::new();
+    c.live_in(&network.netns);
+    c.start();
+    let mut wired = Wired::boot_in(network, Pair::of(a, b, pki), &[]);
+    let client = wired.client();
+    let protect = ["vm", "protect", "tiny", "--on", "b,c", "--interval", "50ms", "--strict"];
+    let ran = wired.pair.a.run(&protect);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let exposed = |vm: &Value, node: &str| {
+        let all = vm["protections"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|one| one["to"] == node).and_then(|one| one["exposed"].as_bool())
+    };
+    let await_exposed = |house: &House, of_b: bool, of_c: bool| {
+        let what = format!("b {of_b}, c {of_c}");
+        await_show(house, &what, |vm| exposed(vm, "b") == Some(of_b) && exposed(vm, "c") == Some(of_c));
+    };
+    await_exposed(&wired.pair.a, false, false);
+    client.goes_on(10);
+
+    c.signal("-STOP");
+    await_exposed(&wired.pair.a, false, true);
+    client.goes_on(20);
+    assert_eq!(
+        (card(&wired.pair.a)["is_holding"].as_bool(), exposed(&show(&wired.pair.a), "b")),
+        (Some(true), Some(false))
+    );
+    c.signal("-CONT");
+    await_exposed(&wired.pair.a, false, false);
+    client.goes_on(10);
+
+    c.crash();
+    await_exposed(&wired.pair.a, false, true);
+    client.goes_on(20);
+    let pid = show(&wired.pair.a)["pid"].as_u64().expect("a process").to_string();
+    wired.pair.a.crash();
+    tool("kill", &["-KILL", &pid]);
+    wired.pair.b.ask(&["vm", "failover", "tiny", "--i-have-fenced", "a,c"]);
     client.goes_on(20);
     client.end();
 }

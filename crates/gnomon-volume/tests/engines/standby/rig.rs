@@ -14,7 +14,7 @@ use gnomon_proto::frame::{Message, Stream};
 use gnomon_terms::{BLOCK_SIZE, BlockCount, Bytes, Epoch};
 use gnomon_volume::{
     blockmap::{BlockMap, BootId},
-    disk::{Disk, FileDisk, Role, TrackedDisk, VolumeDisk},
+    disk::{Disk, FileDisk, Follower, Role, TrackedDisk, VolumeDisk},
     outbox::Outbox,
     standby::{
         Has, Lineage, ReceiverParts, SenderError, SenderParts, StandbyError, StandbyReceiver, StandbySender, Turns,
@@ -64,7 +64,7 @@ pub struct Rig {
     pub shut: Arc<AtomicBool>,
     pub copies: Bytes,
     pub lineage: Lineage,
-    _dir: tempfile::TempDir,
+    _dir: Arc<tempfile::TempDir>,
     local: Arc<FileDisk>,
     outbox: Arc<Outbox>,
     stripes: Arc<Stripes>,
@@ -83,32 +83,45 @@ pub struct Rig {
 
 impl Rig {
     pub fn new() -> Rig {
-        let dir = tempfile::tempdir().expect("dir");
+        Rig::several(1).remove(0)
+    }
+
+    /// So many standbys of one volume.
+    pub fn several(count: usize) -> Vec<Rig> {
+        let dir = Arc::new(tempfile::tempdir().expect("dir"));
         let local = Arc::new(FileDisk::create(&dir.path().join("primary"), Bytes(SIZE)).expect("disk"));
-        let map = BlockMap::volatile(BlockCount(BLOCKS)).expect("map");
-        let outbox = Arc::new(Outbox::new(map).expect("outbox"));
-        let (stripes, turns): (Arc<Stripes>, Arc<Turns>) = Default::default();
-        let tracked = TrackedDisk {
-            local: Arc::clone(&local),
-            outbox: Arc::clone(&outbox),
-            stripes: Arc::clone(&stripes),
-            turns: Arc::clone(&turns),
-        };
+        let map = || BlockMap::volatile(BlockCount(BLOCKS)).expect("map");
+        let follower = || Follower { outbox: Arc::new(Outbox::new(map()).expect("outbox")), turns: Arc::default() };
+        let followers: Vec<Follower> = (0..count).map(|_| follower()).collect();
+        let stripes: Arc<Stripes> = Arc::default();
+        let tracked =
+            TrackedDisk { local: Arc::clone(&local), followers: followers.clone(), stripes: Arc::clone(&stripes) };
         let primary = Arc::new(VolumeDisk::new(Arc::clone(&local), EPOCH, Role::Tracked(Arc::new(tracked))));
+        let of = |follower| Rig::of(&dir, &primary, &local, &stripes, follower);
+        followers.into_iter().map(of).collect()
+    }
+
+    fn of(
+        dir: &Arc<tempfile::TempDir>,
+        primary: &Arc<VolumeDisk>,
+        local: &Arc<FileDisk>,
+        stripes: &Arc<Stripes>,
+        follower: Follower,
+    ) -> Rig {
         let machine = Machine::new(SIZE, JOURNAL);
         Rig {
             receiver: open(&machine, 1).expect("a new standby"),
-            primary,
+            primary: Arc::clone(primary),
             machine,
             sender: None,
             shut: Arc::default(),
             copies: Bytes(1 << 20),
             lineage: Lineage::of("p@shadow"),
-            _dir: dir,
-            local,
-            outbox,
-            stripes,
-            turns,
+            _dir: Arc::clone(dir),
+            local: Arc::clone(local),
+            outbox: follower.outbox,
+            stripes: Arc::clone(stripes),
+            turns: follower.turns,
             cut: Arc::new(AtomicBool::new(true)),
             pumps: Vec::new(),
             boots: 1,

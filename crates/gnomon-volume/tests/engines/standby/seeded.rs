@@ -142,6 +142,46 @@ fn live(seed: u64) -> Tally {
     tally
 }
 
+/// Two standbys of one disk: each has a life of its own, and neither knows of the other's.
+#[test]
+fn two_standbys_of_one_disk_live_and_die_apart() {
+    for seed in 1..=SEEDS / 2 {
+        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let mut rigs = Rig::several(2);
+        // The second one has less room for copies, and is void more often.
+        rigs[1].copies = Bytes(64 << 10);
+        (0..BLOCKS).step_by(3).for_each(|block| rigs[0].write(block, seed));
+        let guest = Guest::start(Arc::clone(&rigs[0].primary), seed);
+        let mut tallies = [Tally::default(), Tally::default()];
+        for _ in 0..20 {
+            let (one, span) = (dice.roll(2) as usize, [300, 30_000, 3_000_000][dice.roll(3) as usize]);
+            rigs[one].machine.dies_after(dice.roll(span));
+            let begun: Vec<bool> = rigs.iter_mut().map(|rig| rig.connect().is_ok()).collect();
+            for _ in 0..1 + dice.roll(8) {
+                for (number, rig) in rigs.iter_mut().enumerate().filter(|(number, _)| begun[*number]) {
+                    checkpoint(rig, &guest, &mut dice, &mut tallies[number]);
+                }
+            }
+            for (rig, tally) in rigs.iter_mut().zip(&mut tallies) {
+                tally.deaths += u64::from(rig.machine.is_dead());
+                let power = (dice.roll(3) == 0).then_some(&mut dice);
+                rig.restart(power);
+                tally.takeovers += u64::from(rig.assert_takeover().is_some());
+            }
+        }
+        let guest_stands = guest.stands.write();
+        for rig in &mut rigs {
+            rig.connect().expect("a host that lives");
+            rig.await_in_step();
+            let turn = rig.checkpoint();
+            assert_eq!(rig.assert_takeover(), Some(turn));
+            assert!(rig.machine.volume.content() == rig.content() && rig.owed() == Bytes(0), "seed {seed}");
+        }
+        drop(guest_stands);
+        println!("seed {seed}: {tallies:?}");
+    }
+}
+
 /// A mark, and what becomes of it.
 fn checkpoint(rig: &mut Rig, guest: &Guest, dice: &mut Dice, tally: &mut Tally) {
     let sender = Arc::clone(rig.sender.as_ref().expect("connected"));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Asks for a shadow of a running VM on another node.
+/// Asks for a shadow of a running VM on another node, beside those that it has. What is asked must be as for those.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProtectVm {
     /// The node of the shadow.
@@ -23,9 +23,26 @@ pub struct ProtectVm {
 /// Asks a node to go on with a guest whose shadow it has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FailoverVm {
-    /// The node that ran the guest, which the operator has made sure cannot run or write any more.
+    /// The node that ran the guest, which the operator has made sure cannot run or write any more; and those of the nodes
+    /// with other shadows that do not answer, of which he has made sure the same.
     #[serde(default)]
-    pub fenced: Option<String>,
+    pub fenced: Vec<String>,
+}
+
+/// Asks to hand a guest over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SwitchVm {
+    /// To which of the nodes of its shadows; without it, to the first one that is protected.
+    #[serde(default)]
+    pub to: Option<String>,
+}
+
+/// Asks to give shadows up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct UnprotectVm {
+    /// The node of the shadow; without it, all of them.
+    #[serde(default)]
+    pub on: Option<String>,
 }
 
 /// How a protection does.
@@ -78,7 +95,8 @@ pub struct ProtectionView {
     /// Whether frames of the guest wait until the shadow has the state they come from.
     #[serde(default)]
     pub strict: bool,
-    /// Whether they leave at once all the same, and that is on record: the shadow has nothing yet, or was lost.
+    /// Whether they do not wait for this shadow, and that is on record: it has nothing yet, was lost, or fell behind. When
+    /// that is so of all shadows, they leave at once.
     #[serde(default)]
     pub exposed: bool,
     /// Its guard; without one an operator decides.
@@ -117,6 +135,9 @@ pub struct ShadowView {
     pub epoch: Option<u64>,
     /// How long ago it was applied here, milliseconds.
     pub age_ms: Option<f64>,
+    /// The nodes of the guest's other shadows.
+    #[serde(default)]
+    pub siblings: Vec<String>,
     /// Its guard; without one an operator decides.
     #[serde(default)]
     pub guard: Option<GuardView>,

@@ -34,9 +34,10 @@ pub async fn stand_by(daemon: Arc<Daemon>, shared: Arc<Shared>, story: Story) {
         match order {
             Order::End => {
                 tell_unwanted(&daemon, &record).await;
-                guarding::end(&shared).await;
-                forget(&daemon, &shared, &story);
-                return;
+                if let Err(error) = forget(&daemon, &shared, &story).await {
+                    tracing::error!(vm = record.vm, %error, "its protection is still on record");
+                }
+                return daemon.protections.over(&shared);
             }
             Order::GivenUp => return daemon.protections.over(&shared),
             Order::Rest => return,
@@ -67,14 +68,23 @@ pub async fn stand_by(daemon: Arc<Daemon>, shared: Arc<Shared>, story: Story) {
     }
 }
 
-fn forget(daemon: &Arc<Daemon>, shared: &Arc<Shared>, story: &Story) {
-    let record = shared.record.lock().clone();
-    let volumes = Volumes::of(daemon, &record).and_then(|volumes| volumes.end(&daemon.keeper));
-    match volumes.and_then(|()| daemon.records.remove_protection(&record.vm)) {
-        Ok(()) => story.unprotected(),
-        Err(error) => tracing::error!(vm = record.vm, %error, "its protection is still on record"),
+/// It is not a shadow of the VM any more: nothing is left of it here; when it was the last one, nothing of the protection.
+pub async fn forget(daemon: &Arc<Daemon>, shared: &Arc<Shared>, story: &Story) -> Result<(), ApiError> {
+    let (record, family) = (shared.record.lock().clone(), Arc::clone(&shared.family));
+    let is_last = family.leave(shared);
+    match family.guard() {
+        Some(_) if is_last => guarding::end(&family).await,
+        Some(guard) => {
+            let node = record.to.clone();
+            blocking(move || guard.strike_off(&node)).await?;
+        }
+        None => {}
     }
-    daemon.protections.over(shared);
+    Volumes::of(daemon, &record)?.end(&daemon.keeper, is_last)?;
+    daemon.records.remove_protection(&record.vm, &record.to)?;
+    family.leave_behind(&record.to);
+    story.unprotected();
+    Ok(())
 }
 
 /// What became of a protection at the shadow's node.
@@ -87,6 +97,18 @@ pub async fn tell_unwanted(daemon: &Arc<Daemon>, record: &ProtectRecord) {
     let told = one_question::<()>(daemon, &record.to, Ask::Forget { id: record.id.clone() }).await;
     if let Err(error) = told {
         tracing::warn!(vm = record.vm, %error, "node {} still has its shadow, until it can ask here", record.to);
+    }
+}
+
+/// Tells the nodes of shadows that the guest lives at another node by now. One that cannot be reached finds out by asking.
+pub fn tell_superseded(daemon: &Arc<Daemon>, id: &str, nodes: Vec<String>, by: &str) {
+    for node in nodes {
+        let (daemon, question) = (Arc::clone(daemon), Ask::Superseded { id: id.to_string(), by: by.to_string() });
+        tokio::spawn(async move {
+            if let Err(error) = one_question::<()>(&daemon, &node, question).await {
+                tracing::warn!(%error, "node {node} still has its shadow, until it can ask");
+            }
+        });
     }
 }
 
@@ -108,19 +130,22 @@ pub async fn one_question<A: serde::de::DeserializeOwned>(
 
 /// The shadow's node runs the guest from this epoch on: a QEMU that is here is ended before anything of it can be
 /// written, its volumes are lost, and the record of the VM says so. What it did since its last checkpoint is lost, and the
-/// operator who had the shadow take over has said so.
+/// operator who had the shadow take over has said so. Drivers of its other shadows end.
 pub async fn given_up(daemon: &Arc<Daemon>, shared: &Arc<Shared>, epoch: u64) -> Result<(), ApiError> {
-    let (daemon, record) = (Arc::clone(daemon), shared.record.lock().clone());
+    let (daemon, record, family) = (Arc::clone(daemon), shared.record.lock().clone(), Arc::clone(&shared.family));
+    let nodes = family.nodes();
     tracing::error!(vm = record.vm, epoch, "its shadow at node {} has taken over: it is given up here", record.to);
     blocking(move || {
         daemon.vms.lose(&record.vm, &lost_words(&record, epoch))?;
         Volumes::of(&daemon, &record)?.lose(&daemon.keeper, &record.to)?;
-        daemon.records.remove_protection(&record.vm)?;
+        nodes.iter().try_for_each(|node| daemon.records.remove_protection(&record.vm, node))?;
         Story::new(&daemon, &record.vm, &record.to).lost_to_shadow(epoch);
         daemon.balancing.arrive(&record.vm, &record.to);
         Ok(())
     })
-    .await
+    .await?;
+    family.give_up_others(shared);
+    Ok(())
 }
 
 fn lost_words(record: &ProtectRecord, epoch: u64) -> String {
@@ -131,16 +156,21 @@ fn lost_words(record: &ProtectRecord, epoch: u64) -> String {
 }
 
 /// The shadow's node wants to take over, its operator having said that this node is fenced. While the guest runs here it
-/// is not; when it does not, it is given up for good.
-pub async fn yield_to_shadow(daemon: &Arc<Daemon>, id: &str, vm: &str, epoch: u64) -> Result<Yielded, ApiError> {
-    let Some(shared) = daemon.protections.get(vm).filter(|shared| shared.record.lock().id == id) else {
-        return Ok(Yielded::Unknown);
-    };
+/// is not; when it does not, it is given up for good to the node called `from`.
+pub async fn yield_to_shadow(
+    daemon: &Arc<Daemon>,
+    from: &str,
+    id: &str,
+    vm: &str,
+    epoch: u64,
+) -> Result<Yielded, ApiError> {
+    let family = daemon.protections.get(vm).filter(|family| family.id == id);
+    let Some(shared) = family.and_then(|family| family.member(from)) else { return Ok(Yielded::Unknown) };
     if daemon.vms.get(vm).is_ok_and(|vm| vm.qemu().is_some() || vm.is_unreachable()) {
         return Ok(Yielded::Runs);
     }
     given_up(daemon, &shared, epoch).await?;
-    if let Some(guard) = shared.guard() {
+    if let Some(guard) = shared.family.guard() {
         blocking(move || guard.let_go()).await?;
     }
     shared.order.send_replace(Order::GivenUp);
@@ -165,6 +195,7 @@ mod tests {
             exposed: false,
             lease_s: None,
             term: None,
+            generation: 0,
         };
         let words = lost_words(&record, 2);
         assert!(words.contains("node b") && words.contains("epoch 2") && words.contains("vm stop web"), "{words}");

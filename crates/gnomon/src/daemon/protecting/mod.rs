@@ -1,4 +1,4 @@
-//! A VM's shadow on another node: `protect`, `unprotect`, `switchover`, `failover`.
+//! A VM's shadows on other nodes: `protect`, `unprotect`, `switchover`, `failover`.
 //!
 //! ```text
 //!   primary's node                                   shadow's node
@@ -13,6 +13,10 @@
 //! disks are served ([`ask_first`]), for a moment only: silence is not a reason to stop a guest. With a witness, a store
 //! that both nodes see, [`guarding`] decides by its leases, and *promoted* follows from that.
 //!
+//! A VM may have several shadows. Each has a driver, sessions and a pace of its own, and they share the [`family`]: one guest
+//! that stands once for all of them. At most one of them takes over: a node whose operator wants it to asks the others
+//! first ([`siblings`]), and with a witness only one can have the term.
+//!
 //! Read in this order: [`primary`] and [`shadow`] with its [`seat`], then [`switch`] and [`takeover`], then [`ended`] and
 //! [`doubt`], then [`guarding`] and the [`leash`] by which it holds a guest; [`strict`] says when frames leave, and [`pulse`]
 //! is what a user is told.
@@ -20,6 +24,7 @@
 mod copies;
 mod doubt;
 mod ended;
+mod family;
 mod guarding;
 mod leash;
 mod primary;
@@ -29,6 +34,7 @@ mod run;
 mod seat;
 mod shadow;
 mod shared;
+mod siblings;
 mod story;
 mod strict;
 mod switch;
@@ -47,6 +53,7 @@ pub use shadow::Shadows;
 pub use takeover::failover;
 
 use self::{
+    family::Family,
     primary::Primary,
     rpc::Fate,
     shared::{Order, Shared},
@@ -56,7 +63,7 @@ use self::{
 use super::{Daemon, moving, records::ProtectRecord};
 use crate::api::{
     ApiError,
-    types::{JobView, ProtectVm, ProtectionState, VmView},
+    types::{JobView, ProtectVm, ProtectionState, ProtectionView, SwitchVm, UnprotectVm, VmView},
 };
 
 /// The guest's number in its session; its volumes are counted from zero.
@@ -72,39 +79,49 @@ const INTERVALS_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
 /// The protections that this node is the primary of, by VM.
 #[derive(Default)]
 pub struct Protections {
-    active: Mutex<BTreeMap<String, Arc<Shared>>>,
+    active: Mutex<BTreeMap<String, Arc<Family>>>,
 }
 
 impl Protections {
     /// That of a VM.
-    fn get(&self, vm: &str) -> Option<Arc<Shared>> {
+    fn get(&self, vm: &str) -> Option<Arc<Family>> {
         self.active.lock().get(vm).cloned()
     }
 
-    fn add(&self, record: ProtectRecord) -> Arc<Shared> {
-        let name = record.vm.clone();
-        let shared = Arc::new(Shared::new(record));
-        self.active.lock().insert(name, Arc::clone(&shared));
-        shared
+    /// All of them.
+    fn list(&self) -> Vec<Arc<Family>> {
+        self.active.lock().values().cloned().collect()
     }
 
-    /// A protection is over.
+    /// One more shadow of a VM.
+    fn add(&self, daemon: &Daemon, record: ProtectRecord) -> Arc<Shared> {
+        let mut active = self.active.lock();
+        let begin = || Family::new(&record, daemon.vms.gate(&record.vm));
+        let family = Arc::clone(active.entry(record.vm.clone()).or_insert_with(begin));
+        family.add(record)
+    }
+
+    /// A shadow is none any more; with the last one the protection is over.
     fn over(&self, shared: &Arc<Shared>) {
-        let name = shared.record.lock().vm.clone();
-        self.active.lock().retain(|vm, known| *vm != name || !Arc::ptr_eq(known, shared));
-        shared.leash.end();
-        // What holds it lets go of the rest.
-        drop(shared.guard.lock().take());
+        let family = &shared.family;
+        let mut active = self.active.lock();
+        if family.leave(shared) && active.get(&family.vm).is_some_and(|known| Arc::ptr_eq(known, family)) {
+            active.remove(&family.vm);
+            family.leash.end();
+            // What holds it lets go of the rest.
+            drop(family.guard.lock().take());
+        }
+        drop(active);
         shared.order.send_replace(Order::GivenUp);
     }
 
-    /// Refuses what would be done to a VM, or its QEMU, behind the back of its shadow.
+    /// Refuses what would be done to a VM, or its QEMU, behind the back of its shadows.
     pub fn refuse_if_protected(&self, vm: &str) -> Result<(), ApiError> {
         match self.get(vm) {
             None => Ok(()),
-            Some(shared) => {
-                let to = shared.record.lock().to.clone();
-                Err(ApiError::refused(format!("VM '{vm}' is protected by node {to}"))
+            Some(family) => {
+                let nodes = family.nodes().join(", ");
+                Err(ApiError::refused(format!("VM '{vm}' is protected by node {nodes}"))
                     .then(format!("end that first: `gnomon vm unprotect {vm}`")))
             }
         }
@@ -113,7 +130,7 @@ impl Protections {
 
 // ---- what comes before the doors open --------------------------------------------------------------------------------
 
-/// A VM whose shadow has taken over, and the epoch at which.
+/// A VM with the shadow that has taken over, and the epoch at which.
 pub type Lost = (Arc<Shared>, u64);
 
 /// Brings back the protections on record, and asks the nodes of shadows whether they have taken over: before this node
@@ -123,48 +140,68 @@ pub async fn ask_first(daemon: &Arc<Daemon>) -> Result<Vec<Lost>, ApiError> {
     for record in daemon.records.shadows()? {
         daemon.vms.reserve(&record.vm, &record.from);
     }
-    let (mut asked, mut lost) = (Vec::new(), Vec::new());
     for record in daemon.records.protections()? {
         if record.given.is_some() {
             Volumes::of(daemon, &record)?.give(&daemon.keeper, &record.to)?;
         }
         strict::bring_back(daemon, &record);
-        let shared = daemon.protections.add(record.clone());
-        if let Err(error) = guarding::begin(daemon, &shared, true) {
-            tracing::error!(vm = record.vm, %error, "its guard cannot be brought back");
-        }
-        let asker = Arc::clone(daemon);
-        asked.push(tokio::spawn(async move {
-            let fate = match ended::fate(&asker, &record).await {
-                Err(_) if guarding::is_superseded(&shared).await => Ok(Fate::Promoted { epoch: record.epoch + 1 }),
-                fate => fate,
-            };
-            (record, shared, fate)
-        }));
+        daemon.protections.add(daemon, record);
     }
-    for answer in asked {
-        let (record, shared, fate) = answer.await.map_err(ApiError::internal)?;
-        match fate {
-            // One that was given away in a switchover ends as it would have.
-            Ok(Fate::Promoted { epoch }) if record.given.is_none() => {
-                daemon.vms.gate(&record.vm).fence();
-                Volumes::of(daemon, &record)?.lose(&daemon.keeper, &record.to)?;
-                lost.push((shared, epoch));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(vm = record.vm, %error, "its shadow cannot be asked: the guest goes on here")
-            }
+    let mut asked = Vec::new();
+    for family in daemon.protections.list() {
+        if let Err(error) = guarding::begin(daemon, &family, true) {
+            tracing::error!(vm = family.vm, %error, "its guard cannot be brought back");
         }
+        let daemon = Arc::clone(daemon);
+        asked.push(tokio::spawn(async move { who_took_over(&daemon, &family).await }));
+    }
+    let mut lost = Vec::new();
+    for answer in asked {
+        let Some((shared, epoch)) = answer.await.map_err(ApiError::internal)? else { continue };
+        let record = shared.record.lock().clone();
+        daemon.vms.gate(&record.vm).fence();
+        Volumes::of(daemon, &record)?.lose(&daemon.keeper, &record.to)?;
+        lost.push((shared, epoch));
     }
     Ok(lost)
+}
+
+/// Asks the nodes of all shadows of a VM at once. One that it was given to in a switchover is left out: that ends as it
+/// would have.
+async fn who_took_over(daemon: &Arc<Daemon>, family: &Arc<Family>) -> Option<Lost> {
+    let mut asked = Vec::new();
+    for shared in family.members() {
+        let (daemon, record) = (Arc::clone(daemon), shared.record.lock().clone());
+        if record.given.is_none() {
+            asked.push((shared, tokio::spawn(async move { ended::fate(&daemon, &record).await })));
+        }
+    }
+    let mut is_silent = false;
+    for (shared, fate) in asked {
+        match fate.await {
+            Ok(Ok(Fate::Promoted { epoch })) => return Some((shared, epoch)),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                is_silent = true;
+                tracing::warn!(vm = family.vm, %error, "a shadow cannot be asked: the guest goes on here");
+            }
+            Err(error) => tracing::error!(vm = family.vm, %error, "a shadow was not asked"),
+        }
+    }
+    if !is_silent || family.given_to().is_some() {
+        return None;
+    }
+    let holder = guarding::superseded_by(family).await?;
+    let shared = family.member(&holder).or_else(|| family.members().first().cloned())?;
+    let epoch = shared.record.lock().epoch + 1;
+    Some((shared, epoch))
 }
 
 /// Ends the VMs that were lost, and brings back the shadows on record: once there are VMs and their disks are served.
 pub async fn open(daemon: &Arc<Daemon>, lost: Vec<Lost>) -> Result<(), ApiError> {
     for (shared, epoch) in lost {
         ended::given_up(daemon, &shared, epoch).await?;
-        daemon.protections.over(&shared);
+        shared.family.members().iter().for_each(|member| daemon.protections.over(member));
     }
     let opener = Arc::clone(daemon);
     blocking(move || Shadows::open(&opener)).await
@@ -172,29 +209,29 @@ pub async fn open(daemon: &Arc<Daemon>, lost: Vec<Lost>) -> Result<(), ApiError>
 
 /// The daemon stops: checkpoints that are under way come to their end, so that no guest is left standing.
 pub async fn rest(daemon: &Daemon) {
-    let active: Vec<Arc<Shared>> = daemon.protections.active.lock().values().cloned().collect();
-    for shared in &active {
-        shared.order.send_replace(Order::Rest);
-        shared.leash.end();
+    let active = daemon.protections.list();
+    for family in &active {
+        family.members().iter().for_each(|member| _ = member.order.send_replace(Order::Rest));
+        family.leash.end();
     }
-    for shared in active {
+    for family in active {
         let resting = async {
-            shared.resting().await;
-            guarding::rest(&shared).await;
+            for member in family.members() {
+                member.resting().await;
+            }
+            guarding::rest(&family).await;
         };
         if tokio::time::timeout(REST_WITHIN, resting).await.is_err() {
-            tracing::warn!(vm = shared.record.lock().vm, "a checkpoint, or the store, is not waited for any longer");
+            tracing::warn!(vm = family.vm, "a checkpoint, or the store, is not waited for any longer");
         }
     }
 }
 
 /// Goes on with every protection on record, and with every shadow.
 pub fn resume(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
-    for record in daemon.records.protections()? {
-        if let Some(shared) = daemon.protections.get(&record.vm) {
-            tracing::info!(vm = record.vm, "its protection by node {} goes on", record.to);
-            tokio::spawn(go_on(Arc::clone(daemon), shared));
-        }
+    for shared in daemon.protections.list().iter().flat_map(|family| family.members()) {
+        tracing::info!(vm = shared.family.vm, "its protection by node {} goes on", shared.node());
+        tokio::spawn(go_on(Arc::clone(daemon), shared));
     }
     for keeping in daemon.shadows.list() {
         doubt::ask_when_alone(daemon, &keeping);
@@ -217,11 +254,15 @@ async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
     let (begin, with) = (Arc::clone(&daemon), Arc::clone(&shared));
     let volumes = Volumes::of(&daemon, &record);
     let begun = blocking(move || {
-        if let Some(qemu) = vm.qemu().filter(|_| !with.leash.lets_run()) {
+        if let Some(qemu) = vm.qemu().filter(|_| !with.family.leash.lets_run()) {
             // It ran on while this daemon was away, and who holds it is not known yet.
             qemu.qmp().stop()?;
         }
-        Primary::new(&begin, &with, vm, volumes?)
+        let volumes = volumes?;
+        if with.family.given_to().is_none() {
+            volumes.resume()?;
+        }
+        Primary::new(&begin, &with, vm, volumes)
     });
     match begun.await {
         Ok(primary) => primary.run(None).await,
@@ -234,15 +275,42 @@ async fn go_on(daemon: Arc<Daemon>, shared: Arc<Shared>) {
 
 // ---- verbs -----------------------------------------------------------------------------------------------------------
 
-/// Begins to keep a shadow of a running VM.
+/// Begins to keep a shadow of a running VM, beside those that it has.
 pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobView, ApiError> {
     daemon.check_peer(&ask.on)?;
     check_interval(ask.interval_ms)?;
-    daemon.protections.refuse_if_protected(name)?;
     let vm = daemon.vms.get(name)?;
     if vm.qemu().is_none() {
         return Err(ApiError::refused(format!("VM '{name}' does not run")).then("start it with `gnomon vm run`"));
     }
+    let record = match daemon.protections.get(name) {
+        Some(family) => siblings::record_beside(daemon, &family, ask)?,
+        None => record_of_first(daemon, name, ask)?,
+    };
+    let volumes = Volumes::of(daemon, &record)?;
+    daemon.records.put_protection(&record)?;
+    let shared = daemon.protections.add(daemon, record.clone());
+    let begun = volumes
+        .begin(&daemon.keeper, &record.id)
+        .and_then(|()| Primary::new(daemon, &shared, vm, Arc::clone(&volumes)));
+    let begun = begun.and_then(|primary| guarding::begin(daemon, &shared.family, false).map(|()| primary));
+    let primary = begun.inspect_err(|_| {
+        let is_last = shared.family.leave(&shared);
+        daemon.protections.over(&shared);
+        let undone = volumes.end(&daemon.keeper, is_last);
+        if let Err(error) = undone.and_then(|()| daemon.records.remove_protection(name, &record.to)) {
+            tracing::error!(vm = name, %error, "a protection that did not begin is still on record");
+        }
+    })?;
+    let job = daemon.jobs.begin("protect", name);
+    let view = job.view();
+    tokio::spawn(primary.run(Some(job)));
+    Ok(view)
+}
+
+/// The record of a VM's first shadow.
+fn record_of_first(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<ProtectRecord, ApiError> {
+    let vm = daemon.vms.get(name)?;
     vm.refuse_unless_updatable()?;
     let lease_s = if ask.auto_failover { Some(lease_of(daemon)?) } else { None };
     let record = vm.record();
@@ -265,25 +333,10 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
         exposed: ask.strict,
         lease_s,
         term: None,
+        generation: 0,
     };
-    let volumes = Volumes::of(daemon, &record)?;
-    volumes.refuse_unless_free()?;
-    daemon.records.put_protection(&record)?;
-    let shared = daemon.protections.add(record.clone());
-    let begun = volumes
-        .begin(&daemon.keeper, &record.id)
-        .and_then(|()| Primary::new(daemon, &shared, vm, Arc::clone(&volumes)));
-    let begun = begun.and_then(|primary| guarding::begin(daemon, &shared, false).map(|()| primary));
-    let primary = begun.inspect_err(|_| {
-        daemon.protections.over(&shared);
-        if let Err(error) = volumes.end(&daemon.keeper).and_then(|()| daemon.records.remove_protection(name)) {
-            tracing::error!(vm = name, %error, "a protection that did not begin is still on record");
-        }
-    })?;
-    let job = daemon.jobs.begin("protect", name);
-    let view = job.view();
-    tokio::spawn(primary.run(Some(job)));
-    Ok(view)
+    Volumes::of(daemon, &record)?.refuse_unless_free()?;
+    Ok(record)
 }
 
 /// How long a lease is that decides who runs a guest; refused without a store that answers.
@@ -310,22 +363,39 @@ fn pace(interval_ms: Option<u64>) -> Pace {
     }
 }
 
-/// The shadow of a VM is not wanted any more: on the primary's node, or on the shadow's when the primary is gone for
-/// good. Returns when nothing is left of it.
-pub async fn unprotect(daemon: &Arc<Daemon>, name: &str) -> Result<(), ApiError> {
+/// The shadows of a VM are not wanted any more, or one of them: on the primary's node, or on the shadow's when the primary
+/// is gone for good. Returns when nothing is left of them.
+pub async fn unprotect(daemon: &Arc<Daemon>, name: &str, ask: UnprotectVm) -> Result<(), ApiError> {
     if let Some(keeping) = daemon.shadows.get(name) {
         return discard(daemon, keeping).await;
     }
-    let shared = daemon.protections.get(name).ok_or_else(|| not_protected(daemon, name))?;
-    if shared.record.lock().given.is_some() {
+    let family = daemon.protections.get(name).ok_or_else(|| not_protected(daemon, name))?;
+    let ended = match ask.on {
+        None => family.members(),
+        Some(node) => {
+            let by = || ApiError::refused(format!("VM '{name}' is not protected by node {node}"));
+            vec![family.member(&node).ok_or_else(by)?]
+        }
+    };
+    if family.given_to().is_some() {
         return Err(ApiError::refused(format!("VM '{name}' was given to the node of its shadow"))
             .then("it has to answer first what became of it: see `gnomon vm show`"));
     }
-    if let Some(guard) = shared.guard() {
-        blocking(move || guard.suspend()).await?;
+    if let Some(guard) = family.guard() {
+        let (all, nodes) = (ended.len() == family.members().len(), ended.clone());
+        let strike = move || match all {
+            true => guard.suspend(),
+            false => nodes.iter().try_for_each(|shared| guard.strike_off(shared.node())),
+        };
+        blocking(strike).await?;
     }
-    shared.order.send_replace(Order::End);
-    let _ = shared.order.subscribe().wait_for(|order| matches!(order, Order::GivenUp)).await;
+    for shared in &ended {
+        shared.order.send_replace(Order::End);
+    }
+    for shared in ended {
+        let _ = shared.order.subscribe().wait_for(|order| matches!(order, Order::GivenUp)).await;
+    }
+    siblings::tell_siblings(daemon, &family);
     Ok(())
 }
 
@@ -348,26 +418,35 @@ async fn discard(daemon: &Arc<Daemon>, keeping: Arc<shadow::Keeping>) -> Result<
     blocking(move || daemon.shadows.forget(&daemon, &keeping)).await
 }
 
-/// Begins to hand a protected guest over to the node of its shadow.
-pub fn switchover(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
-    let shared = daemon.protections.get(name).ok_or_else(|| not_protected(daemon, name))?;
-    let view = shared.view();
-    if view.state != ProtectionState::Protected {
-        let state = serde_json::to_value(view.state).ok();
-        let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("not protected").to_string();
-        let why = view.why.map(|why| format!(": {why}")).unwrap_or_default();
-        return Err(ApiError::refused(format!("the shadow of VM '{name}' is {state}{why}"))
-            .then("wait until `gnomon vm show` says that it is protected"));
-    }
-    if matches!(*shared.order.borrow(), Order::Switch(_)) {
+/// Begins to hand a protected guest over to the node of a shadow: that which was asked for, or the first one on record
+/// that is protected.
+pub fn switchover(daemon: &Arc<Daemon>, name: &str, ask: SwitchVm) -> Result<JobView, ApiError> {
+    let family = daemon.protections.get(name).ok_or_else(|| not_protected(daemon, name))?;
+    if family.members().iter().any(|member| matches!(*member.order.borrow(), Order::Switch(_))) {
         return Err(
             ApiError::refused(format!("VM '{name}' is being handed over already")).then("see `gnomon job ls`")
         );
     }
+    let is_asked = |shared: &Arc<Shared>| ask.to.as_deref().is_none_or(|to| to == shared.node());
+    let asked: Vec<Arc<Shared>> = family.members().into_iter().filter(is_asked).collect();
+    let ready = asked.iter().find(|shared| shared.view().state == ProtectionState::Protected);
+    let Some(shared) = ready else { return Err(not_ready(name, &ask, &asked)) };
     let job = daemon.jobs.begin("switchover", name);
     let told = job.view();
     shared.order.send_replace(Order::Switch(job));
     Ok(told)
+}
+
+fn not_ready(name: &str, ask: &SwitchVm, asked: &[Arc<Shared>]) -> ApiError {
+    let Some(view) = asked.first().map(|shared| shared.view()) else {
+        let to = ask.to.as_deref().unwrap_or_default();
+        return ApiError::refused(format!("VM '{name}' has no shadow at node {to}")).then("see `gnomon vm show`");
+    };
+    let state = serde_json::to_value(view.state).ok();
+    let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("not protected").to_string();
+    let why = view.why.map(|why| format!(": {why}")).unwrap_or_default();
+    ApiError::refused(format!("the shadow of VM '{name}' is {state}{why}"))
+        .then("wait until `gnomon vm show` says that it is protected")
 }
 
 // ---- views -----------------------------------------------------------------------------------------------------------
@@ -393,8 +472,23 @@ pub fn list(daemon: &Arc<Daemon>) -> Vec<VmView> {
 }
 
 fn with_protection(daemon: &Arc<Daemon>, view: VmView) -> VmView {
-    let protection = daemon.protections.get(&view.name).map(|shared| shared.view());
-    VmView { protection, ..view }
+    let members = daemon.protections.get(&view.name).map(|family| family.members()).unwrap_or_default();
+    let protections: Vec<ProtectionView> = members.iter().map(|shared| shared.view()).collect();
+    VmView { protection: best_of(&protections).cloned(), protections, ..view }
+}
+
+/// The shadow that does best, the first of those that do as well: a guest that was given away before all, for that is what
+/// matters then.
+fn best_of(protections: &[ProtectionView]) -> Option<&ProtectionView> {
+    let rank = |view: &&ProtectionView| match view.state {
+        ProtectionState::Given => 0,
+        ProtectionState::Protected => 1,
+        ProtectionState::Behind => 2,
+        ProtectionState::Syncing => 3,
+        ProtectionState::Lost => 4,
+        ProtectionState::Ended => 5,
+    };
+    protections.iter().min_by_key(rank)
 }
 
 // ---- helpers ---------------------------------------------------------------------------------------------------------

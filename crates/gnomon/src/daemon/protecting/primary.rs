@@ -8,7 +8,8 @@
 //!                  └─ promoted ──► given up here                       └── switchover ──► switch.rs
 //! ```
 //! The guest is never held up by a link: a session that is lost costs protection, and the state says so. The engine
-//! outlives its sessions, so that a short loss costs only what changed meanwhile.
+//! outlives its sessions, so that a short loss costs only what changed meanwhile. A VM's other shadows have drivers of
+//! their own ([`super::family`] is what they share), and none waits for another.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,18 +18,18 @@ use std::{
 
 use gnomon_link::SessionSender;
 use gnomon_machine::{
-    primary::{Acks, QemuHypervisor, Replicator, Resume, Setup},
+    primary::{Acks, Guest, QemuHypervisor, Replicator, Resume, Setup},
     wire::{Wire, WireClosed},
 };
 use gnomon_proto::frame::Message;
 use gnomon_qemu::{CaptureOptions, Qemu, TrackTarget, track};
 use gnomon_terms::{Bytes, Epoch, PAGE_SIZE};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{
     STREAM, ask, blocking,
     ended::{self, given_up},
-    guarding,
     leash::Leashed,
     rpc::{Ask, Fate, Kept},
     run::{AGAIN, Left, Run, tell, wake_up},
@@ -62,6 +63,10 @@ pub struct Primary {
     pub(super) volumes: Arc<Volumes>,
     /// Only its driver has it; a lock makes that so for the compiler.
     engine: Mutex<Option<Replicator>>,
+    /// The guest that the engine shares with those of the other shadows.
+    guest: Mutex<Option<Arc<Guest>>>,
+    /// Told when another shadow's checkpoint is one for this, too.
+    captured: Arc<Notify>,
 }
 
 /// How a session ended well.
@@ -98,37 +103,57 @@ impl Primary {
             story: Story::new(daemon, &record.vm, &record.to),
             volumes,
             engine: Mutex::default(),
+            guest: Mutex::default(),
+            captured: Arc::default(),
         };
         primary.put_engine(primary.start_engine(&record)?);
         Ok(primary)
     }
 
     fn start_engine(&self, record: &ProtectRecord) -> Result<Replicator, ApiError> {
+        let memory = self.qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory);
+        let setup = Setup {
+            stream: STREAM,
+            epoch: Epoch(record.epoch),
+            memory: Bytes((memory / REMEMBERED).max(REMEMBERED_LEAST)),
+            pace: super::pace(record.interval_ms),
+            link: self.daemon.config.link.as_ref().and_then(|link| link.rate),
+            patience: PATIENCE,
+        };
+        let (guest, tracker) = self.shared.family.guest(|| self.follow(record))?;
+        self.shared.pulse.follows_by(&tracker);
+        let (volumes, shared) = (Arc::clone(&self.volumes), Arc::clone(&self.shared));
+        let marks = move |checkpoint| {
+            shared.family.closes(&shared, checkpoint);
+            shared.pulse.begins(checkpoint);
+            volumes.mark()
+        };
+        let engine = Replicator::of(&guest, setup, Box::new(marks));
+        let captured = Arc::clone(&self.captured);
+        engine.on_captured(move || captured.notify_one());
+        *self.guest.lock() = Some(guest);
+        Ok(engine)
+    }
+
+    /// Begins to follow the guest's pages, for the engines of all shadows; by which means.
+    fn follow(&self, record: &ProtectRecord) -> Result<(Arc<Guest>, String), ApiError> {
         let ram = self.qemu.open_ram()?.ok_or_else(|| {
             ApiError::refused("the guest's RAM is QEMU's own, and cannot be followed")
                 .then("restart the VM with `gnomon vm run`: its RAM is shared since then")
         })?;
         let tracking = track(&TrackTarget::new(self.qemu.record().pid, &ram)?)?;
-        self.shared.pulse.follows_by(&tracking.tracker.tier().to_string());
         for (tier, why) in &tracking.passed {
             tracing::info!(vm = record.vm, %tier, why = %why, "a better way to follow its pages cannot be had");
         }
-        let setup = Setup {
-            stream: STREAM,
-            epoch: Epoch(record.epoch),
-            memory: Bytes((ram.size().0 / REMEMBERED).max(REMEMBERED_LEAST)),
-            pace: super::pace(record.interval_ms),
-            link: self.daemon.config.link.as_ref().and_then(|link| link.rate),
-            patience: PATIENCE,
-        };
+        let tracker = tracking.tracker.tier().to_string();
         let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
-        let hypervisor = Leashed::new(Arc::clone(&self.qemu), hypervisor, Arc::clone(&self.shared.leash));
-        let (volumes, gate) = (Arc::clone(&self.volumes), self.daemon.vms.gate(&record.vm));
-        let marks = move |checkpoint| {
-            gate.close(checkpoint);
-            volumes.mark()
-        };
-        Ok(Replicator::new(setup, Box::new(hypervisor), tracking.tracker, Box::new(marks)))
+        let leash = Arc::clone(&self.shared.family.leash);
+        let hypervisor = Leashed::new(Arc::clone(&self.qemu), hypervisor, leash);
+        let pace = super::pace(record.interval_ms);
+        // What the shadows have said of checkpoints before counts no more: numbers begin anew.
+        let records = &self.daemon.records;
+        self.shared.family.write(records, |other| other.generation = record.generation + 1)?;
+        Ok((Guest::new(Box::new(hypervisor), tracking.tracker, pace), tracker))
     }
 
     /// Its record, as it is now.
@@ -139,7 +164,7 @@ impl Primary {
     /// Drives the protection to its end. `job` is told how the first copy goes.
     pub async fn run(mut self, mut job: Option<Job>) {
         self.shared.drives();
-        if self.record().given.is_none()
+        if self.shared.family.given_to().is_none()
             && let Err(error) = self.wake_up().await
         {
             tracing::error!(vm = self.record().vm, %error, "its guest may stand: try `cont` on its monitor");
@@ -147,6 +172,7 @@ impl Primary {
         let ended = self.sessions(&mut job).await;
         self.shared.rests();
         // The engine lets go of the guest's pages before anybody may follow them anew.
+        drop(self.guest.lock().take());
         drop(self.engine());
         let told = match ended {
             Ok(End::GuestGone) => {
@@ -220,25 +246,31 @@ impl Primary {
         let record = self.record();
         let session = self.daemon.dial(&record.to).await?;
         let (hub, _inbox) = Hub::start(session);
+        // First: whoever takes a guest back that was given away looks who has a session, and waits.
+        self.shared.has_session(Some(Arc::clone(hub.session())));
         let outcome = self.drive(&hub, job).await;
-        self.shared.in_step(false);
+        self.shared.is_out_of_step();
         if let Some(engine) = &mut *self.engine.lock() {
             engine.disconnect();
         }
         hub.end("the session is over").await;
         // Again: a Seal that was answered at the very end was heard until now.
-        self.shared.in_step(false);
+        self.shared.is_out_of_step();
         let volumes = Arc::clone(&self.volumes);
-        blocking(move || {
+        let stopped = blocking(move || {
             volumes.disconnect();
             Ok(())
-        })
-        .await?;
-        outcome
+        });
+        let stopped = stopped.await;
+        self.shared.has_session(None);
+        stopped.and(outcome)
     }
 
     async fn drive(&mut self, hub: &Hub, job: &mut Option<Job>) -> Result<End, ApiError> {
         let record = self.record();
+        if let Some(node) = self.shared.family.given_to().filter(|node| *node != record.to) {
+            return Err(ApiError::unavailable(format!("the guest stands here: it was given to node {node}")));
+        }
         let fate = ask(&hub.rpc, Ask::Fate { id: record.id.clone() }).await?;
         match (fate, record.given) {
             (Fate::Promoted { .. }, Some(_)) => return self.moved().await,
@@ -277,6 +309,9 @@ impl Primary {
     /// Begins a session of the engine.
     async fn begin(&mut self, hub: &Hub) -> Result<(), ApiError> {
         self.wake_up().await?;
+        if self.engine.lock().as_ref().is_none_or(|engine| engine.epoch().0 != self.record().epoch) {
+            self.renew_engine()?;
+        }
         let record = self.record();
         let (spec, resolved) = self.built()?;
         let pages = resolved.memory / PAGE_SIZE;
@@ -289,6 +324,8 @@ impl Primary {
             disks,
             strict: record.strict,
             lease_s: record.lease_s,
+            siblings: self.shared.family.siblings_of(&record.to),
+            generation: record.generation,
         };
         let kept: Kept = ask(&hub.rpc, keep).await?;
         self.volumes.connect(hub, &kept.disks)?;
@@ -301,8 +338,8 @@ impl Primary {
             ask::<()>(&hub.rpc, Ask::StartOver).await?;
             anew = true;
         }
-        let at_gate = self.begin_strictly(anew).await?;
-        self.hear(hub, acks, at_gate);
+        self.begin_strictly(anew).await?;
+        self.hear(hub, acks);
         self.shared.said.store(0, Ordering::Relaxed);
         self.shared.pulse.connected(anew);
         Ok(())
@@ -334,10 +371,9 @@ impl Primary {
     }
 
     /// Answers of the shadow reach the engine; so does the end of the session.
-    fn hear(&self, hub: &Hub, acks: Acks, at_gate: Option<u64>) {
+    fn hear(&self, hub: &Hub, acks: Acks) {
         let (shared, told) = (Arc::clone(&self.shared), acks.clone());
-        let gate = self.daemon.vms.gate(&self.record().vm);
-        let story = self.story.clone();
+        let (story, strict) = (self.story.clone(), self.record().strict);
         hub.serve(
             STREAM,
             Arc::new(move |message| {
@@ -345,11 +381,11 @@ impl Primary {
                     if ok {
                         shared.is_not_alone();
                         // Before the engine knows: after the last one the cables are pulled.
-                        at_gate.iter().for_each(|session| gate.commit(*session, checkpoint));
+                        shared.family.sealed(shared.node(), checkpoint);
                     }
                     told.sealed(checkpoint, ok);
                     if ok {
-                        shared.in_step(true);
+                        shared.family.name_heir(shared.node(), strict, checkpoint);
                     }
                     if ok && shared.pulse.sealed(checkpoint) {
                         story.protected(checkpoint);
@@ -377,8 +413,11 @@ impl Primary {
     /// Makes the guest run again when a crash of the daemon cut its checkpoint off. A guest that was given away stands
     /// for that reason, and never comes here.
     async fn wake_up(&self) -> Result<(), ApiError> {
-        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.leash));
-        blocking(move || leash.run(|| wake_up(&qemu)).unwrap_or(Ok(()))).await
+        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.family.leash));
+        let guest = self.guest.lock().clone().ok_or_else(no_engine)?;
+        // Another shadow's checkpoint is not under way then, nor its switchover.
+        let woken = move || guest.undisturbed(|| leash.run(|| wake_up(&qemu)).unwrap_or(Ok(()))).unwrap_or(Ok(()));
+        blocking(woken).await
     }
 
     /// The shadow's node holds the guest: it runs it at the next epoch.
@@ -395,6 +434,7 @@ impl Primary {
             shared: Arc::clone(&self.shared),
             volumes: Arc::clone(&self.volumes),
         };
+        let captured = Arc::clone(&self.captured);
         let (handle, session) = (tokio::runtime::Handle::current(), Arc::clone(hub.session()));
         let mut orders = self.shared.order.subscribe();
         let wait = move |due: Duration| {
@@ -402,6 +442,7 @@ impl Primary {
                 tokio::select! {
                     _ = orders.wait_for(|order| !matches!(order, Order::None)) => true,
                     _ = session.closed() => false,
+                    () = captured.notified() => false,
                     () = tokio::time::sleep(due) => false,
                 }
             })
@@ -413,7 +454,10 @@ impl Primary {
         let (engine, left, first) = loop {
             tokio::select! {
                 done = &mut work => break done?,
-                _ = ticks.tick() => self.tell_first_copy(hub, told.as_ref()),
+                _ = ticks.tick() => {
+                    self.tell_first_copy(hub, told.as_ref());
+                    self.weigh().await;
+                }
             }
         };
         self.put_engine(engine);
@@ -439,6 +483,7 @@ impl Primary {
     /// Another engine, of the epoch that is on record by now.
     pub(super) fn renew_engine(&mut self) -> Result<(), ApiError> {
         // One at a time follows the guest's pages.
+        drop(self.guest.lock().take());
         drop(self.engine());
         self.put_engine(self.start_engine(&self.record())?);
         Ok(())
@@ -452,14 +497,9 @@ impl Primary {
         *self.engine.lock() = Some(engine);
     }
 
-    /// It is not protected any more: nothing is left of it here.
+    /// It is not a shadow any more: nothing is left of it here.
     async fn forget(&self) -> Result<(), ApiError> {
-        guarding::end(&self.shared).await;
-        self.volumes.end(&self.daemon.keeper)?;
-        self.daemon.records.remove_protection(&self.record().vm)?;
-        self.daemon.vms.gate(&self.record().vm).expose();
-        self.story.unprotected();
-        Ok(())
+        ended::forget(&self.daemon, &self.shared, &self.story).await
     }
 }
 

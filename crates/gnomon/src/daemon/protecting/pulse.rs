@@ -6,8 +6,8 @@
 //!      ▲                      │ no session with the shadow              │
 //!      └──────────────────── lost ◄─────────────────────────────────────┘
 //! ```
-//! Nothing is claimed that the shadow has not sealed: *lag* is the age of the newest sealed checkpoint, counted from
-//! before the guest stood for it.
+//! Nothing is claimed that the shadow has not sealed: *lag* is the age of the newest sealed checkpoint, counted from when
+//! the guest stood for it.
 
 use std::{
     collections::VecDeque,
@@ -92,7 +92,7 @@ impl Pulse {
         self.0.lock().tracker = tracker.to_string();
     }
 
-    /// A checkpoint is about to be taken.
+    /// The guest stands for a checkpoint.
     pub fn begins(&self, checkpoint: u64) {
         self.0.lock().sent.push_back((checkpoint, Instant::now()));
     }
@@ -122,6 +122,19 @@ impl Pulse {
         facts.sealed = Some(newest);
         facts.trouble = None;
         is_news
+    }
+
+    /// How old the newest checkpoint is that the shadow has; before it has one, how long ago the first one was taken that it
+    /// has not sealed.
+    pub fn behind_by(&self) -> Option<Duration> {
+        let facts = self.0.lock();
+        let since = facts.sealed.or_else(|| facts.sent.front().copied()).map(|(_, began)| began);
+        since.map(|since| since.elapsed())
+    }
+
+    /// From which age on a checkpoint is behind.
+    pub fn bound(&self) -> Duration {
+        bound(self.0.lock().interval)
     }
 
     /// As a user is told.
@@ -169,9 +182,13 @@ impl Trouble {
     }
 }
 
+fn bound(interval: Duration) -> Duration {
+    LATE.max(interval * LATE_INTERVALS)
+}
+
 /// What a protection is called. `lag` is the age of the newest sealed checkpoint of this session or one it goes on from.
 fn state_of(connected: bool, lag: Option<Duration>, interval: Duration, trouble: bool) -> ProtectionState {
-    let bound = LATE.max(interval * LATE_INTERVALS);
+    let bound = bound(interval);
     match (connected, lag) {
         (false, None) if !trouble => ProtectionState::Syncing,
         (false, _) => ProtectionState::Lost,

@@ -30,6 +30,12 @@ pub enum Ask {
         /// As on record at the primary.
         #[serde(default)]
         lease_s: Option<u64>,
+        /// The nodes of the guest's other shadows.
+        #[serde(default)]
+        siblings: Vec<String>,
+        /// How often a daemon has begun to checkpoint the guest; checkpoints are numbered anew in each.
+        #[serde(default)]
+        generation: u64,
     },
     /// By a primary: give up the checkpoint that is there, so that the memory can be filled anew without a stage.
     StartOver,
@@ -59,7 +65,25 @@ pub enum Ask {
         /// The epoch at which the shadow would run it.
         epoch: u64,
     },
-
+    /// By a primary: these nodes have the guest's other shadows from now on. Answered when that is on record.
+    Siblings {
+        /// Names the protection on all nodes.
+        id: String,
+        /// Which.
+        nodes: Vec<String>,
+    },
+    /// By the node of another shadow, which is to take over: does this one leave the guest to it? Answered by [`Ceded`].
+    Cede {
+        /// Names the protection on all nodes.
+        id: String,
+    },
+    /// By a primary, or the node of another shadow: the guest lives there by now, and this shadow is of no more use.
+    Superseded {
+        /// Names the protection on all nodes.
+        id: String,
+        /// The node where it lives.
+        by: String,
+    },
     /// By a shadow that is alone: is it still wanted? Answered by yes or no.
     Wanted {
         /// Names the protection on both nodes.
@@ -98,6 +122,24 @@ pub enum Fate {
     /// It is a shadow, or was one and has nothing now, or was never heard of: it runs only if a primary says so, or an
     /// operator.
     Shadow,
+}
+
+/// The answer to [`Ask::Cede`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ceded")]
+pub enum Ceded {
+    /// The guest lives here from this epoch on.
+    Promoted {
+        /// Which.
+        epoch: u64,
+    },
+    /// This one is just taking over.
+    Busy,
+    /// This one does not run it, and asks anew before it does.
+    Free {
+        /// The checkpoint that is here: its epoch, its generation and its number.
+        has: Option<(u64, u64, u64)>,
+    },
 }
 
 /// The answer to [`Ask::Keep`].
@@ -147,10 +189,17 @@ mod tests {
             Ask::Ready { checkpoint: 7 },
             Ask::TakeOver { id: "a-1-1".into(), epoch: 2 },
             Ask::Yield { id: "a-1-1".into(), vm: "web".into(), epoch: 2 },
+            Ask::Siblings { id: "a-1-1".into(), nodes: vec!["c".into()] },
+            Ask::Cede { id: "a-1-1".into() },
+            Ask::Superseded { id: "a-1-1".into(), by: "c".into() },
         ];
         for question in questions {
             let text = serde_json::to_string(&question).expect("json");
             assert_eq!(serde_json::from_str::<Ask>(&text).expect("a question"), question, "{text}");
+        }
+        for ceded in [Ceded::Promoted { epoch: 3 }, Ceded::Busy, Ceded::Free { has: Some((1, 2, 3)) }] {
+            let text = serde_json::to_string(&ceded).expect("json");
+            assert_eq!(serde_json::from_str::<Ceded>(&text).expect("an answer"), ceded, "{text}");
         }
         for fate in [Fate::Promoted { epoch: 3 }, Fate::Ready, Fate::Shadow] {
             let text = serde_json::to_string(&fate).expect("json");

@@ -58,9 +58,16 @@ impl Run {
                 }
                 break Left::Asked;
             }
+            // It may have been woken in vain, or another shadow's checkpoint may have been one for this, and was sent.
+            due = self.engine.due_in();
+            if due > Duration::ZERO && self.engine.may_wait() {
+                continue;
+            }
             due = match self.checkpoint(&mut job, &mut first) {
                 Ok(()) => self.engine.due_in(),
                 Err(error) if !self.engine.is_connected() => break Left::Broken(error.into()),
+                // Another shadow's switchover: what becomes of it ends this session, or lets it go on.
+                Err(ReplicateError::Held) => AGAIN,
                 Err(error) if self.volumes.is_broken() => break Left::Broken(error.into()),
                 Err(error) if self.qemu.exit_watch().exited().is_some() => break Left::Broken(error.into()),
                 Err(error) => self.pass_over(&error),
@@ -73,7 +80,6 @@ impl Run {
     /// the copy of everything took, and a shadow that has no more than that is not in step.
     fn checkpoint(&mut self, job: &mut Option<Job>, first: &mut Option<FirstCopy>) -> Result<(), ReplicateError> {
         let begun = Instant::now();
-        self.shared.pulse.begins(self.engine.upcoming());
         let told = self.engine.checkpoint()?;
         self.shared.pulse.sent(told, self.engine.due_in() + told.took);
         if job.is_none() {
@@ -114,7 +120,8 @@ impl Run {
     fn pass_over(&self, error: &ReplicateError) -> Duration {
         self.shared.pulse.failed(&chain(error));
         tracing::warn!(vm = self.shared.record.lock().vm, error = chain(error), "a checkpoint did not come about");
-        let woken = self.shared.leash.run(|| wake_up(&self.qemu)).unwrap_or(Ok(()));
+        let (leash, guest) = (&self.shared.family.leash, self.engine.guest());
+        let woken = guest.undisturbed(|| leash.run(|| wake_up(&self.qemu)).unwrap_or(Ok(()))).unwrap_or(Ok(()));
         if let Err(error) = woken {
             tracing::error!(pid = self.qemu.record().pid, %error, "the guest may stand: try `cont` on its monitor");
         }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     blocking, doubt, ended,
-    rpc::{Ask, Fate, Kept},
+    rpc::{Ask, Ceded, Fate, Kept},
     shadow::{Keeping, Wanted},
     takeover,
 };
@@ -41,9 +41,10 @@ impl Seat {
     ) -> Result<Value, ApiError> {
         let answer = match question {
             Ask::Fate { id } => serde_json::to_value(fate(daemon, &id)?),
-            Ask::Keep { id, epoch, spec, resolved, disks, strict, lease_s } => {
-                let (from, epoch, wire) = (from.to_string(), Epoch(epoch), hub.wire());
-                let wanted = Wanted { id, from, epoch, spec: *spec, resolved, disks, strict, lease_s, wire };
+            Ask::Keep { id, epoch, spec, resolved, disks, strict, lease_s, siblings, generation } => {
+                let (from, epoch, spec, wire) = (from.to_string(), Epoch(epoch), *spec, hub.wire());
+                let wanted =
+                    Wanted { id, from, epoch, spec, resolved, disks, strict, lease_s, siblings, generation, wire };
                 serde_json::to_value(self.keep(daemon, wanted, hub, ram).await?)
             }
             Ask::StartOver => {
@@ -60,9 +61,12 @@ impl Seat {
             }
             Ask::Forget { id } => serde_json::to_value(self.forget(daemon, id).await?),
             Ask::Yield { id, vm, epoch } => {
-                serde_json::to_value(ended::yield_to_shadow(daemon, &id, &vm, epoch).await?)
+                serde_json::to_value(ended::yield_to_shadow(daemon, from, &id, &vm, epoch).await?)
             }
-            Ask::Wanted { id, vm } => serde_json::to_value(doubt::is_wanted(daemon, &id, &vm)),
+            Ask::Wanted { id, vm } => serde_json::to_value(doubt::is_wanted(daemon, from, &id, &vm)),
+            Ask::Siblings { id, nodes } => serde_json::to_value(siblings(daemon, from, &id, nodes).await?),
+            Ask::Cede { id } => serde_json::to_value(cede(daemon, id).await?),
+            Ask::Superseded { id, by } => serde_json::to_value(superseded(daemon, from, &id, &by).await?),
         };
         answer.map_err(ApiError::internal)
     }
@@ -160,6 +164,38 @@ fn fate(daemon: &Arc<Daemon>, id: &str) -> Result<Fate, ApiError> {
     }
     let is_loaded = daemon.shadows.by_id(id).is_some_and(|keeping| keeping.is_loaded());
     Ok(if is_loaded { Fate::Ready } else { Fate::Shadow })
+}
+
+/// There is another shadow from now on, or one less.
+async fn siblings(daemon: &Arc<Daemon>, from: &str, id: &str, nodes: Vec<String>) -> Result<(), ApiError> {
+    let known = daemon.shadows.by_id(id).filter(|keeping| keeping.record().from == from);
+    let keeping = known.ok_or_else(|| ApiError::refused("no such shadow is kept here"))?;
+    let daemon = Arc::clone(daemon);
+    blocking(move || keeping.know_siblings(&daemon, nodes)).await
+}
+
+/// Whether the shadow here leaves the guest to another one.
+async fn cede(daemon: &Arc<Daemon>, id: String) -> Result<Ceded, ApiError> {
+    let daemon = Arc::clone(daemon);
+    blocking(move || match daemon.shadows.by_id(&id) {
+        Some(keeping) => keeping.cede(&daemon),
+        None => Ok(match daemon.records.promoted(&id)? {
+            Some(epoch) => Ceded::Promoted { epoch },
+            None => Ceded::Free { has: None },
+        }),
+    })
+    .await
+}
+
+/// The guest lives at another node, as its primary says, or that node itself.
+async fn superseded(daemon: &Arc<Daemon>, from: &str, id: &str, by: &str) -> Result<(), ApiError> {
+    let Some(keeping) = daemon.shadows.by_id(id) else { return Ok(()) };
+    let may_say_so =
+        from == keeping.record().from || (from == by && keeping.siblings().iter().any(|node| node == by));
+    match may_say_so {
+        true => doubt::drop_for(daemon, keeping, by).await,
+        false => Err(ApiError::refused(format!("node {from} has no part in that VM"))),
+    }
 }
 
 /// What the engine answers.

@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use super::{
     copies::Copies,
     guarding::HeirGuard,
     pulse::millis,
-    rpc::{Disk, Kept},
+    rpc::{Ceded, Disk, Kept},
 };
 use crate::{
     api::{
@@ -52,6 +52,10 @@ pub struct Keeping {
     record: ShadowRecord,
     /// The newest one that a primary has said.
     epoch: AtomicU64,
+    /// The nodes of the guest's other shadows, as is on record.
+    siblings: Mutex<Vec<String>>,
+    /// Whether a takeover by hand is under way: then this node leaves the guest to no other.
+    busy: AtomicBool,
     /// The guest's disks, once they have been opened.
     copies: Mutex<Option<Arc<Copies>>>,
     engine: Mutex<Option<Engine>>,
@@ -75,7 +79,11 @@ struct Seen {
     /// Counts sessions; what comes of an old one is not heard.
     session: u64,
     connected: bool,
+    /// Of the checkpoints' numbers, in the session.
+    generation: u64,
     committed: Option<(Epoch, u64, Instant)>,
+    /// Of that of the committed one.
+    committed_in: u64,
     loaded: bool,
 }
 
@@ -97,6 +105,10 @@ pub struct Wanted {
     pub strict: bool,
     /// As on record at the primary.
     pub lease_s: Option<u64>,
+    /// The nodes of its other shadows.
+    pub siblings: Vec<String>,
+    /// How often a daemon has begun to checkpoint it.
+    pub generation: u64,
     /// The session, for the disks' answers.
     pub wire: Arc<dyn gnomon_volume::wire::Wire>,
 }
@@ -122,6 +134,8 @@ impl Shadows {
         daemon.vms.reserve(&record.vm, &record.from);
         let keeping = Arc::new(Keeping {
             epoch: AtomicU64::new(record.epoch),
+            siblings: Mutex::new(record.siblings.clone()),
+            busy: AtomicBool::new(false),
             record,
             copies: Mutex::default(),
             engine: Mutex::default(),
@@ -190,6 +204,7 @@ impl Shadows {
             volumes: wanted.spec.disks.iter().map(|disk| disk.name.clone()).collect(),
             strict: wanted.strict,
             lease_s: wanted.lease_s,
+            siblings: wanted.siblings.clone(),
         };
         daemon.records.put_shadow(&record)?;
         Ok(self.put(daemon, record))
@@ -251,6 +266,66 @@ impl Keeping {
         self.seen.lock().connected
     }
 
+    /// The nodes of the guest's other shadows.
+    pub(super) fn siblings(&self) -> Vec<String> {
+        self.siblings.lock().clone()
+    }
+
+    /// The guest's other shadows are at these nodes: durable when this returns.
+    pub(super) fn know_siblings(&self, daemon: &Daemon, nodes: Vec<String>) -> Result<(), ApiError> {
+        let mut siblings = self.siblings.lock();
+        let record = ShadowRecord { epoch: self.epoch(), siblings: nodes.clone(), ..self.record.clone() };
+        daemon.records.put_shadow(&record)?;
+        *siblings = nodes;
+        Ok(())
+    }
+
+    /// The checkpoint from which the guest would go on here: its epoch, its generation and its number.
+    pub(super) fn has(&self) -> Option<(u64, u64, u64)> {
+        let seen = *self.seen.lock();
+        seen.committed.map(|(epoch, checkpoint, _)| (epoch.0, seen.committed_in, checkpoint))
+    }
+
+    /// A takeover by hand begins here: false if one is under way. Until it has [ended](Keeping::is_not_busy) the guest is
+    /// left to no other shadow.
+    pub(super) fn is_busy_from_now(&self) -> bool {
+        !self.busy.swap(true, Ordering::SeqCst)
+    }
+
+    /// A takeover by hand came to nothing.
+    pub(super) fn is_not_busy(&self) {
+        self.busy.store(false, Ordering::SeqCst);
+    }
+
+    /// Another shadow is to take over: what there is here, unless it runs here or is about to. A guest that was loaded here
+    /// for a switchover is let go of, so that nobody makes it run any more.
+    pub(super) fn cede(&self, daemon: &Daemon) -> Result<Ceded, ApiError> {
+        let mut slot = self.engine.lock();
+        if let Some(epoch) = daemon.records.promoted(&self.record.id)? {
+            return Ok(Ceded::Promoted { epoch });
+        }
+        if self.busy.load(Ordering::SeqCst) {
+            return Ok(Ceded::Busy);
+        }
+        if self.is_loaded() {
+            self.let_loaded_go(&mut slot)?;
+        }
+        Ok(Ceded::Free { has: self.has() })
+    }
+
+    /// What was loaded, and not made to run, cannot be taken back.
+    fn let_loaded_go(&self, slot: &mut Option<Engine>) -> Result<(), ApiError> {
+        if let Some(engine) = slot.take() {
+            engine.qemu.kill()?;
+        }
+        let mut seen = self.seen.lock();
+        let session = seen.session;
+        *seen = Seen { session, ..Seen::default() };
+        drop(seen);
+        self.weigh();
+        Ok(())
+    }
+
     /// Its guard.
     pub(super) fn guard(&self) -> Option<Arc<HeirGuard>> {
         self.guard.lock().clone()
@@ -282,15 +357,13 @@ impl Keeping {
     fn begin(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Kept, ApiError> {
         let mut slot = self.engine.lock();
         if self.is_loaded() {
-            // It was to be taken over, and was not: what it has loaded cannot be taken back.
-            if let Some(engine) = slot.take() {
-                engine.qemu.kill()?;
-            }
-            *self.seen.lock() = Seen::default();
-            self.weigh();
+            // It was to be taken over, and was not.
+            self.let_loaded_go(&mut slot)?;
         }
-        if self.epoch.swap(wanted.epoch.0, Ordering::Relaxed) != wanted.epoch.0 {
-            daemon.records.put_shadow(&ShadowRecord { epoch: wanted.epoch.0, ..self.record.clone() })?;
+        if self.epoch.swap(wanted.epoch.0, Ordering::Relaxed) != wanted.epoch.0
+            || *self.siblings.lock() != wanted.siblings
+        {
+            self.know_siblings(daemon, wanted.siblings.clone())?;
         }
         let copies = self.open_copies(daemon, wanted)?;
         let disks = copies.begin(&wanted.id, &wanted.disks, &wanted.wire)?;
@@ -307,7 +380,7 @@ impl Keeping {
         *slot = Some(engine);
         begun?;
         let mut seen = self.seen.lock();
-        (seen.session, seen.connected) = (seen.session + 1, true);
+        (seen.session, seen.connected, seen.generation) = (seen.session + 1, true, wanted.generation);
         if has.is_none() {
             seen.committed = None;
         }
@@ -412,7 +485,9 @@ impl Keeping {
             return Err(error.into());
         }
         let committed = engine.shadow.committed().map(|has| (has.epoch, has.checkpoint, has.at));
-        self.seen.lock().committed = committed;
+        let mut seen = self.seen.lock();
+        (seen.committed, seen.committed_in) = (committed, seen.generation);
+        drop(seen);
         self.weigh();
         copies.apply(&marks)
     }
@@ -474,6 +549,7 @@ impl Keeping {
             checkpoint: seen.committed.map(|(_, checkpoint, _)| checkpoint),
             epoch: seen.committed.map(|(epoch, ..)| epoch.0),
             age_ms: seen.committed.map(|(.., at)| millis(at.elapsed())),
+            siblings: self.siblings(),
             guard: self.guard().map(|guard| guard.view()),
         }
     }

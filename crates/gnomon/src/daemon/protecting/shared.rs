@@ -1,14 +1,19 @@
-//! What the API and the driver of a protection share.
+//! What the API and the driver of one shadow share.
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Instant,
 };
+
+use gnomon_link::Session;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{guarding::PrimaryGuard, leash::Leash, pulse::Pulse};
+use super::{family::Family, pulse::Pulse};
 use crate::{
     api::{
         ApiError,
@@ -40,6 +45,11 @@ pub enum Order {
 
 /// What the API and a driver share.
 pub struct Shared {
+    /// What it has in common with the VM's other shadows.
+    pub family: Arc<Family>,
+    node: String,
+    /// Whether frames wait for it from its next checkpoint on, as is on record: known without waiting for the disk.
+    is_waited_for: AtomicBool,
     /// As it is on record.
     pub record: Mutex<ProtectRecord>,
     /// How it does.
@@ -48,10 +58,8 @@ pub struct Shared {
     pub order: watch::Sender<Order>,
     /// Since when there has been no checkpoint, after a session was lost.
     pub(super) alone_since: Mutex<Option<Instant>>,
-    /// Its guard, if it has one; taken when it is over.
-    pub(super) guard: Mutex<Option<Arc<PrimaryGuard>>>,
-    /// Whether the guest may run, as that says.
-    pub(super) leash: Arc<Leash>,
+    /// The session, while there is one.
+    session: watch::Sender<Option<Arc<Session>>>,
     /// Pages said in the session.
     pub(super) said: AtomicU64,
     /// Whether no driver is at work.
@@ -59,15 +67,17 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A protection as it is on record.
-    pub fn new(record: ProtectRecord) -> Shared {
+    /// One as it is on record.
+    pub fn new(record: ProtectRecord, family: Arc<Family>) -> Shared {
         Shared {
+            family,
+            node: record.to.clone(),
+            is_waited_for: AtomicBool::new(record.strict && !record.exposed),
             record: Mutex::new(record),
             pulse: Pulse::default(),
             order: watch::Sender::default(),
             alone_since: Mutex::default(),
-            guard: Mutex::default(),
-            leash: Arc::default(),
+            session: watch::Sender::default(),
             said: AtomicU64::new(0),
             idle: watch::Sender::new(true),
         }
@@ -79,6 +89,7 @@ impl Shared {
         let mut draft = record.clone();
         deed(&mut draft);
         records.put_protection(&draft)?;
+        self.is_waited_for.store(draft.strict && !draft.exposed, Ordering::SeqCst);
         *record = draft;
         Ok(())
     }
@@ -94,26 +105,35 @@ impl Shared {
         });
     }
 
-    /// Its guard.
-    pub(super) fn guard(&self) -> Option<Arc<PrimaryGuard>> {
-        self.guard.lock().clone()
+    /// The node of the shadow.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
-    /// The shadow has all of a checkpoint of this session, or has lost it.
-    pub(super) fn in_step(&self, in_step: bool) {
-        if let Some(guard) = self.guard() {
-            guard.in_step(in_step);
+    /// Whether frames wait for it from its next checkpoint on. Waits for nothing.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.is_waited_for.load(Ordering::SeqCst)
+    }
+
+    /// The shadow has lost what it had, or may have.
+    pub(super) fn is_out_of_step(&self) {
+        if let Some(guard) = self.family.guard() {
+            guard.in_step(&self.node, false);
         }
     }
 
-    /// The shadow's node holds the guest. One that was given to it is not lost: its session ends as it would have.
-    pub(super) fn is_lost(&self) {
-        if self.record.lock().given.is_some() {
-            return;
+    /// A session has begun, or is over.
+    pub(super) fn has_session(&self, session: Option<Arc<Session>>) {
+        self.session.send_replace(session);
+    }
+
+    /// Ends the session, if there is one, and waits until nothing of it is under way.
+    pub(super) async fn end_session(&self, why: &str) {
+        if let Some(session) = &*self.session.borrow() {
+            session.close(why);
         }
-        if let Order::Switch(job) = self.order.send_replace(Order::Lost) {
-            job.finish(Err(ApiError::refused("the shadow's node holds the guest by now")));
-        }
+        // The sender lives as long as `self`.
+        let _ = self.session.subscribe().wait_for(Option::is_none).await;
     }
 
     /// A driver begins its work.
@@ -135,7 +155,7 @@ impl Shared {
     /// As a user is told.
     pub fn view(&self) -> ProtectionView {
         let record = self.record.lock().clone();
-        let guard = self.guard().map(|guard| guard.view());
+        let guard = self.family.guard().map(|guard| guard.view(&record.to));
         let view = self.pulse.view(&record.to, record.epoch);
         let view = ProtectionView { strict: record.strict, exposed: record.exposed, guard, ..view };
         match record.given {

@@ -51,11 +51,17 @@ impl Story {
         }
     }
 
-    /// Strict mode is suspended: the guest goes on without its shadow.
-    pub fn exposed(&self) {
-        let what = "its shadow is lost: what it says leaves at once, and a failover would lose that";
+    /// Strict mode is suspended for this shadow: the guest goes on without it, waiting for the others or for nobody.
+    pub fn exposed(&self, why: &str, has_others: bool) {
+        let follows = match has_others {
+            true => {
+                "what the guest says waits for its other shadows only, and a failover to this one would lose some of it"
+            }
+            false => "what the guest says leaves at once, and a failover would lose that",
+        };
+        let what = format!("its shadow at node {} is not waited for, {why}: {follows}", self.to);
         tracing::warn!(vm = self.vm, "{what}");
-        self.note("exposed", "done", &[what.to_string()]);
+        self.note("exposed", "done", &[what]);
     }
 
     /// The guest's QEMU has ended.
@@ -76,6 +82,13 @@ impl Story {
         let what =
             format!("the shadow took over at epoch {epoch}; what was done here since its last checkpoint is lost");
         self.note("failover", "lost", &[what]);
+    }
+
+    /// Another of the VM's shadows runs it: this one is dropped.
+    pub fn gone_elsewhere(&self, by: &str) {
+        let what = format!("the guest runs at node {by} by now: the shadow here is dropped");
+        tracing::warn!(vm = self.vm, "{what}");
+        self.note("shadow-dropped", "done", &[what]);
     }
 
     /// A takeover, planned or not, and how long the guest stood for it.

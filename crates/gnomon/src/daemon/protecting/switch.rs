@@ -19,7 +19,7 @@ use gnomon_machine::primary::Told;
 use serde_json::json;
 
 use super::{
-    ask, blocking, guarding,
+    ask, blocking, ended, guarding,
     primary::{End, Primary},
     pulse::millis,
     rpc::{Ask, TakenOver},
@@ -39,7 +39,7 @@ impl Primary {
     pub(super) async fn switch(&mut self, hub: &Hub, job: &Job) -> Result<bool, ApiError> {
         let mut clock = Clock(Instant::now());
         self.daemon.balancing.leave(&self.record().vm);
-        if let Some(guard) = self.shared.guard() {
+        if let Some(guard) = self.shared.family.guard() {
             // From here on it is this switchover that decides who runs the guest.
             if let Err(error) = blocking(move || guard.suspend()).await {
                 return self.called_off(job, error);
@@ -74,9 +74,10 @@ impl Primary {
         };
         phases.push(("activating", clock.lap()));
         let gap = clock.0 - stood;
+        let dropped = self.shared.family.siblings_of(&self.record().to);
         self.moved().await?;
         phases.push(("deactivating", clock.lap()));
-        self.done(job, &taken, epoch, gap, &phases);
+        self.done(job, &taken, epoch, gap, &phases, &dropped);
         Ok(true)
     }
 
@@ -133,7 +134,7 @@ impl Primary {
     }
 
     fn called_off(&self, job: &Job, error: ApiError) -> Result<bool, ApiError> {
-        if let Some(guard) = self.shared.guard() {
+        if let Some(guard) = self.shared.family.guard() {
             guard.go_on();
         }
         self.story.not_taken_over("switchover", &error);
@@ -146,14 +147,20 @@ impl Primary {
     pub(super) async fn take_back(&mut self, given: u64) -> Result<(), ApiError> {
         let (daemon, shared) = (Arc::clone(&self.daemon), Arc::clone(&self.shared));
         tracing::warn!(vm = self.record().vm, "node {} does not have the guest: it goes on here", self.record().to);
+        for other in self.shared.family.others(&self.shared) {
+            // What its standbys have counts no more: its next session is of the epoch to come.
+            other.end_session("the guest goes on at another epoch").await;
+        }
         let volumes = Arc::clone(&self.volumes);
         blocking(move || {
-            volumes.take_back(&daemon.keeper)?;
-            shared.write(&daemon.records, |record| (record.given, record.epoch) = (None, given + 1))
+            volumes.take_back(&daemon.keeper, &shared.family.nodes())?;
+            shared.family.write(&daemon.records, |record| record.epoch = given + 1)?;
+            // Last: until then nobody begins a session.
+            shared.write(&daemon.records, |record| record.given = None)
         })
         .await?;
         self.go_on().await?;
-        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.leash));
+        let (qemu, leash) = (Arc::clone(&self.qemu), Arc::clone(&self.shared.family.leash));
         // The daemon may be another one than that which froze it.
         let went = move || leash.run(|| qemu.qmp().cont_after_migration(RESUME)).unwrap_or(Ok(()));
         blocking(move || Ok(went()?)).await?;
@@ -166,36 +173,45 @@ impl Primary {
         self.moved().await
     }
 
-    /// The guest runs at the shadow's node: what is here of it goes.
+    /// The guest runs at the shadow's node: what is here of it goes, and so do its other shadows.
     pub(super) async fn moved(&mut self) -> Result<End, ApiError> {
         if let Ok(engine) = self.engine() {
             engine.hand_over();
         }
         let (daemon, record, volumes) = (Arc::clone(&self.daemon), self.record(), Arc::clone(&self.volumes));
-        let qemu = Arc::clone(&self.qemu);
+        let (qemu, nodes) = (Arc::clone(&self.qemu), self.shared.family.nodes());
         blocking(move || {
             // Asked to end, it would wait for disks that it does not have any more.
             qemu.kill()?;
             daemon.vms.remove(&record.vm)?;
             volumes.release(&daemon.keeper, &record.to)?;
-            daemon.records.remove_protection(&record.vm)
+            nodes.iter().try_for_each(|node| daemon.records.remove_protection(&record.vm, node))
         })
         .await?;
-        guarding::end(&self.shared).await;
+        guarding::end(&self.shared.family).await;
         let record = self.record();
         self.daemon.balancing.arrive(&record.vm, &record.to);
+        let others = self.shared.family.siblings_of(&record.to);
+        self.shared.family.give_up_others(&self.shared);
         // Before anybody is told: it may come back at once.
         self.daemon.protections.over(&self.shared);
+        ended::tell_superseded(&self.daemon, &record.id, others, &record.to);
         Ok(End::Moved)
     }
 
-    fn done(&self, job: &Job, taken: &TakenOver, epoch: u64, gap: Duration, phases: &[Phase]) {
+    /// `dropped` are the nodes of its other shadows: at its new node it has none until it is protected there.
+    fn done(&self, job: &Job, taken: &TakenOver, epoch: u64, gap: Duration, phases: &[Phase], dropped: &[String]) {
         let record = self.record();
         self.story.took_over("switchover", gap, phases);
-        tell(job, "done", &format!("{} runs at node {} from checkpoint {}", record.vm, record.to, taken.checkpoint));
+        let mut message = format!("{} runs at node {} from checkpoint {}", record.vm, record.to, taken.checkpoint);
+        if !dropped.is_empty() {
+            message += &format!("; its shadow at {} is dropped: `gnomon vm protect` again there", dropped.join(", "));
+        }
+        tell(job, "done", &message);
         let phase = |(name, took): &Phase| json!({ "name": name, "ms": millis(*took) });
         job.finish(Ok(json!({
             "to": record.to,
+            "dropped": dropped,
             "checkpoint": taken.checkpoint,
             "epoch": epoch,
             "gap_ms": millis(gap),

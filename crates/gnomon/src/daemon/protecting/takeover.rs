@@ -25,6 +25,7 @@ use super::{
     pulse::millis,
     rpc::{Ask, TakenOver, Yielded},
     shadow::{Keeping, STEP, nothing},
+    siblings,
     story::{Phase, Story},
 };
 use crate::{
@@ -73,14 +74,19 @@ pub fn planned(daemon: &Arc<Daemon>, id: &str, epoch: u64) -> Result<TakenOver, 
 /// Begins a failover: refused unless the operator says that the primary is fenced, and while it answers and runs.
 pub fn failover(daemon: &Arc<Daemon>, name: &str, ask: FailoverVm) -> Result<JobView, ApiError> {
     let keeping = daemon.shadows.get(name).ok_or_else(|| no_shadow(daemon, name))?;
-    check_fence(keeping.record(), ask.fenced.as_deref())?;
+    check_fence(keeping.record(), &keeping.siblings(), &ask.fenced)?;
     if !keeping.has_memory() && keeping.found_copies(daemon)?.sealed().is_none() {
         return Err(nothing());
+    }
+    if !keeping.is_busy_from_now() {
+        let refused = ApiError::refused(format!("the shadow of VM '{name}' takes over already"));
+        return Err(refused.then("see `gnomon job ls`"));
     }
     let job = daemon.jobs.begin("failover", name);
     let (view, daemon) = (job.view(), Arc::clone(daemon));
     tokio::spawn(async move {
-        let done = fail_over(&daemon, keeping, &job).await;
+        let done = fail_over(&daemon, Arc::clone(&keeping), &job, &ask.fenced).await;
+        keeping.is_not_busy();
         job.finish(done);
     });
     Ok(view)
@@ -94,13 +100,16 @@ fn no_shadow(daemon: &Arc<Daemon>, name: &str) -> ApiError {
     }
 }
 
-/// Without a witness nobody here can tell a dead host from a cut cable.
-fn check_fence(record: &ShadowRecord, fenced: Option<&str>) -> Result<(), ApiError> {
+/// Without a witness nobody here can tell a dead host from a cut cable. Named are the primary, and siblings that cannot be
+/// asked.
+fn check_fence(record: &ShadowRecord, siblings: &[String], fenced: &[String]) -> Result<(), ApiError> {
     let (vm, from) = (&record.vm, &record.from);
-    match fenced {
-        Some(node) if node == from => Ok(()),
-        Some(other) => Err(ApiError::usage(format!("the guest of VM '{vm}' runs at node {from}, not at {other}"))),
-        None => Err(ApiError::refused(format!(
+    if let Some(other) = fenced.iter().find(|node| *node != from && !siblings.contains(node)) {
+        return Err(ApiError::usage(format!("the guest of VM '{vm}' runs at node {from}, not at {other}")));
+    }
+    match fenced.contains(from) {
+        true => Ok(()),
+        false => Err(ApiError::refused(format!(
             "node {from} may still run VM '{vm}': from here a dead host and a cut cable look the same, and two running \
              guests destroy their disks"
         ))
@@ -111,15 +120,22 @@ fn check_fence(record: &ShadowRecord, fenced: Option<&str>) -> Result<(), ApiErr
     }
 }
 
-async fn fail_over(daemon: &Arc<Daemon>, keeping: Arc<Keeping>, job: &Job) -> Result<Value, ApiError> {
+async fn fail_over(
+    daemon: &Arc<Daemon>,
+    keeping: Arc<Keeping>,
+    job: &Job,
+    fenced: &[String],
+) -> Result<Value, ApiError> {
     let begun = Instant::now();
     let record = keeping.record().clone();
     tell(job, "fence", &format!("asking node {} whether it runs the guest", record.from));
-    let epoch = keeping.epoch() + 1;
-    refuse_if_it_runs(daemon, &record, epoch).await?;
     let Some(guard) = keeping.guard() else {
+        siblings::ask_to_cede(daemon, &keeping, fenced).await?;
+        let epoch = keeping.epoch() + 1;
+        refuse_if_it_runs(daemon, &record, epoch).await?;
         return go_on(daemon, keeping, job, ("fencing", begun.elapsed()), "").await;
     };
+    refuse_if_it_runs(daemon, &record, keeping.epoch() + 1).await?;
     tell(job, "claim", "claiming its term at the shared store");
     let term = guard.seize(&record).await?;
     let why = format!("an operator asked for it, and term {term} was claimed at the shared store");
@@ -231,6 +247,7 @@ fn take_over(daemon: &Arc<Daemon>, keeping: &Arc<Keeping>, epoch: u64) -> Result
         Err(error) => return Err(broken(daemon, record, &qemu, error)),
     };
     settle(daemon, record, epoch, qemu).map_err(decided)?;
+    ended::tell_superseded(daemon, &record.id, keeping.siblings(), &daemon.config.node);
     tracing::info!(vm = record.vm, checkpoint, epoch, "the shadow has taken over and runs here");
     Ok(Told { checkpoint, age, loading, claiming, starting })
 }
@@ -331,12 +348,23 @@ mod tests {
             volumes: Vec::new(),
             strict: false,
             lease_s: None,
+            siblings: Vec::new(),
         };
-        let table = [(Some("a"), None), (Some("b"), Some(Kind::Usage)), (None, Some(Kind::Refused))];
+        let siblings = ["c".to_string()];
+        let table: [(&[&str], Option<Kind>); 6] = [
+            (&["a"], None),
+            (&["b"], Some(Kind::Usage)),
+            (&["a", "b"], Some(Kind::Usage)),
+            (&[], Some(Kind::Refused)),
+            (&["c"], Some(Kind::Refused)),
+            (&["c", "a"], None),
+        ];
         for (fenced, expected) in table {
-            assert_eq!(check_fence(&record, fenced).err().map(|error| error.kind), expected, "{fenced:?}");
+            let fenced: Vec<String> = fenced.iter().map(|node| node.to_string()).collect();
+            let refused = check_fence(&record, &siblings, &fenced).err();
+            assert_eq!(refused.map(|error| error.kind), expected, "{fenced:?}");
         }
-        let why = check_fence(&record, None).expect_err("no word").to_string();
+        let why = check_fence(&record, &siblings, &[]).expect_err("no word").to_string();
         assert!(why.contains("cut cable") && why.contains("--i-have-fenced a"), "{why}");
     }
 }

@@ -1,4 +1,5 @@
-//! The disks of a protected guest, at its primary: each is followed by a standby at the shadow's node.
+//! The disks of a protected guest, at its primary: each is followed by a standby at the node of each shadow. This is what
+//! one shadow has of them; their standings are the same for all.
 //!
 //! ```text
 //!   Primary ──begin──► Shadowed ──give──► Fenced ──release──► Released         (switchover)
@@ -31,8 +32,10 @@ use crate::{
     },
 };
 
-/// The disks of one guest.
+/// The disks of one guest, as one of its shadows follows them.
 pub struct Volumes {
+    /// The node of that shadow.
+    node: String,
     handles: Vec<Arc<VolumeHandle>>,
     /// Those of the session.
     senders: Mutex<Vec<Arc<StandbySender>>>,
@@ -44,7 +47,8 @@ impl Volumes {
     /// Those of a protection.
     pub fn of(daemon: &Daemon, record: &ProtectRecord) -> Result<Arc<Volumes>, ApiError> {
         let handles = record.volumes.iter().map(|name| daemon.keeper.get(name)).collect::<Result<_, _>>()?;
-        Ok(Arc::new(Volumes { handles, senders: Mutex::default(), turn: AtomicU64::new(0) }))
+        let node = record.to.clone();
+        Ok(Arc::new(Volumes { node, handles, senders: Mutex::default(), turn: AtomicU64::new(0) }))
     }
 
     /// Refuses those that are moved, or are not this node's to write.
@@ -54,10 +58,12 @@ impl Volumes {
 
     // ---- standings ------------------------------------------------------------------------------------------
 
-    /// Their writes are noted from now on.
+    /// Their writes are noted for a new shadow from now on.
     pub fn begin(&self, keeper: &Keeper, id: &str) -> Result<(), ApiError> {
         for handle in &self.handles {
-            handle.volume.begin_shadow()?;
+            // What an earlier one lacked says nothing of this.
+            handle.volume.end_standby(&self.node)?;
+            handle.volume.begin_standby(&self.node)?;
             keeper.update(handle, |record| {
                 record.standing = StandingRecord::Shadowed;
                 record.move_id = Some(id.to_string());
@@ -66,14 +72,28 @@ impl Volumes {
         Ok(())
     }
 
-    /// They are as if they had never had a standby.
-    pub fn end(&self, keeper: &Keeper) -> Result<(), ApiError> {
+    /// Their writes are noted for a shadow that is on record.
+    pub fn resume(&self) -> Result<(), ApiError> {
         for handle in &self.handles {
-            handle.volume.end_shadow()?;
-            keeper.update(handle, |record| {
-                record.standing = StandingRecord::Primary;
-                record.move_id = None;
-            })?;
+            if handle.volume.outbox().is_some() {
+                // Of the time when a VM had one shadow, or of a crash in the midst of its end.
+                handle.volume.end_shadow()?;
+            }
+            handle.volume.begin_standby(&self.node)?;
+        }
+        Ok(())
+    }
+
+    /// They are as if they had never had a standby for this shadow; when it was the last one, as if they had had none.
+    pub fn end(&self, keeper: &Keeper, is_last: bool) -> Result<(), ApiError> {
+        for handle in &self.handles {
+            handle.volume.end_standby(&self.node)?;
+            if is_last {
+                keeper.update(handle, |record| {
+                    record.standing = StandingRecord::Primary;
+                    record.move_id = None;
+                })?;
+            }
         }
         Ok(())
     }
@@ -83,12 +103,13 @@ impl Volumes {
         self.leave(keeper, |record| record.standing = StandingRecord::Fenced(to.to_string()), to)
     }
 
-    /// The guest goes on here after all: what the standbys have counts no more.
-    pub fn take_back(&self, keeper: &Keeper) -> Result<(), ApiError> {
+    /// The guest goes on here after all: what the standbys have counts no more, that of any shadow. Those at `nodes` are
+    /// kept on.
+    pub fn take_back(&self, keeper: &Keeper, nodes: &[String]) -> Result<(), ApiError> {
         for handle in &self.handles {
             let epoch = handle.record().epoch().next();
             handle.volume.take_back(epoch)?;
-            handle.volume.begin_shadow()?;
+            nodes.iter().try_for_each(|node| handle.volume.begin_standby(node).map(drop))?;
             keeper.update(handle, |record| (record.epoch, record.standing) = (epoch.0, StandingRecord::Shadowed))?;
         }
         Ok(())
@@ -125,7 +146,7 @@ impl Volumes {
 
     /// As the node of the shadow has to know them.
     pub fn told(&self) -> Result<Vec<Disk>, ApiError> {
-        self.handles.iter().map(|handle| told(handle)).collect()
+        self.handles.iter().map(|handle| told(handle, &self.node)).collect()
     }
 
     /// A session has begun in which the standbys have this.
@@ -139,7 +160,8 @@ impl Volumes {
         let mut senders = self.senders.lock();
         for ((handle, has), stream) in self.handles.iter().zip(has).zip(0..) {
             let (stream, epoch) = (Stream(stream), handle.record().epoch());
-            let sender = StandbySender::start(SenderParts::of(&handle.volume, stream, epoch, hub.wire())?, has);
+            let parts = SenderParts::of(&handle.volume, &self.node, stream, epoch, hub.wire())?;
+            let sender = StandbySender::start(parts, has);
             let engine = Arc::clone(&sender);
             hub.serve(stream, Arc::new(move |message| engine.handle(message)));
             senders.push(sender);
@@ -188,10 +210,10 @@ impl Volumes {
     }
 }
 
-fn told(handle: &VolumeHandle) -> Result<Disk, ApiError> {
+fn told(handle: &VolumeHandle, node: &str) -> Result<Disk, ApiError> {
     let record = handle.record();
     let allocated = handle.volume.allocated()?;
-    let owed = handle.volume.outbox().map_or(0, |outbox| outbox.owed().bytes().0);
+    let owed = handle.volume.standby(node).map_or(0, |standby| standby.outbox.owed().bytes().0);
     Ok(Disk {
         name: record.name,
         size: record.size,

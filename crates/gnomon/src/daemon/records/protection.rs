@@ -1,17 +1,19 @@
 //! What is known of VMs that have a shadow, on either side.
 //!
-//! `promoted/ID` is the commit point of every takeover: once it is durable, the guest of that protection lives on the
-//! shadow's node, whatever the primary believes.
+//! A protection has one ID, and at its primary a record for each of its shadows. `promoted/ID` is the commit point of every
+//! takeover: once it is durable, the guest of that protection lives on the shadow's node, whatever the primary believes.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::Records;
 use crate::api::ApiError;
 
-/// A VM of this node that has a shadow elsewhere.
+/// A VM of this node that has a shadow elsewhere: one for each shadow. What they have in common is the same in all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProtectRecord {
-    /// Names the protection on both nodes.
+    /// Names the protection on all nodes.
     pub id: String,
     /// The VM.
     pub vm: String,
@@ -28,7 +30,7 @@ pub struct ProtectRecord {
     /// Whether nothing that the guest says leaves before its shadow has the state it comes from.
     #[serde(default)]
     pub strict: bool,
-    /// Whether it leaves at once all the same: the shadow has nothing yet, or was lost.
+    /// Whether this shadow is not waited for: it has nothing yet, or was lost, or fell behind.
     #[serde(default)]
     pub exposed: bool,
     /// The lease's time to live in seconds, when a guard at the shared store decides who runs it; `None`: an operator.
@@ -37,6 +39,9 @@ pub struct ProtectRecord {
     /// The epoch of the guard's term that this node held last.
     #[serde(default)]
     pub term: Option<u64>,
+    /// How often a daemon has begun to checkpoint it: its numbers begin anew then.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// A VM of another node that has its shadow here.
@@ -60,21 +65,29 @@ pub struct ShadowRecord {
     /// As at the primary.
     #[serde(default)]
     pub lease_s: Option<u64>,
+    /// The nodes of the guest's other shadows: one of them may have taken over.
+    #[serde(default)]
+    pub siblings: Vec<String>,
 }
 
 impl Records {
-    /// All VMs that have a shadow elsewhere.
+    /// All shadows elsewhere of VMs of this node.
     pub fn protections(&self) -> Result<Vec<ProtectRecord>, ApiError> {
-        self.all("protect/")
+        let all = self.all::<ProtectRecord>("protect/")?;
+        // One that was written when a VM had one shadow comes first, and again once it was changed since.
+        let by_shadow: BTreeMap<_, _> = all.into_iter().map(|one| ((one.vm.clone(), one.to.clone()), one)).collect();
+        Ok(by_shadow.into_values().collect())
     }
 
-    /// Writes a protection's record.
+    /// Writes the record of a shadow elsewhere.
     pub fn put_protection(&self, record: &ProtectRecord) -> Result<(), ApiError> {
-        self.put(&format!("protect/{}", record.vm), record)
+        self.put(&format!("protect/{}/{}", record.vm, record.to), record)
     }
 
-    /// Removes the record of a VM's protection.
-    pub fn remove_protection(&self, vm: &str) -> Result<(), ApiError> {
+    /// Removes the record of a VM's shadow at a node.
+    pub fn remove_protection(&self, vm: &str, to: &str) -> Result<(), ApiError> {
+        self.store.delete(&format!("protect/{vm}/{to}"))?;
+        // As it was named when a VM had one shadow.
         self.store.delete(&format!("protect/{vm}"))?;
         Ok(())
     }
@@ -128,7 +141,9 @@ mod tests {
             exposed: false,
             lease_s: Some(5),
             term: Some(3),
+            generation: 2,
         };
+        let beside = ProtectRecord { to: "c".into(), exposed: true, ..here.clone() };
         let there = ShadowRecord {
             id: "a-1-1".into(),
             vm: "web".into(),
@@ -138,15 +153,18 @@ mod tests {
             volumes: vec!["root".into()],
             strict: true,
             lease_s: Some(5),
+            siblings: vec!["c".into()],
         };
         records.put_protection(&here).expect("put");
+        records.put_protection(&beside).expect("put");
         records.put_shadow(&there).expect("put");
-        assert_eq!(records.protections().expect("all"), [here]);
+        assert_eq!(records.protections().expect("all"), [here, beside]);
+        records.remove_protection("web", "c").expect("removed");
         assert_eq!(records.shadows().expect("all"), [there]);
         assert_eq!(records.promoted("a-1-1").expect("asked"), None);
         records.put_promoted("a-1-1", 2).expect("put");
         assert_eq!(records.promoted("a-1-1").expect("asked"), Some(2));
-        records.remove_protection("web").expect("removed");
+        records.remove_protection("web", "b").expect("removed");
         records.remove_shadow("web").expect("removed");
         assert!(records.protections().expect("all").is_empty() && records.shadows().expect("all").is_empty());
     }

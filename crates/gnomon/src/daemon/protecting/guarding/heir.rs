@@ -187,6 +187,7 @@ mod tests {
             volumes: Vec::new(),
             strict: false,
             lease_s: Some(5),
+            siblings: Vec::new(),
         };
         let table = [
             (Some(("a", true)), false, "its lease lives"),

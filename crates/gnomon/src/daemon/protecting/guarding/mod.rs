@@ -25,7 +25,7 @@ use gnomon_store::{
 
 pub use self::{
     heir::HeirGuard,
-    primary::{PrimaryGuard, begin, end, is_superseded, rest},
+    primary::{PrimaryGuard, begin, end, rest, superseded_by},
 };
 use super::pulse::millis;
 use crate::{

@@ -1,12 +1,14 @@
 //! The guard at the primary: holds the term while the guest runs here, and says who may take over.
 //!
 //! ```text
-//!   the shadow is in step ──► heir      lost, or a switchover is under way ──► struck off
+//!   a shadow is in step ──► heir      lost, or a switchover is under way ──► struck off
 //! ```
-//! A thread of its own brings that to the store, and tries again until it is there. The shadow is an heir only while it
-//! has a whole checkpoint of this session: what the guest does without it would be lost.
+//! A thread of its own brings that to the store, and tries again until it is there. A shadow is an heir only while it
+//! has a whole checkpoint of this session: what the guest does without it would be lost. Of several heirs the first one to
+//! change the term takes over; the others are none then.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Weak},
     thread,
     time::Duration,
@@ -22,7 +24,7 @@ use crate::{
     api::{ApiError, types::GuardView},
     daemon::{
         Daemon,
-        protecting::{blocking, leash, shared::Shared},
+        protecting::{blocking, family::Family, leash},
     },
 };
 
@@ -37,8 +39,6 @@ const LEARNS_WITHIN: Duration = Duration::from_secs(2);
 pub struct PrimaryGuard {
     guarding: Guarding,
     heirs: Arc<Heirs>,
-    /// The node of the shadow.
-    to: String,
     /// Held while the heirs are told to the store: the last word is the last that was meant.
     telling: Mutex<()>,
 }
@@ -50,39 +50,40 @@ struct Heirs {
     changed: Condvar,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
-    in_step: bool,
+    /// The nodes of the shadows that are.
+    in_step: BTreeSet<String>,
     /// A switchover or an end is under way.
     suspended: bool,
     /// The epoch that this node holds.
     holds: Option<u64>,
     /// That of its record.
     recorded: Option<u64>,
-    /// Whether the shadow is an heir at the store, as far as is known.
-    named: Option<bool>,
+    /// The heirs at the store, as far as is known.
+    named: Option<BTreeSet<String>>,
     over: bool,
 }
 
 impl Known {
-    /// Whether the shadow is to be an heir.
-    fn wanted(&self) -> bool {
-        self.in_step && !self.suspended
+    /// Who is to be an heir.
+    fn wanted(&self) -> BTreeSet<String> {
+        if self.suspended { BTreeSet::new() } else { self.in_step.clone() }
     }
 
     /// Whether there is something to tell; nothing is while the term is not held.
     fn is_told(&self) -> bool {
-        self.holds.is_none() || (self.named == Some(self.wanted()) && self.recorded == self.holds)
+        self.holds.is_none() || (self.named.as_ref() == Some(&self.wanted()) && self.recorded == self.holds)
     }
 }
 
 /// Begins to guard a protection, if it is to be guarded. A daemon that comes back holds its guest in strict mode until
 /// the store has answered.
-pub fn begin(daemon: &Arc<Daemon>, shared: &Arc<Shared>, comes_back: bool) -> Result<(), ApiError> {
-    let record = shared.record.lock().clone();
-    let Some(lease_s) = record.lease_s else { return Ok(()) };
+pub fn begin(daemon: &Arc<Daemon>, family: &Arc<Family>, comes_back: bool) -> Result<(), ApiError> {
+    let Some(record) = family.members().first().map(|member| member.record.lock().clone()) else { return Ok(()) };
+    let Some(lease_s) = record.lease_s.filter(|_| family.guard().is_none()) else { return Ok(()) };
     if comes_back && record.strict {
-        shared.leash.hold();
+        family.leash.hold();
     }
     let wish = Wish {
         node: daemon.config.node.clone(),
@@ -93,15 +94,15 @@ pub fn begin(daemon: &Arc<Daemon>, shared: &Arc<Shared>, comes_back: bool) -> Re
         held: record.term.map(Epoch),
     };
     let heirs = Arc::new(Heirs::default());
-    let hands = PrimaryHands { daemon: Arc::clone(daemon), shared: Arc::clone(shared), heirs: Arc::clone(&heirs) };
+    let hands = PrimaryHands { daemon: Arc::clone(daemon), family: Arc::clone(family), heirs: Arc::clone(&heirs) };
     let guarding = Guarding::begin(store(daemon)?, wish, Box::new(hands))?;
-    let guard = Arc::new(PrimaryGuard { guarding, heirs, to: record.to, telling: Mutex::new(()) });
+    let guard = Arc::new(PrimaryGuard { guarding, heirs, telling: Mutex::new(()) });
     let (heirs, weak, records) = (Arc::clone(&guard.heirs), Arc::downgrade(&guard), Arc::clone(&daemon.records));
-    let of = Arc::downgrade(shared);
-    *shared.guard.lock() = Some(guard);
+    let of = Arc::downgrade(family);
+    *family.guard.lock() = Some(guard);
     thread::spawn(move || {
         let record = |epoch| match of.upgrade() {
-            Some(shared) => shared.write(&records, |record| record.term = Some(epoch)),
+            Some(family) => family.write(&records, |record| record.term = Some(epoch)),
             None => Ok(()),
         };
         keep_heirs(&heirs, &weak, record);
@@ -111,49 +112,55 @@ pub fn begin(daemon: &Arc<Daemon>, shared: &Arc<Shared>, comes_back: bool) -> Re
 
 /// Ends the guard of a protection that is over, with its term. What the store does not hear now ends by itself: nobody
 /// is an heir any more.
-pub async fn end(shared: &Shared) {
-    let Some(guard) = shared.guard() else { return };
+pub async fn end(family: &Family) {
+    let Some(guard) = family.guard() else { return };
     if let Err(error) = blocking(move || Ok(guard.guarding.end()?)).await {
-        tracing::warn!(vm = shared.record.lock().vm, %error, "its term stays at the store");
+        tracing::warn!(vm = family.vm, %error, "its term stays at the store");
     }
 }
 
 /// The daemon is told to stop: whoever does that is there, and does not mean the shadow to take over. A host that dies
 /// says nothing.
-pub async fn rest(shared: &Shared) {
-    let Some(guard) = shared.guard() else { return };
+pub async fn rest(family: &Family) {
+    let Some(guard) = family.guard() else { return };
     if let Err(error) = blocking(move || guard.suspend()).await {
-        tracing::warn!(vm = shared.record.lock().vm, %error, "its shadow takes over when the lease has ended");
+        tracing::warn!(vm = family.vm, %error, "its shadow takes over when the lease has ended");
     }
 }
 
-/// Whether another node holds the guest by now, for a daemon that starts: asks the store for a moment.
-pub async fn is_superseded(shared: &Shared) -> bool {
-    let Some(guard) = shared.guard() else { return false };
+/// The node that holds the guest by now, if it is not this one, for a daemon that starts: asks the store for a moment.
+pub async fn superseded_by(family: &Family) -> Option<String> {
+    let guard = family.guard()?;
     let learnt = async {
         loop {
-            match guard.guarding.standing().state {
-                GuardState::Superseded { .. } => return true,
-                GuardState::Holding { .. } => return false,
+            let standing = guard.guarding.standing();
+            match standing.state {
+                GuardState::Superseded { .. } => {
+                    return Some(standing.term.map(|term| term.holder).unwrap_or_default());
+                }
+                GuardState::Holding { .. } => return None,
                 GuardState::Lapsed { .. } | GuardState::Watching => tokio::time::sleep(LOOK_EVERY).await,
             }
         }
     };
-    tokio::time::timeout(LEARNS_WITHIN, learnt).await.unwrap_or(false)
+    tokio::time::timeout(LEARNS_WITHIN, learnt).await.unwrap_or(None)
 }
 
 impl PrimaryGuard {
-    /// The shadow has all of a checkpoint of this session, or has lost it.
-    pub fn in_step(&self, in_step: bool) {
-        if self.heirs.known.lock().in_step != in_step {
-            self.heirs.change(|known| known.in_step = in_step);
+    /// The shadow at a node has all of a checkpoint of this session, or has lost it.
+    pub fn in_step(&self, node: &str, in_step: bool) {
+        if self.heirs.known.lock().in_step.contains(node) != in_step {
+            self.heirs.change(|known| {
+                known.in_step.remove(node);
+                known.in_step.extend(in_step.then(|| node.to_string()));
+            });
         }
     }
 
-    /// The shadow is no heir from now on. Returns when the store has it: only then may the guest be heard of things that
-    /// its shadow lacks.
-    pub fn strike_off(&self) -> Result<(), ApiError> {
-        self.in_step(false);
+    /// The shadow at a node is no heir from now on. Returns when the store has it: only then may the guest be heard of
+    /// things that this shadow lacks.
+    pub fn strike_off(&self, node: &str) -> Result<(), ApiError> {
+        self.in_step(node, false);
         Ok(self.tell()?)
     }
 
@@ -169,7 +176,7 @@ impl PrimaryGuard {
         })
     }
 
-    /// What was done has come to nothing: the shadow is an heir again while it is in step.
+    /// What was done has come to nothing: shadows are heirs again while they are in step.
     pub fn go_on(&self) {
         self.heirs.change(|known| known.suspended = false);
     }
@@ -179,17 +186,16 @@ impl PrimaryGuard {
         Ok(self.guarding.let_go()?)
     }
 
-    /// As the API shows it.
-    pub fn view(&self) -> GuardView {
-        view(self.guarding.standing(), &self.to, true)
+    /// As the API shows it of the shadow at a node.
+    pub fn view(&self, node: &str) -> GuardView {
+        view(self.guarding.standing(), node, true)
     }
 
     /// Tells the store who may take over.
     fn tell(&self) -> Result<(), GuardingError> {
         let _telling = self.telling.lock();
         let wanted = self.heirs.known.lock().wanted();
-        let heirs: &[String] = if wanted { std::slice::from_ref(&self.to) } else { &[] };
-        self.guarding.set_heirs(heirs)?;
+        self.guarding.set_heirs(&wanted.iter().cloned().collect::<Vec<_>>())?;
         self.heirs.known.lock().named = Some(wanted);
         Ok(())
     }
@@ -214,9 +220,9 @@ fn keep_heirs(heirs: &Heirs, guard: &Weak<PrimaryGuard>, record: impl Fn(u64) ->
     loop {
         let mut known = heirs.known.lock();
         heirs.changed.wait_while(&mut known, |known| known.is_told() && !known.over);
-        let now = *known;
+        let (over, holds) = (known.over, known.holds);
         drop(known);
-        let (false, Some(epoch), Some(guard)) = (now.over, now.holds, guard.upgrade()) else { return };
+        let (false, Some(epoch), Some(guard)) = (over, holds, guard.upgrade()) else { return };
         let done = record(epoch).and_then(|()| {
             heirs.known.lock().recorded = Some(epoch);
             Ok(guard.tell()?)
@@ -235,32 +241,32 @@ fn keep_heirs(heirs: &Heirs, guard: &Weak<PrimaryGuard>, record: impl Fn(u64) ->
 /// What the guard does to the guest here.
 struct PrimaryHands {
     daemon: Arc<Daemon>,
-    shared: Arc<Shared>,
+    family: Arc<Family>,
     heirs: Arc<Heirs>,
 }
 
 impl PrimaryHands {
-    fn vm(&self) -> String {
-        self.shared.record.lock().vm.clone()
+    fn vm(&self) -> &str {
+        &self.family.vm
     }
 
     fn qemu(&self) -> Option<Arc<gnomon_qemu::Qemu>> {
-        self.daemon.vms.get(&self.vm()).ok()?.qemu()
+        self.daemon.vms.get(self.vm()).ok()?.qemu()
     }
 }
 
 impl Hands for PrimaryHands {
     fn run(&self, epoch: Epoch) {
-        self.shared.leash.let_run();
+        self.family.leash.let_run();
         self.heirs.change(|known| {
             // A term that was begun anew has no heirs.
             if known.holds != Some(epoch.0) {
                 (known.holds, known.named) = (Some(epoch.0), None);
             }
         });
-        let strict = self.shared.record.lock().strict;
+        let strict = self.family.members().iter().any(|member| member.record.lock().strict);
         if let Some(qemu) = self.qemu().filter(|_| strict)
-            && let Err(error) = leash::let_go_on(&self.shared.leash, &qemu)
+            && let Err(error) = leash::let_go_on(&self.family.leash, &qemu)
         {
             tracing::error!(vm = self.vm(), %error, "the guest may run again, and may stand: try `cont` on its monitor");
         }
@@ -268,7 +274,7 @@ impl Hands for PrimaryHands {
     }
 
     fn stand(&self) {
-        self.shared.leash.hold();
+        self.family.leash.hold();
         if let Some(qemu) = self.qemu()
             && let Err(error) = qemu.qmp().stop()
         {
@@ -281,9 +287,11 @@ impl Hands for PrimaryHands {
         tracing::error!(vm = self.vm(), term = by.0, "another node holds it: the guest does not run here any more");
         self.heirs.change(|known| known.holds = None);
         // Its address is the other node's by now.
-        self.daemon.vms.gate(&self.vm()).fence();
-        self.shared.is_lost();
-        self.shared.leash.end();
+        self.daemon.vms.gate(self.vm()).fence();
+        let standing = self.family.guard().map(|guard| guard.guarding.standing());
+        let holder = standing.and_then(|standing| standing.term).map(|term| term.holder);
+        self.family.is_lost(holder.as_deref());
+        self.family.leash.end();
     }
 }
 
@@ -293,18 +301,21 @@ mod tests {
 
     #[test]
     fn a_shadow_is_an_heir_while_it_is_in_step_and_nothing_else_is_decided() {
-        let table = [
-            (true, false, true, "in step"),
-            (false, false, false, "lost"),
-            (true, true, false, "a switchover is under way"),
+        let set = |nodes: &[&str]| nodes.iter().map(|node| node.to_string()).collect::<BTreeSet<_>>();
+        let table: [(&[&str], bool, &[&str], &str); 4] = [
+            (&["b"], false, &["b"], "in step"),
+            (&["b", "c"], false, &["b", "c"], "both are"),
+            (&[], false, &[], "lost"),
+            (&["b", "c"], true, &[], "a switchover is under way"),
         ];
         for (in_step, suspended, wanted, what) in table {
-            let known = Known { in_step, suspended, ..Known::default() };
-            assert_eq!(known.wanted(), wanted, "{what}");
+            let known = Known { in_step: set(in_step), suspended, ..Known::default() };
+            assert_eq!(known.wanted(), set(wanted), "{what}");
             assert!(known.is_told(), "{what}: nothing is told before the term is held");
             let held = Known { holds: Some(1), recorded: Some(1), ..known };
-            assert!(!held.is_told() && Known { named: Some(wanted), ..held }.is_told(), "{what}");
-            assert!(!Known { named: Some(wanted), holds: Some(2), ..held }.is_told(), "{what}: it is not on record");
+            let told = Known { named: Some(set(wanted)), ..held.clone() };
+            assert!(!held.is_told() && told.is_told(), "{what}");
+            assert!(!Known { holds: Some(2), ..told }.is_told(), "{what}: it is not on record");
         }
     }
 }
