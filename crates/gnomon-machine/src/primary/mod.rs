@@ -17,6 +17,7 @@
 //! Source: B. Cully et al., "Remus: High Availability via Asynchronous Virtual Machine Replication", NSDI 2008.
 
 mod acks;
+mod beside;
 mod copies;
 mod error;
 mod hypervisor;
