@@ -233,6 +233,17 @@ impl Inner {
         Ok(much.then(|| leg.ledger.take()))
     }
 
+    /// Looks at what was written, and tells how much a shadow is owed now.
+    pub fn look(&mut self, id: LegId) -> Result<PageCount, ReplicateError> {
+        self.scan(self.last + 1)?;
+        Ok(self.leg(id).ledger.owed.count())
+    }
+
+    /// All that a shadow is owed as of the last look, which counts as sent from here on, and for which checkpoint.
+    pub fn take_owed(&mut self, id: LegId) -> (u64, PageSet) {
+        (self.last + 1, self.leg(id).ledger.take())
+    }
+
     /// Captures the guest for a shadow, and for those that are ready: they find it in their inboxes. The guest stands for
     /// some milliseconds within.
     pub fn capture(&mut self, leader: LegId) -> Result<Captured, ReplicateError> {

@@ -18,6 +18,7 @@
 //! Source: B. Cully et al., "Remus: High Availability via Asynchronous Virtual Machine Replication", NSDI 2008.
 
 mod acks;
+mod beside;
 mod copies;
 mod error;
 mod guest;
@@ -279,7 +280,7 @@ impl Replicator {
         self.make_way()?;
         let mut told = Told { after: self.guest.lock().rhythm.since_last(began), ..Told::default() };
         // What is sent before it stands is not sent while it does.
-        self.send_beside(QUICK, &mut told)?;
+        self.send_while_more_than(QUICK, &mut told)?;
         told.stood_at = Some(Instant::now());
         let (checkpoint, pages, marks) = self.guest.lock().freeze(self.leg)?;
         (told.checkpoint, told.standing) = (checkpoint, pages.count());
@@ -331,7 +332,7 @@ impl Replicator {
 
     /// The next checkpoint of this shadow: captured with another's meanwhile, or captured now.
     fn capture(&mut self, told: &mut Told) -> Result<Captured, ReplicateError> {
-        self.send_beside(MUCH, told)?;
+        self.send_while_more_than(MUCH, told)?;
         let mut guest = self.guest.lock();
         guest.refuse_while_held(self.leg)?;
         match guest.captured(self.leg) {
@@ -341,7 +342,7 @@ impl Replicator {
     }
 
     /// Codes and sends pages beside the running guest until so few are left, or no fewer, or a checkpoint was captured.
-    fn send_beside(&mut self, few: PageCount, told: &mut Told) -> Result<(), ReplicateError> {
+    fn send_while_more_than(&mut self, few: PageCount, told: &mut Told) -> Result<(), ReplicateError> {
         let mut before = None;
         loop {
             let mut guest = self.guest.lock();

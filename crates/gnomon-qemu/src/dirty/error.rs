@@ -143,7 +143,7 @@ impl TrackError {
     }
 
     /// Whether no other tier can do better: the guest is not there, or somebody else has it.
-    pub(super) fn ends_the_search(&self) -> bool {
+    pub fn ends_the_search(&self) -> bool {
         matches!(self, TrackError::Gone { .. } | TrackError::NotMapped { .. } | TrackError::Taken { .. })
     }
 }

@@ -118,6 +118,15 @@ impl Fetches {
         self.changed.notify_all();
     }
 
+    /// Whoever waits now is refused.
+    pub fn refuse(&self) {
+        let mut table = self.table.lock();
+        for waiting in table.waiting.values_mut() {
+            waiting.answer.get_or_insert(None);
+        }
+        self.changed.notify_all();
+    }
+
     /// Nothing will be answered any more.
     pub fn stop(&self) {
         self.table.lock().stopped = true;
@@ -131,6 +140,20 @@ mod tests {
 
     const EXTENT: Extent = Extent::new(0, 1);
     const SIZE: Bytes = Bytes(1 << 20);
+
+    #[test]
+    fn who_is_refused_does_not_wait_for_another_session() {
+        let fetches = Fetches::default();
+        assert!(fetches.attach().is_empty());
+        fetches.enter(EXTENT).expect("it asks");
+        fetches.detach();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| fetches.wait(EXTENT, Duration::MAX));
+            fetches.refuse();
+            assert!(waiting.join().expect("a reader").is_none());
+        });
+        assert!(fetches.attach().is_empty(), "nothing is left to be asked");
+    }
 
     #[test]
     fn readers_of_one_extent_ask_once() {

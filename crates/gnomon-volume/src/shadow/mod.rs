@@ -114,6 +114,12 @@ impl Shadow {
         self.mirror.attach();
     }
 
+    /// Whoever waits for a block is refused: for a spare copy, which nobody reads but a QEMU that probes it and is about to
+    /// be ended.
+    pub fn refuse_readers(&self) {
+        self.fetches.refuse();
+    }
+
     /// The session has ended. Whoever waits goes on waiting, for as long as patience lasts.
     pub fn detach(&self) {
         *self.wire.write() = None;

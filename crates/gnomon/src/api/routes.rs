@@ -416,7 +416,11 @@ async fn vm(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<V
 #[utoipa::path(post, path = "/v1/vms/{name}/stop", request_body = StopVm, responses((status = 200, body = VmView)))]
 async fn stop_vm(State(daemon): Daemoned, Segment(name): Segment<String>, Json(ask): Json<StopVm>) -> Answer<VmView> {
     daemon.protections.refuse_if_protected(&name)?;
-    blocking(daemon, move |daemon| daemon.vms.stop(&name, ask.force)).await
+    let stop = move |daemon: &Arc<Daemon>| match moving::landing::stop(daemon, &name, ask.force) {
+        Some(stopped) => stopped,
+        None => daemon.vms.stop(&name, ask.force),
+    };
+    blocking(daemon, stop).await
 }
 
 /// Moves a VM with its volumes to another node while it runs.

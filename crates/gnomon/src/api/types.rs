@@ -3,6 +3,7 @@
 mod agent;
 mod nic;
 mod protection;
+mod ram;
 mod update;
 
 use std::{
@@ -18,7 +19,7 @@ pub use nic::{NicView, RunNic};
 pub use protection::{
     FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView, SwitchVm, UnprotectVm,
 };
-
+pub use ram::{RamChoice, RamWay};
 pub use update::{
     Approve, ChangeView, CommandView, EarlierUpdates, ImpactView, IntervalView, SeriesView, UpdateKind,
     UpdateOutlook, UpdateVerdict, UpdateVm,
@@ -148,6 +149,9 @@ pub struct MoveRequest {
     /// When to switch.
     #[serde(default)]
     pub mode: MoveMode,
+    /// How the memory of a VM goes; left open: by checkpoints where that can be had, or else by QEMU's own migration.
+    #[serde(default)]
+    pub ram: Option<RamWay>,
     /// The most it may use, bytes a second.
     pub bandwidth: Option<u64>,
     /// Send the destination's writes back while draining, so that a rollback loses nothing acknowledged.
@@ -170,7 +174,14 @@ pub struct MoveOutlook {
     /// Seconds from a question to its answer.
     pub round_trip_s: f64,
     /// Seconds until everything is there, if the guest writes nothing meanwhile: a bound for a move that switches sooner.
+    /// Memory that has to be carried first is reckoned with.
     pub priming_s: f64,
+    /// How the memory of a VM would go.
+    #[serde(default)]
+    pub ram: Option<RamChoice>,
+    /// Bytes of its memory.
+    #[serde(default)]
+    pub memory: u64,
     /// Why the real move would be refused.
     pub refused: Option<ApiError>,
 }
@@ -215,6 +226,8 @@ impl MoveOutlook {
             rate_is: RateOrigin::Measured,
             round_trip_s: 0.0,
             priming_s: 0.0,
+            ram: None,
+            memory: 0,
             refused: None,
         }
     }
@@ -409,6 +422,9 @@ pub struct VmView {
     /// What is here, when it is only the shadow of a VM of another node.
     #[serde(default)]
     pub shadow: Option<ShadowView>,
+    /// How its memory would go to another node, when one VM is asked for; null while it does not run.
+    #[serde(default)]
+    pub ram: Option<RamChoice>,
 }
 
 /// Something that was done to a VM as a whole.

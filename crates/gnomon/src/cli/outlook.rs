@@ -78,6 +78,8 @@ fn words(told: &MoveOutlook) -> String {
         pairs.push(("rate", format!("{} ({origin})", BytesPerSecond(told.rate))));
         pairs.push(("round trip", format!("{:.1} ms", told.round_trip_s * 1e3)));
         pairs.push(("priming", format!("at most {:.1} s", told.priming_s)));
+        let memory = told.ram.as_ref().map(|ram| format!("{}, {ram}", Bytes(told.memory)));
+        pairs.extend(memory.map(|memory| ("memory", memory)));
         pairs.extend(told.volumes.iter().map(|volume| ("stall", stall_words(volume))));
     }
     facts(&pairs)

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     api::types::{
-        AdoptVm, AgentView, Front, MoveMode, NicView, PressureView, RunDisk, RunNic, RunVm, StopVm, VmView,
+        AdoptVm, AgentView, Front, MoveMode, MoveRequest, NicView, PressureView, RamWay, RunDisk, RunNic, RunVm,
+        StopVm, VmView,
     },
     daemon::console,
     names,
@@ -67,6 +68,7 @@ pub enum Command {
     /// Move a VM with its volumes to another node while it runs
     #[command(after_help = "Examples:\n  gnomon vm move web --to node-b\n  \
                             gnomon vm move web --to node-b --bandwidth 400mbit --detach\n  \
+                            gnomon vm move web --to node-b --ram qemu\n  \
                             gnomon vm move web --to node-b --dry-run\n  \
                             gnomon vm move web --cancel")]
     Move(VmMoveArgs),
@@ -209,6 +211,10 @@ pub struct VmMoveArgs {
     /// When to switch: pre (when everything is there), hybrid (when the forecast stall is small), post (at once)
     #[arg(long, value_enum, default_value = "hybrid")]
     mode: MoveMode,
+    /// How its memory goes: engine (checkpoints) or qemu (QEMU's own migration); left out, the engine where the guest's writes can
+    /// be followed while it runs (`gnomon vm show` says)
+    #[arg(long, value_enum, value_name = "WAY")]
+    ram: Option<RamWay>,
     /// The most it may use: 400mbit, 50MB/s
     #[arg(long, value_name = "RATE")]
     bandwidth: Option<BytesPerSecond>,
@@ -343,11 +349,12 @@ async fn move_vm(args: VmMoveArgs, context: &Context) -> Ended {
     match (args.to, args.trace) {
         (Some(_), Some(trace)) => forecast::dry_run(&trace, args.bandwidth, context),
         (Some(to), None) => {
-            let VmMoveArgs { mode, bandwidth, no_reverse, detach, dry_run, .. } = args;
+            let VmMoveArgs { mode, ram, bandwidth, no_reverse, detach, dry_run, .. } = args;
             let how = MoveArgs { to, mode, bandwidth, no_reverse, detach };
+            let request = MoveRequest { ram, ..how.request() };
             match dry_run {
-                true => outlook::run(&format!("{path}/outlook"), &how.request(), context).await,
-                false => begin(&format!("{path}/move"), &how.request(), detach, context).await,
+                true => outlook::run(&format!("{path}/outlook"), &request, context).await,
+                false => begin(&format!("{path}/move"), &request, detach, context).await,
             }
         }
         (None, _) => job::cancel(&format!("{path}/cancel"), context).await,
@@ -391,6 +398,7 @@ fn words(vm: &VmView) -> String {
     pairs.extend(vm.nics.iter().flat_map(card));
     pairs.extend(vm.agent.iter().flat_map(agent));
     pairs.extend(protect::facts_of(vm));
+    pairs.extend(vm.ram.as_ref().map(|ram| ("moves", ram.to_string())));
     pairs.push(("exit", vm.exit.clone().unwrap_or_default()));
     pairs.push(("stderr", vm.stderr.clone().unwrap_or_default()));
     facts(&pairs)

@@ -211,6 +211,7 @@ impl MoveArgs {
         MoveRequest {
             to: self.to.clone(),
             mode: self.mode,
+            ram: None,
             bandwidth: self.bandwidth.map(|rate| rate.0),
             reverse: !self.no_reverse,
         }

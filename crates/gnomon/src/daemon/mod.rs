@@ -96,6 +96,8 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     let nbd = open_nbd(&daemon)?;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.find_again()).await.map_err(ApiError::internal)??;
+    let landing = Arc::clone(&daemon);
+    tokio::task::spawn_blocking(move || moving::landing::resume(&landing)).await.map_err(ApiError::internal)??;
     protecting::open(&daemon, lost).await?;
     let vms = Arc::clone(&daemon.vms);
     tokio::task::spawn_blocking(move || vms.resume_interrupted());
@@ -148,7 +150,7 @@ impl Daemon {
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);
         let balancing = Balancing::new(config.balancers.clone(), config.hooks.clone());
-        Ok(Arc::new(Daemon {
+        let daemon = Arc::new(Daemon {
             config,
             records,
             keeper,
@@ -163,7 +165,9 @@ impl Daemon {
             identity,
             shared,
             started: Instant::now(),
-        }))
+        });
+        moving::landing::offer_again(&daemon)?;
+        Ok(daemon)
     }
 
     /// Connects to the node called `name`.

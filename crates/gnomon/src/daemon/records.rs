@@ -1,5 +1,6 @@
 //! What the daemon must know again after a restart, as JSON in the store. Nothing else is kept anywhere.
 
+mod landing;
 mod protection;
 
 use std::{path::PathBuf, sync::Arc};
@@ -13,11 +14,12 @@ use gnomon_terms::Epoch;
 use gnomon_volume::volume::{Patience, Source, Standing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use landing::LandingRecord;
 pub use protection::{ProtectRecord, ShadowRecord};
 
 use crate::api::{
     ApiError, Kind,
-    types::{EventView, ImpactView, MoveMode},
+    types::{EventView, ImpactView, MoveMode, RamWay},
 };
 
 /// A volume of this node.
@@ -100,6 +102,9 @@ pub struct MoveRecord {
     pub to: String,
     /// When to switch.
     pub mode: MoveMode,
+    /// How its memory goes, if that was asked for.
+    #[serde(default)]
+    pub ram: Option<RamWay>,
     /// The most it may use, bytes a second.
     pub bandwidth: Option<u64>,
     /// Whether the destination's writes are mirrored back.

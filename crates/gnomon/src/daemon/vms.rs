@@ -60,8 +60,8 @@ pub struct Vms {
     host: OnceLock<Host>,
     /// VMs that have to be made to run again once their disks are served.
     interrupted: Mutex<Vec<String>>,
-    /// Names of VMs whose shadow is here, with the node where they run.
-    reserved: RwLock<BTreeMap<String, String>>,
+    /// Names of VMs of other nodes of which something is here.
+    reserved: RwLock<BTreeMap<String, waiting::Reserved>>,
 }
 
 /// What was found out about this host, once.
@@ -477,6 +477,7 @@ impl Vms {
             protection: None,
             protections: Vec::new(),
             shadow: None,
+            ram: None,
         }
     }
 }

@@ -40,11 +40,26 @@ fn counted(house: &House) -> u16 {
 }
 
 #[test]
-fn all_disks_of_a_vm_move_together() {
+fn all_disks_of_a_vm_move_together_with_its_checkpoints() {
+    moves_together("engine");
+}
+
+#[test]
+fn all_disks_of_a_vm_move_together_with_qemus_own_migration() {
+    moves_together("qemu");
+}
+
+/// Moves, by one of the ways that its memory can go.
+fn moves_together(way: &str) {
     let pair = boot();
     let before = counted(&pair.a);
-    let job = pair.a.ask(&["vm", "move", "two", "--to", "b"]);
+    let outlook = pair.a.ask(&["vm", "move", "two", "--to", "b", "--ram", way, "--dry-run"]);
+    assert_eq!(outlook["ram"]["way"], way, "{outlook}");
+    assert!(outlook["memory"].as_u64() >= Some(16 << 20), "{outlook}");
+    let job = pair.a.ask(&["vm", "move", "two", "--to", "b", "--ram", way]);
     assert_eq!((&job["state"], &job["result"]["to"]), (&Value::from("done"), &Value::from("b")), "{job}");
+    assert_eq!(job["result"]["ram"]["way"], way, "{job}");
+    assert!(job["result"]["bytes_ram"].as_u64() > Some(0), "{job}");
     for disk in ["boot", "count"] {
         assert_eq!((pair.a.role(disk).as_str(), pair.b.role(disk).as_str()), ("released", "primary"), "{disk}");
     }
@@ -57,6 +72,18 @@ fn all_disks_of_a_vm_move_together() {
     assert_eq!(pair.a.ask(&["vm", "ls"]), Value::Array(Vec::new()));
     assert_eq!(pair.b.run(&["vm", "stop", "two", "--force"]).code, 0);
     assert!(tool("nbdcopy", &[&pair.b.nbd("boot"), "-"]) == guest::disk(&guest::COUNTER), "the boot disk differs");
+}
+
+#[test]
+fn a_vm_goes_as_it_says_that_it_would() {
+    let pair = boot();
+    let shown = pair.a.ask(&["vm", "show", "two"])["ram"].clone();
+    assert!(shown["why"].as_str().is_some_and(|why| !why.is_empty()), "{shown}");
+    let told = pair.a.ask(&["vm", "move", "two", "--to", "b", "--dry-run"])["ram"]["way"].clone();
+    let job = pair.a.ask(&["vm", "move", "two", "--to", "b"]);
+    assert_eq!((&told, &job["result"]["ram"]["way"]), (&shown["way"], &shown["way"]), "{job}");
+    works(&pair.b);
+    assert_eq!(pair.b.run(&["vm", "stop", "two", "--force"]).code, 0);
 }
 
 #[test]

@@ -1,24 +1,37 @@
-//! A guest that is expected here: its QEMU waits, and what comes over the session is its memory.
+//! A guest that is expected here: its QEMU waits, and what comes over the session is its memory. It comes by QEMU's own
+//! migration, or lands by checkpoints ([`super::landing`]); whoever waits for it need not know.
 
 use std::{sync::Arc, time::Duration};
 
 use gnomon_proto::frame::Message;
 use gnomon_qemu::{Incoming, IncomingFrom, Qemu, Resolved, RunState, VmSpec};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
-use super::{hub::Hub, relay};
+use super::{
+    hub::Hub,
+    landing::{self, Landing},
+    relay,
+};
 use crate::{
     api::ApiError,
-    daemon::{Daemon, vms::Vms},
+    daemon::{Daemon, records::StandingRecord, vms::Vms},
 };
 
 /// How long a guest that has been sent may take to be loaded and run.
 const RUN_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a QEMU whose session is over may take to come up, or to begin to, before it is ended.
+const STARTS_WITHIN: Duration = Duration::from_millis(100);
+
 /// A guest that is expected.
 pub struct Arrival {
     name: String,
     expected: Expected,
+    /// One that comes by checkpoints.
+    lands: Option<Arc<Landing>>,
 }
 
 /// What is known of its coming.
@@ -35,14 +48,14 @@ pub async fn expect(
     resolved: Resolved,
     ram: mpsc::Receiver<Message>,
 ) -> Result<Arrival, ApiError> {
-    let name = spec.name.clone();
+    let (name, disks) = (spec.name.clone(), disks_of(&spec));
     let vms = Arc::clone(&daemon.vms);
     let (tell, running) = oneshot::channel();
     let launch = move || {
         end_waiting(&vms, &spec.name)?;
         vms.receive(spec, resolved)
     };
-    let vm = tokio::task::spawn_blocking(launch).await.map_err(ApiError::internal)??;
+    let vm = started(daemon, hub, (&name, &disks), tokio::task::spawn_blocking(launch)).await?;
     let qemu = vm.qemu().ok_or_else(|| ApiError::unavailable("QEMU has ended at once"))?;
     let end = relay::incoming(ram, hub.sender())?;
     let mut incoming = Incoming::start(qemu.qmp(), IncomingFrom::Stream(end), false)?;
@@ -55,7 +68,59 @@ pub async fn expect(
         // Whoever expected it may have given up.
         let _ = tell.send(outcome);
     });
-    Ok(Arrival { name, expected: Expected::Waiting(running) })
+    Ok(Arrival { name, expected: Expected::Waiting(running), lands: None })
+}
+
+/// The same by checkpoints.
+pub async fn expect_landing(
+    daemon: &Arc<Daemon>,
+    hub: &Hub,
+    expected: landing::Expected,
+    ram: mpsc::Receiver<Message>,
+) -> Result<Arrival, ApiError> {
+    let (name, answers, starter) = (expected.spec.name.clone(), hub.sender(), Arc::clone(daemon));
+    let disks = disks_of(&expected.spec);
+    let begin = move || landing::begin(&starter, expected, ram, answers);
+    let (lands, running) = started(daemon, hub, (&name, &disks), tokio::task::spawn_blocking(begin)).await?;
+    Ok(Arrival { name, expected: Expected::Waiting(running), lands: Some(lands) })
+}
+
+/// Waits for a QEMU that is being started in this session. It opens its disks for that, which are read at the source: once the
+/// session is over it would wait for the next one, and that for the end of this one. So it is ended then.
+async fn started<T>(
+    daemon: &Arc<Daemon>,
+    hub: &Hub,
+    (name, disks): (&str, &[String]),
+    mut start: JoinHandle<Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        done = &mut start => return done.map_err(ApiError::internal)?,
+        _ = hub.session().closed() => {}
+    }
+    loop {
+        refuse_probes(daemon, disks);
+        let (vms, name) = (Arc::clone(&daemon.vms), name.to_string());
+        tokio::task::spawn_blocking(move || vms.end_leftover(&name)).await.map_err(ApiError::internal)??;
+        // The process may be about to be started.
+        if let Ok(done) = tokio::time::timeout(STARTS_WITHIN, &mut start).await {
+            return done.map_err(ApiError::internal)?;
+        }
+    }
+}
+
+/// Refuses what a QEMU that is to be ended waits for from its disks, so that they can be taken from it: those that are spare
+/// copies of the volumes of another node.
+pub fn refuse_probes(daemon: &Daemon, disks: &[String]) {
+    for handle in disks.iter().filter_map(|disk| daemon.keeper.get(disk).ok()) {
+        if let (StandingRecord::Shadow(_), Some(shadow)) = (handle.record().standing, handle.volume.shadow()) {
+            shadow.refuse_readers();
+        }
+    }
+}
+
+/// The volumes of a guest.
+fn disks_of(spec: &VmSpec) -> Vec<String> {
+    spec.disks.iter().map(|disk| disk.name.clone()).collect()
 }
 
 /// Ends a QEMU that waits for this guest since a session that is over: when the daemon died in it, nobody else did, and
@@ -106,10 +171,19 @@ impl Arrival {
         outcome
     }
 
+    /// The guest of this name that is loaded and may have been given to this node: it outlives the session.
+    pub fn may_be_ours(&self) -> Option<&str> {
+        self.lands.as_ref().filter(|landing| landing.is_loaded()).map(|_| self.name.as_str())
+    }
+
     /// The guest will not come: its QEMU ends.
     pub async fn withdraw(self, daemon: &Arc<Daemon>) -> Result<(), ApiError> {
-        let vms = Arc::clone(&daemon.vms);
-        tokio::task::spawn_blocking(move || vms.remove(&self.name)).await.map_err(ApiError::internal)?
+        let daemon = Arc::clone(daemon);
+        let withdraw = move || match self.lands {
+            Some(_) => landing::give_up(&daemon, &self.name).map(drop),
+            None => daemon.vms.remove(&self.name),
+        };
+        tokio::task::spawn_blocking(withdraw).await.map_err(ApiError::internal)?
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gnomon_cycle::StallForecast;
-use gnomon_terms::{BlockCount, Bytes, BytesPerSecond};
+use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, PageCount};
 
 use crate::api::{Kind, types::MoveMode};
 
@@ -13,6 +13,21 @@ pub const STALL_HORIZON: Duration = Duration::from_secs(10);
 /// The share of its time that the guest may be expected to wait for blocks after the switch, hybrid mode. It falls
 /// quickly from there, because the blocks it waits for come first; and the host is free so much sooner.
 const MAY_WAIT: f64 = 0.25;
+
+/// How long the guest may stand for the rest of its memory, by how long it has been sent already. A guest that dirties
+/// memory as fast as the link carries it never comes under the first, and is made to stand longer rather than never
+/// to arrive.
+const DOWNTIMES: [(Duration, Duration); 4] = [
+    (Duration::ZERO, Duration::from_millis(40)),
+    (Duration::from_secs(10), Duration::from_millis(100)),
+    (Duration::from_secs(20), Duration::from_millis(300)),
+    (Duration::from_secs(40), Duration::from_secs(1)),
+];
+/// Pages that are sent within any pause: 256 KiB, 5 ms at 400 Mbit/s.
+const FEW_PAGES: PageCount = PageCount(64);
+/// Passes over its memory before what is left is judged by how long the last one took: the first sends pages that were
+/// never written, which takes no time.
+const PASSES: u32 = 2;
 
 /// What the decision rests on.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +59,49 @@ fn is_nearly_whole(outlook: &Outlook) -> bool {
 
 fn stalls_little(stall: &StallForecast) -> bool {
     stall.reads_expected > 0 && stall.stall <= STALL_HORIZON.mul_f64(MAY_WAIT)
+}
+
+/// How long a guest may stand for the rest of its memory that has been sent for so long.
+pub fn downtime_after(sent_for: Duration) -> Duration {
+    DOWNTIMES.iter().rev().find(|(after, _)| sent_for >= *after).map_or(DOWNTIMES[0].1, |(_, downtime)| *downtime)
+}
+
+/// A pass over what was written of a guest's memory, beside the running guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// How many there were, with this one.
+    pub count: u32,
+    /// Pages that were owed at its beginning.
+    pub pages: PageCount,
+    /// How long it took until the destination had them.
+    pub took: Duration,
+}
+
+/// Whether a guest may be made to stand for the `owed` pages, which would take as long as those of the last pass did.
+pub fn may_stand(owed: PageCount, last: &Pass, downtime: Duration) -> bool {
+    if owed <= FEW_PAGES {
+        return true;
+    }
+    let share = owed.0 as f64 / last.pages.0.max(1) as f64;
+    last.count >= PASSES && last.took.mul_f64(share) <= downtime
+}
+
+/// What its user is told of a guest that has been sent for so long.
+pub fn strain(sent_for: Duration) -> Option<String> {
+    let [first, .., last] = DOWNTIMES;
+    let downtime = downtime_after(sent_for);
+    match downtime {
+        _ if downtime == first.1 => None,
+        _ if downtime == last.1 => Some(format!(
+            "the guest writes memory faster than the link carries it in {} s: raise --bandwidth, let it write less, or \
+             cancel",
+            last.1.as_secs_f64()
+        )),
+        _ => Some(format!(
+            "the guest writes memory about as fast as the link carries it: it may stand for {} ms",
+            downtime.as_millis()
+        )),
+    }
 }
 
 /// How long to wait before another session is tried after one that failed; `None`: the move is given up.
@@ -107,6 +165,36 @@ mod tests {
         for (switched, is_fault, kind, expect) in table {
             let wait = try_again(switched, is_fault, kind).map(|wait| wait.as_millis());
             assert_eq!(wait, expect, "{switched} {is_fault} {kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_does_not_converge_may_stand_longer() {
+        let table = [(0, 40, ""), (9, 40, ""), (10, 100, "100 ms"), (25, 300, "300 ms"), (3600, 1000, "in 1 s")];
+        for (seconds, millis, told) in table {
+            let sent_for = Duration::from_secs(seconds);
+            assert_eq!(downtime_after(sent_for), Duration::from_millis(millis), "{seconds} s");
+            assert!(strain(sent_for).unwrap_or_default().contains(told), "{seconds} s");
+            assert_eq!(strain(sent_for).is_none(), told.is_empty(), "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_guest_stands_for_what_can_be_sent_meanwhile() {
+        let pass =
+            |count, pages, millis| Pass { count, pages: PageCount(pages), took: Duration::from_millis(millis) };
+        let table = [
+            ("nothing was written", 0, pass(1, 65_536, 900), 40, true),
+            ("hardly anything", 64, pass(1, 65_536, 900), 40, true),
+            ("how fast they go is not known", 200, pass(1, 65_536, 900), 40, false),
+            ("as many as in the last pass", 400, pass(2, 400, 39), 40, true),
+            ("more than that", 500, pass(2, 400, 39), 40, false),
+            ("it may stand longer by now", 500, pass(3, 400, 39), 100, true),
+            ("nothing was sent last", 100, pass(2, 0, 1), 40, false),
+            ("and it took no time", 100, pass(2, 0, 0), 40, true),
+        ];
+        for (name, owed, last, downtime, expected) in table {
+            assert_eq!(may_stand(PageCount(owed), &last, Duration::from_millis(downtime)), expected, "{name}");
         }
     }
 

@@ -9,7 +9,10 @@ use std::{
 };
 
 use gnomon_link::Session;
-use gnomon_proto::frame::{Message, Stream};
+use gnomon_proto::{
+    frame::{Message, Stream},
+    handover::TakerState,
+};
 use gnomon_qemu::{Resolved, RunState, VmSpec};
 use gnomon_volume::{disk::Role, plane::Carrier};
 use tokio::sync::mpsc;
@@ -20,7 +23,7 @@ use super::{
     giving_back::GivingBack,
     handover::Receiver,
     hub::{Hub, Inbox},
-    maps,
+    landing, maps,
     rpc::{self, Ask, Opened, State},
     stray,
 };
@@ -128,9 +131,13 @@ impl Destination<'_> {
             Ask::Open { .. } => serde_json::to_value(self.open(ask).await?),
             Ask::State { stream } => serde_json::to_value(self.state(Stream(stream))?),
             Ask::Incoming { spec, resolved } => serde_json::to_value(self.expect_guest(*spec, resolved).await?),
+            Ask::Receive { move_id, spec, resolved } => {
+                serde_json::to_value(self.receive_guest(move_id, *spec, resolved).await?)
+            }
+            Ask::Load { vm, checkpoint } => serde_json::to_value(self.load_guest(&vm, checkpoint).await?),
             Ask::Running => serde_json::to_value(self.await_guest().await?),
             Ask::HasGuest { vm } => serde_json::to_value(self.has_guest(vm).await?),
-            Ask::Withdraw => serde_json::to_value(self.withdraw().await?),
+            Ask::Withdraw { vm } => serde_json::to_value(self.withdraw(vm).await?),
             Ask::Release { stream } => serde_json::to_value(self.release(Stream(stream))?),
             Ask::Compare { volume, size, stream } => {
                 serde_json::to_value(super::verify::answer(self.daemon, self.hub, &volume, size, Stream(stream))?)
@@ -291,11 +298,30 @@ impl Destination<'_> {
 
     /// Starts the QEMU that the guest will run in.
     async fn expect_guest(&mut self, spec: VmSpec, resolved: Resolved) -> Result<(), ApiError> {
-        let ram = self.ram.take().ok_or_else(|| {
-            ApiError::refused("a guest was announced already in this session").then("begin a new session")
-        })?;
+        self.give_up(spec.name.clone()).await?;
+        let ram = self.take_ram()?;
         self.vm = Some(arrival::expect(self.daemon, self.hub, spec, resolved, ram).await?);
         Ok(())
+    }
+
+    /// The same for a guest that comes by checkpoints.
+    async fn receive_guest(&mut self, move_id: String, spec: VmSpec, resolved: Resolved) -> Result<(), ApiError> {
+        let expected = landing::Expected { move_id, from: self.source.clone(), spec, resolved };
+        let ram = self.take_ram()?;
+        self.vm = Some(arrival::expect_landing(self.daemon, self.hub, expected, ram).await?);
+        Ok(())
+    }
+
+    fn take_ram(&mut self) -> Result<mpsc::Receiver<Message>, ApiError> {
+        self.ram.take().ok_or_else(|| {
+            ApiError::refused("a guest was announced already in this session").then("begin a new session")
+        })
+    }
+
+    async fn load_guest(&self, vm: &str, checkpoint: u64) -> Result<(), ApiError> {
+        let landing = self.daemon.moves.landing(vm);
+        let landing = landing.ok_or_else(|| ApiError::refused(format!("VM '{vm}' does not land here")))?;
+        tokio::task::spawn_blocking(move || landing.load(checkpoint)).await.map_err(ApiError::internal)?
     }
 
     async fn await_guest(&mut self) -> Result<(), ApiError> {
@@ -306,8 +332,11 @@ impl Destination<'_> {
     /// Whether a guest of this name lives on this node. One that still waits for memory of a session before this one
     /// never will, and ends.
     async fn has_guest(&self, vm: String) -> Result<bool, ApiError> {
-        let (vms, is_pending) = (Arc::clone(&self.daemon.vms), self.vm.is_some());
+        let (daemon, vms, is_pending) = (Arc::clone(self.daemon), Arc::clone(&self.daemon.vms), self.vm.is_some());
         let look = move || {
+            if let Err(error) = landing::run_if_taken(&daemon, &vm) {
+                tracing::error!(vm, %error, "it was given to this node, and does not run");
+            }
             if !is_pending {
                 arrival::end_waiting(&vms, &vm)?;
             }
@@ -319,11 +348,23 @@ impl Destination<'_> {
         tokio::task::spawn_blocking(look).await.map_err(ApiError::internal)?
     }
 
-    /// The guest will not come: its QEMU ends. One that runs already is left alone.
-    async fn withdraw(&mut self) -> Result<bool, ApiError> {
-        let Some(vm) = self.vm.take_if(|vm| vm.is_pending()) else { return Ok(false) };
-        vm.withdraw(self.daemon).await?;
-        Ok(true)
+    /// The guest will not come: its QEMU ends, also one that has loaded it in an earlier session. One that runs already is
+    /// left alone.
+    async fn withdraw(&mut self, vm: Option<String>) -> Result<bool, ApiError> {
+        if let Some(vm) = self.vm.take_if(|vm| vm.is_pending()) {
+            vm.withdraw(self.daemon).await?;
+            return Ok(true);
+        }
+        match vm {
+            Some(vm) => self.give_up(vm).await,
+            None => Ok(false),
+        }
+    }
+
+    /// The source has not given a guest away that may be loaded here: what is here of it goes.
+    async fn give_up(&self, vm: String) -> Result<bool, ApiError> {
+        let daemon = Arc::clone(self.daemon);
+        tokio::task::spawn_blocking(move || landing::give_up(&daemon, &vm)).await.map_err(ApiError::internal)?
     }
 
     // ---- ends -----------------------------------------------------------------------------------------------
@@ -356,6 +397,9 @@ impl Destination<'_> {
                 held.handle.role()
             )));
         }
+        if let Some(vm) = landing::with_volume(self.daemon, &held.handle.record().name) {
+            self.give_up(vm).await?;
+        }
         stray::discard(self.daemon, &held.handle).await
     }
 
@@ -371,9 +415,12 @@ impl Destination<'_> {
         for held in self.volumes.values() {
             doubt::ask_when_alone(self.daemon, &held.handle);
         }
+        if let Some(vm) = self.vm.as_ref().and_then(Arrival::may_be_ours) {
+            return landing::ask_when_alone(self.daemon, vm);
+        }
         // A guest whose memory stopped coming never runs; QEMU ends by itself when its stream is cut, but the record
         // of it must not stay.
-        if let Err(error) = self.withdraw().await {
+        if let Err(error) = self.withdraw(None).await {
             tracing::warn!(%error, "the QEMU of a guest that did not come could not be ended");
         }
     }
@@ -394,6 +441,13 @@ impl Destination<'_> {
         };
         if let Err(error) = held.receiver.take_in(self.daemon, &held.handle, self.hub, message).await {
             tracing::error!(%error, volume = held.handle.record().name, "the handover cannot go on");
+        }
+        if held.receiver.state() == TakerState::Taken
+            && let Some(vm) = landing::with_volume(self.daemon, &held.handle.record().name)
+        {
+            let daemon = Arc::clone(self.daemon);
+            // Not waited for, because the next volume may be on its way. What comes of it is asked.
+            tokio::task::spawn_blocking(move || landing::run_if_taken(&daemon, &vm));
         }
     }
 

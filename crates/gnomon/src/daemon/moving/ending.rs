@@ -62,9 +62,9 @@ pub(super) async fn abandon(hub: &Hub, legs: &[Leg]) -> Result<(), ApiError> {
 
 /// A move is given up: no QEMU and no copy of it stays at the destination. What cannot be told there can be removed
 /// there by hand.
-pub(super) async fn leave_nothing(hub: &Hub, legs: &[Leg]) {
+pub(super) async fn leave_nothing(hub: &Hub, legs: &[Leg], vm: Option<&String>) {
     // The QEMU first: it has the copies open.
-    let told = match hub.rpc.ask::<bool>(&Ask::Withdraw).await {
+    let told = match hub.rpc.ask::<bool>(&Ask::Withdraw { vm: vm.cloned() }).await {
         Ok(_) => abandon(hub, legs).await,
         Err(error) => Err(error),
     };
@@ -115,6 +115,7 @@ impl SourceMove {
             "bytes_background": totals.background,
             "bytes_mirrored": totals.mirror,
             "bytes_ram": totals.ram,
+            "ram": self.ram,
             "reads_after_switch": story.reads,
             "reads_stalled": story.stalled,
             "reads_stalled_sequential": story.sequential,

@@ -119,8 +119,28 @@ fn decide(daemon: &Daemon, gifts: &mut [Gift<'_>], to: &str) -> Result<(), ApiEr
     Ok(())
 }
 
-/// Tells the destination what was decided, until it says that it is the writer.
+/// Tells the destination what was decided, until it says that it is the writer, and notes that it knows.
 pub async fn confirm(
+    daemon: &Arc<Daemon>,
+    hub: &Hub,
+    inbox: &mut Inbox,
+    handle: &VolumeHandle,
+    stream: Stream,
+) -> Result<(), ApiError> {
+    tell(daemon, hub, inbox, handle, stream).await?;
+    note_told(&daemon.keeper, handle)
+}
+
+/// The destination knows that it is the writer. Without this on record it is told once more in the next session.
+pub fn note_told(keeper: &Keeper, handle: &VolumeHandle) -> Result<(), ApiError> {
+    match is_open(handle) {
+        true => keeper.update(handle, |record| record.handover = None),
+        false => Ok(()),
+    }
+}
+
+/// Tells the destination what was decided, until it says that it is the writer.
+pub async fn tell(
     daemon: &Arc<Daemon>,
     hub: &Hub,
     inbox: &mut Inbox,
@@ -136,7 +156,7 @@ pub async fn confirm(
         say(hub, stream, &mut giver).await?;
         hear(hub, inbox, stream, &mut giver).await?;
     }
-    daemon.keeper.update(handle, |record| record.handover = None)
+    Ok(())
 }
 
 /// What was decided, with the bitmap that it speaks of.

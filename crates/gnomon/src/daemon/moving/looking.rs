@@ -6,17 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gnomon_proto::Class;
 use gnomon_terms::{Bytes, BytesPerSecond};
 
 use super::{
     decide,
+    departure::Departure,
     hub::Hub,
-    progress::{Look, Meter, shrinking},
+    progress::{Look, Meter, eta, shrinking},
     rpc::{Ask, State},
     source::{Leg, SourceMove},
-    transfer::Transfer,
 };
-use crate::api::ApiError;
+use crate::api::{ApiError, types::Progress};
 
 /// Pushes in a row that may fail before the move is given up while it primes: a full disk does not become free.
 const FAILURES_BORNE: u64 = 20;
@@ -32,7 +33,7 @@ impl SourceMove {
     /// Asks each loop where it is, and sets how much may be under way.
     pub(super) async fn look(&self, hub: &Hub, legs: &[Leg], meter: &mut Meter) -> Result<Look, ApiError> {
         let mut sum = Look::default();
-        let mut carried = 0;
+        let mut carried = hub.session().sent_bytes(Class::Ram).0;
         for leg in legs {
             leg.metadata.lock().await.keep(&leg.handle, &self.daemon.records).await?;
             let rate = if meter.rate().0 > 0 { meter.rate() } else { BytesPerSecond(50_000_000) };
@@ -60,8 +61,9 @@ impl SourceMove {
         Ok(sum)
     }
 
-    /// Tells how priming does, or the sending of the guest.
-    pub(super) fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Transfer>, is_stuck: bool) {
+    /// Tells how priming does, or the sending of the guest. Memory counts as it is in the guest: what is zero, or a change
+    /// only, takes less of the link, so that it is there sooner than is told.
+    pub(super) fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Departure>, is_stuck: bool) {
         let lacking = look.lacking.bytes().0;
         let stall = &look.stall;
         let message = match transfer {
@@ -70,15 +72,28 @@ impl SourceMove {
                               cancel and move it in mode hybrid or post"
                     .to_string()
             }
-            Some(_) => "the guest's memory is on its way".to_string(),
+            Some(departure) => departure.strain().unwrap_or_else(|| {
+                let how = self.ram.as_ref().map(|choice| format!(" {choice}")).unwrap_or_default();
+                format!("the guest's memory is on its way{how}")
+            }),
             None if stall.reads_expected > 0 => format!(
                 "{:.1} % of its reads would wait if it switched now",
                 100.0 * stall.reads_stalling as f64 / stall.reads_expected as f64
             ),
             None => String::new(),
         };
-        let phase = if transfer.is_some() { "memory" } else { "prime" };
-        self.job.report(shrinking(phase, lacking, self.total(), meter.rate(), message));
+        let memory = self.memory();
+        self.job.report(match transfer {
+            Some(departure) => {
+                let lacking = lacking + departure.owed().0.min(memory);
+                shrinking("memory", lacking, self.total() + memory, meter.rate(), message)
+            }
+            // Memory follows.
+            None => Progress {
+                eta_s: eta(lacking + memory, meter.rate()),
+                ..shrinking("prime", lacking, self.total(), meter.rate(), message)
+            },
+        });
     }
 
     /// A destination that cannot store is told while nothing is lost yet.

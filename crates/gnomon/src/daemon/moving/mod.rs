@@ -2,8 +2,11 @@
 //!
 //! Read in the order it happens: [`source`] drives a move from here, through [`switching`], with [`looking`] for eyes;
 //! [`destination`] serves one that comes; [`hub`] takes a session apart, [`rpc`] asks questions over it; [`decide`] says
-//! when to switch, [`handover`] passes the epoch, [`transfer`], [`relay`] and [`arrival`] carry the guest; [`story`] tells
-//! afterwards what it felt.
+//! when to switch, [`handover`] passes the epoch; [`story`] tells afterwards what the guest felt.
+//!
+//! The guest itself goes in one of two ways, which [`ram`] chooses and [`departure`] begins: by checkpoints ([`sending`],
+//! [`landing`]), or by QEMU's own migration ([`transfer`], [`relay`], [`arrival`]). [`window`] bounds what either has under way.
+//!
 //! [`rollback`] and [`giving_back`] are the way back; [`doubt`] is for a destination that was away, [`confirm`] for one
 //! whose source is gone for good, [`stray`] for a spare copy whose move is over.
 
@@ -11,20 +14,24 @@ mod arrival;
 mod compare;
 pub mod confirm;
 pub mod decide;
+mod departure;
 mod destination;
 mod doubt;
 mod ending;
 mod giving_back;
 mod handover;
 pub(super) mod hub;
+pub mod landing;
 mod looking;
 mod maps;
 mod metadata;
 pub mod outlook;
 pub mod progress;
+pub mod ram;
 mod relay;
 pub mod rollback;
 pub(super) mod rpc;
+mod sending;
 mod source;
 pub mod story;
 mod stray;
@@ -34,7 +41,7 @@ mod verify;
 mod window;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -43,7 +50,7 @@ use gnomon_terms::BytesPerSecond;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, watch};
 
-use self::source::SourceMove;
+use self::{landing::Landing, source::SourceMove};
 use super::{
     Daemon,
     keeper::VolumeHandle,
@@ -67,6 +74,8 @@ pub struct Moves {
     served: Arc<Mutex<HashMap<String, Served>>>,
     /// The volumes whose source is being asked whether their move is still on, by name.
     asked: Arc<Mutex<HashSet<String>>>,
+    /// Guests that are landing here by checkpoints, by VM.
+    landings: Arc<Mutex<BTreeMap<String, Arc<Landing>>>>,
 }
 
 #[derive(Clone, Default)]
@@ -124,6 +133,16 @@ impl Moves {
     /// Whether a session serves this move as its destination now.
     fn is_served(&self, id: &str) -> bool {
         self.served.lock().get(id).is_some_and(|served| served.turn.try_lock().is_err())
+    }
+
+    /// The guest of this name that is landing here.
+    pub fn landing(&self, vm: &str) -> Option<Arc<Landing>> {
+        self.landings.lock().get(vm).cloned()
+    }
+
+    /// All guests that are landing here, by name.
+    pub fn landings(&self) -> Vec<Arc<Landing>> {
+        self.landings.lock().values().cloned().collect()
     }
 
     fn forget(&self, id: &str) {
@@ -221,6 +240,7 @@ fn start(
         volumes,
         to: ask.to,
         mode: ask.mode,
+        ram: ask.ram,
         bandwidth: ask.bandwidth,
         reverse: ask.reverse,
         switched: false,

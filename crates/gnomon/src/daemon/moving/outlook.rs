@@ -14,7 +14,7 @@ use gnomon_terms::BytesPerSecond;
 use super::{
     decide::STALL_HORIZON,
     hub::Hub,
-    moved_with, refuse_unless_free,
+    moved_with, ram, refuse_unless_free,
     rpc::{Ask, Surveyed},
 };
 use crate::{
@@ -35,9 +35,25 @@ pub async fn of_volume(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Re
     outlook(daemon, Ok(vec![name.to_string()]), ask).await
 }
 
-/// What the move of a VM with its volumes would be like. Its memory is not reckoned with.
+/// What the move of a VM with its volumes would be like.
 pub async fn of_vm(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result<MoveOutlook, ApiError> {
-    outlook(daemon, moved_with(daemon, name), ask).await
+    let (asked, rate_of) = (ask.ram, ask.mode);
+    let told = outlook(daemon, moved_with(daemon, name), ask).await?;
+    let Some(qemu) = daemon.vms.get(name).ok().and_then(|vm| vm.qemu()) else { return Ok(told) };
+    let memory = qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory);
+    let foreseen =
+        tokio::task::spawn_blocking(move || ram::foresee(asked, &qemu)).await.map_err(ApiError::internal)?;
+    let mut told = MoveOutlook { memory, ..told };
+    match foreseen {
+        Ok(choice) => told.ram = Some(choice),
+        Err(error) => {
+            told.refused.get_or_insert(error);
+        }
+    }
+    if told.rate > 0 && rate_of != MoveMode::Post {
+        told.priming_s += memory as f64 / told.rate as f64;
+    }
+    Ok(told)
 }
 
 async fn outlook(

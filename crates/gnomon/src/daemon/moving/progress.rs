@@ -52,9 +52,14 @@ pub struct Look {
 
 /// The progress of a phase in which what is lacking shrinks.
 pub fn shrinking(phase: &str, lacking: u64, total: u64, rate: BytesPerSecond, message: String) -> Progress {
-    let eta_s = (rate.0 > 0).then(|| lacking as f64 / rate.0 as f64);
+    let eta_s = eta(lacking, rate);
     let done_bytes = total.saturating_sub(lacking);
     Progress { phase: phase.to_string(), done_bytes, total_bytes: total, rate: rate.0, eta_s, message }
+}
+
+/// Seconds until so many bytes are there, if anything is carried.
+pub fn eta(lacking: u64, rate: BytesPerSecond) -> Option<f64> {
+    (rate.0 > 0).then(|| lacking as f64 / rate.0 as f64)
 }
 
 /// A loop's score as JSON.

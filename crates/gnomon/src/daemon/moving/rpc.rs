@@ -58,6 +58,23 @@ pub enum Ask {
         /// The guest, settled on the source's host.
         resolved: gnomon_qemu::Resolved,
     },
+    /// Make memory for this guest and start a QEMU that waits on it; checkpoints come as frames.
+    Receive {
+        /// Names the move on both nodes.
+        move_id: String,
+        /// The guest, as the source's QEMU runs it.
+        spec: Box<gnomon_qemu::VmSpec>,
+        /// The guest, settled on the source's host.
+        resolved: gnomon_qemu::Resolved,
+    },
+    /// By a source whose guest stands: load the devices of this checkpoint, the last one. The guest runs by itself once all of its
+    /// volumes were given.
+    Load {
+        /// Its VM.
+        vm: String,
+        /// Which.
+        checkpoint: u64,
+    },
     /// Wait until the guest runs here.
     Running,
     /// Does this guest run there?
@@ -66,7 +83,11 @@ pub enum Ask {
         vm: String,
     },
     /// End the QEMU that waits: the guest stays where it is.
-    Withdraw,
+    Withdraw {
+        /// Its VM: it may have been loaded in an earlier session.
+        #[serde(default)]
+        vm: Option<String>,
+    },
     /// Everything is there: the source is no longer needed.
     Release {
         /// Which volume.
@@ -290,12 +311,19 @@ mod tests {
 
     #[test]
     fn questions_are_read_back_as_they_were_asked() {
-        let questions = [Ask::Running, Ask::State { stream: 3 }, Ask::Release { stream: 1 }];
+        let load = Ask::Load { vm: "web".into(), checkpoint: 3 };
+        let questions = [Ask::Running, Ask::State { stream: 3 }, Ask::Release { stream: 1 }, load];
         for question in questions {
             let text = serde_json::to_string(&question).expect("json");
             assert_eq!(serde_json::from_str::<Ask>(&text).expect("question"), question, "{text}");
         }
         assert!(serde_json::from_str::<Ask>(r#"{"ask":"dance"}"#).is_err());
+    }
+
+    #[test]
+    fn a_source_that_names_no_vm_withdraws_that_of_the_session() {
+        let ask = serde_json::from_str::<Ask>(r#"{"ask":"withdraw"}"#).expect("a question");
+        assert_eq!(ask, Ask::Withdraw { vm: None });
     }
 
     #[test]

@@ -34,7 +34,7 @@ use super::{
     transfer,
 };
 use crate::{
-    api::ApiError,
+    api::{ApiError, types::RamChoice},
     daemon::{
         Daemon,
         jobs::Job,
@@ -57,6 +57,10 @@ pub struct SourceMove {
     pub(super) shared: Arc<Shared>,
     pub(super) begun: Instant,
     pub(super) totals: Totals,
+    /// How its guest's memory goes, once that is known.
+    pub(super) ram: Option<RamChoice>,
+    /// Held by whoever sends its guest: one that a session has left behind comes to its end first.
+    pub(super) sending: Arc<Mutex<()>>,
     /// How long draining took, and what had been carried before it.
     pub(super) drained: Option<Duration>,
     pub(super) carried_at_switch: u64,
@@ -104,6 +108,8 @@ impl SourceMove {
             shared,
             begun: Instant::now(),
             totals: Totals::default(),
+            ram: None,
+            sending: Arc::default(),
             drained: None,
             carried_at_switch: 0,
         }
@@ -240,7 +246,7 @@ impl SourceMove {
             && !self.record.switched
             && self.wait_before_another(error).is_none()
         {
-            leave_nothing(hub, legs).await;
+            leave_nothing(hub, legs, self.record.vm.as_ref()).await;
         }
         outcome
     }
@@ -378,6 +384,12 @@ impl SourceMove {
     /// new session compares anew.
     async fn reconcile(&self, leg: &Leg) -> Result<(), ApiError> {
         Err(lost(&self.record.to, &format!("volume '{}' has to be compared again", leg.handle.record().name)))
+    }
+
+    /// Bytes of its guest's memory; zero when no guest goes along.
+    pub(super) fn memory(&self) -> u64 {
+        let qemu = self.record.vm.as_ref().and_then(|vm| self.daemon.vms.get(vm).ok()?.qemu());
+        qemu.and_then(|qemu| Some(qemu.record().resolved.as_ref()?.memory)).unwrap_or(0)
     }
 
     /// Bytes of all volumes.

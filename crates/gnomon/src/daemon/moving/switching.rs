@@ -9,14 +9,18 @@ use gnomon_volume::{mover::Phase, plane::Carrier};
 use super::{
     compare,
     decide::{self, Convergence},
+    departure::Departure,
     ending::abandon,
     handover::{self, Gift},
     hub::{Hub, Inbox},
     progress::Meter,
     source::{End, Leg, SourceMove, THERE, TICK},
-    transfer::{self, Transfer},
+    transfer,
 };
-use crate::api::{ApiError, types::MoveMode};
+use crate::{
+    api::{ApiError, types::MoveMode},
+    daemon::keeper::VolumeHandle,
+};
 
 impl SourceMove {
     /// Until the guest runs at the destination; `Some` when the move ended before that.
@@ -28,7 +32,7 @@ impl SourceMove {
     ) -> Result<Option<End>, ApiError> {
         let mut meter = Meter::new();
         let mut ticks = tokio::time::interval(TICK);
-        let mut transfer: Option<Transfer> = None;
+        let mut transfer: Option<Departure> = None;
         let mut givers = Vec::new();
         let mut convergence = Convergence::default();
         loop {
@@ -56,24 +60,25 @@ impl SourceMove {
             self.tell_priming(&look, &meter, transfer.as_ref(), is_stuck);
             match (&mut transfer, &self.record.vm) {
                 (Some(running), _) => {
-                    running.urge().await?;
-                    if running.is_standing().await? && (self.record.mode != MoveMode::Pre || ready) {
-                        if let Some(transfer) = transfer.take() {
-                            self.switch_vm(hub, inbox, legs, givers, transfer).await?;
-                        }
+                    let may = self.record.mode != MoveMode::Pre || ready;
+                    if running.is_standing(hub, may).await?
+                        && let Some(transfer) = transfer.take()
+                    {
+                        self.switch_vm(hub, inbox, legs, givers, transfer).await?;
                         return Ok(None);
                     }
                 }
                 (None, Some(vm)) if ready => {
                     self.daemon.balancing.leave(vm);
                     let vm = self.daemon.vms.get(vm)?;
-                    transfer = Some(Transfer::start(hub, vm).await?);
+                    transfer = Some(self.depart(hub, vm).await?);
                     // Asked while the guest runs, so that the question costs it nothing.
                     givers = self.prepare(hub, inbox, legs).await?;
                 }
                 (None, None) if ready => {
                     let givers = self.prepare(hub, inbox, legs).await?;
                     self.hand_over(hub, inbox, legs, givers, None).await?;
+                    self.start_draining(legs).await?;
                     return Ok(None);
                 }
                 _ => {}
@@ -81,14 +86,14 @@ impl SourceMove {
         }
     }
 
-    /// The guest stands: hands the volumes over, lets QEMU send the rest, and waits until it runs there.
+    /// The guest stands: hands the volumes over, has the rest of it sent if there is any, and waits until it runs there.
     async fn switch_vm(
         &mut self,
         hub: &Hub,
         inbox: &mut Inbox,
         legs: &[Leg],
         givers: Vec<Giver>,
-        mut transfer: Transfer,
+        mut transfer: Departure,
     ) -> Result<(), ApiError> {
         let stood = Instant::now();
         if let Err(error) = self.hand_over(hub, inbox, legs, givers, Some(&mut transfer)).await {
@@ -98,8 +103,11 @@ impl SourceMove {
             return Err(error);
         }
         let name = transfer.name();
-        transfer.complete(hub).await?;
+        // The guest does not wait for what only this node has to do.
+        let (completed, draining) = tokio::join!(transfer.complete(hub), self.start_draining(legs));
+        completed?;
         self.totals.gap = Some(stood.elapsed());
+        draining?;
         self.daemon.balancing.arrive(&name, &self.record.to);
         self.daemon.records.put_move(&self.record)?;
         let vms = Arc::clone(&self.daemon.vms);
@@ -123,7 +131,7 @@ impl SourceMove {
         inbox: &mut Inbox,
         legs: &[Leg],
         givers: Vec<Giver>,
-        sent: Option<&mut Transfer>,
+        sent: Option<&mut Departure>,
     ) -> Result<(), ApiError> {
         let begun = Instant::now();
         let mut gifts: Vec<Gift<'_>> = legs
@@ -138,26 +146,35 @@ impl SourceMove {
         }
         let given = begun.elapsed();
         for leg in legs {
-            handover::confirm(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
+            let handle = Arc::clone(&leg.handle);
+            // While it is told: what comes back from there is of after the switch.
+            let noted = tokio::task::spawn_blocking(move || note_switch(&handle));
+            handover::tell(&self.daemon, hub, inbox, &leg.handle, leg.stream).await?;
+            noted.await.map_err(ApiError::internal)?;
             tracing::info!(volume = leg.handle.record().name, ?given, taken = ?begun.elapsed(), "handed over");
-            self.start_draining(leg).await?;
         }
         Ok(())
     }
 
-    async fn start_draining(&self, leg: &Leg) -> Result<(), ApiError> {
-        let volume = &leg.handle.volume;
-        if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *leg.handle.watcher.story()) {
-            let lacking = compare::lacking(volume, &outbox);
-            story.switch(compare::full(volume), lacking);
-        }
-        let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
-        leg.handle
-            .watcher
-            .run(move |cycle, plane| {
+    async fn start_draining(&self, legs: &[Leg]) -> Result<(), ApiError> {
+        for leg in legs {
+            let carrier = Carrier::Source { mover: Arc::clone(&leg.mover), place: THERE, phase: Phase::Draining };
+            let switched = leg.handle.watcher.run(move |cycle, plane| {
                 plane.set_carrier(carrier);
                 cycle.switched(LoopInstant::ORIGIN);
-            })
-            .await
+            });
+            switched.await?;
+            handover::note_told(&self.daemon.keeper, &leg.handle)?;
+        }
+        Ok(())
+    }
+}
+
+/// From here on, what is told of the guest is what it felt after the switch.
+fn note_switch(handle: &VolumeHandle) {
+    let volume = &handle.volume;
+    if let (Some(outbox), Some(story)) = (volume.outbox(), &mut *handle.watcher.story()) {
+        let lacking = compare::lacking(volume, &outbox);
+        story.switch(compare::full(volume), lacking);
     }
 }

@@ -11,8 +11,9 @@ use std::{
 
 use gnomon_proto::frame::Stream;
 use gnomon_qemu::{MigrationStatus, Outgoing, OutgoingOptions, Qmp, RunState};
+use gnomon_terms::Bytes;
 
-use super::{hub::Hub, relay, rpc::Ask};
+use super::{decide::downtime_after, hub::Hub, relay, rpc::Ask};
 use crate::{
     api::ApiError,
     daemon::{
@@ -32,15 +33,6 @@ const RESUME_WITHIN: Duration = Duration::from_secs(30);
 const REVIVED_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is looked at whether it has.
 const REVIVAL_LOOK: Duration = Duration::from_millis(1);
-/// How long the guest may stand for the rest of its memory, by how long it has been sent already. A guest that dirties
-/// memory as fast as the link carries it never comes under the first, and is made to stand longer rather than never
-/// to arrive.
-const DOWNTIMES: [(Duration, Duration); 4] = [
-    (Duration::ZERO, Duration::from_millis(40)),
-    (Duration::from_secs(10), Duration::from_millis(100)),
-    (Duration::from_secs(20), Duration::from_millis(300)),
-    (Duration::from_secs(40), Duration::from_secs(1)),
-];
 /// The guest's memory has a session's only memory stream.
 const RAM: Stream = Stream(0);
 
@@ -51,6 +43,7 @@ pub struct Transfer {
     standing: bool,
     begun: Instant,
     downtime: Duration,
+    owed: Bytes,
 }
 
 impl Transfer {
@@ -73,9 +66,20 @@ impl Transfer {
         blocking(move || revive(sent_before.qmp())).await?;
         let end = relay::outgoing(RAM, hub.sender(), Arc::clone(hub.window()))?;
         let downtime = downtime_after(Duration::ZERO);
+        let owed = Bytes(qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory));
         let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
         let outgoing = blocking(move || Ok(Outgoing::start(qemu.qmp(), end, &options)?)).await?;
-        Ok(Transfer { vm, outgoing: Some(outgoing), standing: false, begun: Instant::now(), downtime })
+        Ok(Transfer { vm, outgoing: Some(outgoing), standing: false, begun: Instant::now(), downtime, owed })
+    }
+
+    /// How long it has been sent.
+    pub fn sent_for(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Bytes of its memory that QEMU has left to send, as of the last look.
+    pub fn owed(&self) -> Bytes {
+        self.owed
     }
 
     /// Lets the guest stand longer when it has been sent for long.
@@ -96,7 +100,12 @@ impl Transfer {
     /// Whether the guest stands and waits for the switch; waits a tenth of a second for it.
     pub async fn is_standing(&mut self) -> Result<bool, ApiError> {
         if !self.standing {
-            self.standing = self.with(|outgoing| Ok(outgoing.await_standing(LOOK)?)).await?;
+            (self.standing, self.owed) = self
+                .with(|outgoing| match outgoing.await_standing(LOOK)? {
+                    true => Ok((true, Bytes(0))),
+                    false => Ok((false, outgoing.progress()?.remaining)),
+                })
+                .await?;
         }
         Ok(self.standing)
     }
@@ -126,8 +135,9 @@ impl Transfer {
 
     /// The guest runs on here.
     pub async fn cancel(self, hub: &Hub) -> Result<(), ApiError> {
+        let vm = Some(self.name());
         self.keep().await?;
-        hub.rpc.ask::<bool>(&Ask::Withdraw).await?;
+        hub.rpc.ask::<bool>(&Ask::Withdraw { vm }).await?;
         Ok(())
     }
 
@@ -154,11 +164,7 @@ impl Transfer {
     }
 }
 
-fn downtime_after(sent_for: Duration) -> Duration {
-    DOWNTIMES.iter().rev().find(|(after, _)| sent_for >= *after).map_or(DOWNTIMES[0].1, |(_, downtime)| *downtime)
-}
-
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     deed: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(deed).await.map_err(ApiError::internal)?
@@ -177,7 +183,7 @@ pub fn refuse_if_ended(daemon: &Daemon, record: &MoveRecord) -> Result<(), ApiEr
     }
 }
 
-fn ended(vm: &VmHandle) -> ApiError {
+pub(super) fn ended(vm: &VmHandle) -> ApiError {
     let VmRecord { name, exit, .. } = vm.record();
     match exit {
         Some(how) => not_moved(&format!("VM '{name}' ended while it was about to move: {how}")),
@@ -199,7 +205,7 @@ pub async fn run_on(daemon: &Daemon, vm: &str) {
 }
 
 /// Ends a migration that nobody drives any more, and lets the guest run if it stands for that.
-fn revive(qmp: &Qmp) -> Result<(), ApiError> {
+pub(super) fn revive(qmp: &Qmp) -> Result<(), ApiError> {
     let begun = Instant::now();
     let is_under_way = |status: &MigrationStatus| {
         use MigrationStatus::{Active, Cancelling, Device, PreSwitchover, Setup};
@@ -235,17 +241,4 @@ pub async fn settle(daemon: &Daemon, hub: &Hub, record: &mut MoveRecord) -> Resu
     }
     let vms = Arc::clone(&daemon.vms);
     blocking(move || vms.remove(&vm)).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_that_does_not_converge_may_stand_longer() {
-        let table = [(0, 40), (9, 40), (10, 100), (25, 300), (3600, 1000)];
-        for (seconds, millis) in table {
-            assert_eq!(downtime_after(Duration::from_secs(seconds)), Duration::from_millis(millis), "{seconds} s");
-        }
-    }
 }

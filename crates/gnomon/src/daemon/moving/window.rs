@@ -136,6 +136,15 @@ impl Window {
         !state.1
     }
 
+    /// Waits until the receiver has taken all that was sent. False: the session is over.
+    pub fn drain(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.1 && state.0.taken < state.0.sent {
+            self.changed.wait(&mut state);
+        }
+        !state.1
+    }
+
     /// The receiver has taken so many bytes since the stream began.
     pub fn acknowledge(&self, taken: u64) {
         self.state.lock().0.acknowledge(self.began.elapsed(), taken);

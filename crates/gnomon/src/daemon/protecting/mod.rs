@@ -453,11 +453,15 @@ fn not_ready(name: &str, ask: &SwitchVm, asked: &[Arc<Shared>]) -> ApiError {
 
 /// A VM of this node, or the shadow of one of another.
 pub fn show(daemon: &Arc<Daemon>, name: &str) -> Result<VmView, ApiError> {
+    if let Some(landing) = daemon.moves.landing(name) {
+        return Ok(landing.view(daemon));
+    }
     match daemon.shadows.get(name) {
         Some(keeping) => Ok(keeping.vm_view(daemon)),
         None => {
             let view = with_protection(daemon, daemon.vms.view(&*daemon.vms.get(name)?));
-            Ok(VmView { agent: daemon.vitals.agent(name), ..view })
+            let ram = moving::ram::outlook(&*daemon.vms.get(name)?);
+            Ok(VmView { agent: daemon.vitals.agent(name), ram, ..view })
         }
     }
 }
@@ -466,7 +470,9 @@ pub fn show(daemon: &Arc<Daemon>, name: &str) -> Result<VmView, ApiError> {
 pub fn list(daemon: &Arc<Daemon>) -> Vec<VmView> {
     let own = daemon.vms.list().into_iter().map(|view| with_protection(daemon, view));
     let shadows = daemon.shadows.list();
-    let mut all: Vec<VmView> = own.chain(shadows.iter().map(|keeping| keeping.vm_view(daemon))).collect();
+    let landings = daemon.moves.landings().into_iter().map(|landing| landing.view(daemon));
+    let others = shadows.iter().map(|keeping| keeping.vm_view(daemon)).chain(landings);
+    let mut all: Vec<VmView> = own.chain(others).collect();
     all.sort_by(|one, other| one.name.cmp(&other.name));
     all
 }

@@ -8,7 +8,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use gnomon_qemu::{Launch, Qemu, QemuRecord, RamLoan, Resolved, Role, RunState, VmPaths, VmSpec};
+use gnomon_qemu::{Launch, ProcessError, Qemu, QemuRecord, RamLoan, Resolved, Role, RunState, VmPaths, VmSpec};
 use gnomon_terms::Bytes;
 
 use super::{VmHandle, Vms};
@@ -17,13 +17,30 @@ use crate::{
     daemon::{cards::Cards, records::VmRecord},
 };
 
+/// A name that is nobody's VM here.
+pub(super) struct Reserved {
+    /// Where its guest runs.
+    node: String,
+    /// Whether it is about to move here.
+    is_landing: bool,
+}
+
 /// Memory that is left to the host beside a shadow.
 const SPARE_MEMORY: u64 = 64 << 20;
 
 impl Vms {
     /// VM `name` runs at `node`, and only its shadow is here.
     pub fn reserve(&self, name: &str, node: &str) {
-        self.reserved.write().insert(name.to_string(), node.to_string());
+        self.reserve_for(name, node, false);
+    }
+
+    /// VM `name` runs at `node`, and is about to move here.
+    pub fn reserve_landing(&self, name: &str, node: &str) {
+        self.reserve_for(name, node, true);
+    }
+
+    fn reserve_for(&self, name: &str, node: &str, is_landing: bool) {
+        self.reserved.write().insert(name.to_string(), Reserved { node: node.to_string(), is_landing });
     }
 
     /// The name is free again.
@@ -35,8 +52,14 @@ impl Vms {
     pub(super) fn refuse_if_reserved(&self, name: &str) -> Result<(), ApiError> {
         match self.reserved.read().get(name) {
             None => Ok(()),
-            Some(node) => Err(ApiError::refused(format!("VM '{name}' runs at node {node}: only its shadow is here"))
-                .then(format!("ask node {node}; when it is dead: `gnomon vm failover {name}`"))),
+            Some(Reserved { node, is_landing: true }) => {
+                Err(ApiError::refused(format!("VM '{name}' is on its way here from node {node}"))
+                    .then(format!("see `gnomon job ls` at node {node}")))
+            }
+            Some(Reserved { node, .. }) => {
+                Err(ApiError::refused(format!("VM '{name}' runs at node {node}: only its shadow is here"))
+                    .then(format!("ask node {node}; when it is dead: `gnomon vm failover {name}`")))
+            }
         }
     }
 
@@ -113,6 +136,22 @@ impl Vms {
     pub fn find_loaded(&self, name: &str) -> Option<Qemu> {
         let qemu = Qemu::adopt_dir(&self.dir.join(name)).ok()?;
         qemu.qmp().query_status().is_ok_and(|status| status.state != RunState::Inmigrate).then_some(qemu)
+    }
+
+    /// A QEMU of this name that nobody looks after, and the state of its guest; `None` when there is none. Fails when it
+    /// lives and does not answer.
+    pub fn find_waiting(&self, name: &str) -> Result<Option<(Qemu, RunState)>, ApiError> {
+        match Qemu::adopt_dir(&self.dir.join(name)) {
+            Ok(qemu) => {
+                let state = qemu.qmp().query_status()?.state;
+                Ok(Some((qemu, state)))
+            }
+            Err(error @ (ProcessError::Qmp(_) | ProcessError::NoMonitor { .. } | ProcessError::Watch { .. })) => {
+                Err(error.into())
+            }
+            // It has ended, or had not come up.
+            Err(_) => Ok(None),
+        }
     }
 
     /// Another node runs the guest of this VM by now: its QEMU here is killed, its disks are taken from it, and its
