@@ -164,6 +164,24 @@ pub struct VmRecord {
     pub stderr: Option<String>,
 }
 
+impl VmRecord {
+    /// A VM whose guest runs nowhere yet, in its host's own program.
+    pub fn new(name: &str, disks: Vec<String>, token: u64) -> VmRecord {
+        VmRecord {
+            name: name.to_string(),
+            disks,
+            token,
+            epoch: first_epoch(),
+            program: None,
+            before: None,
+            beside: None,
+            qemu: None,
+            exit: None,
+            stderr: None,
+        }
+    }
+}
+
 /// Updates of one VM whose impact is remembered: more than anybody makes in a year, and some 40 KB.
 pub const IMPACTS: usize = 64;
 

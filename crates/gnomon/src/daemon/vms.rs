@@ -128,18 +128,7 @@ impl Vms {
         }
         self.end_leftover(&name)?;
         let token = self.records.next_token()?;
-        let mut record = VmRecord {
-            name,
-            disks,
-            token,
-            epoch: 1,
-            program: None,
-            before: None,
-            beside: None,
-            qemu: None,
-            exit: None,
-            stderr: None,
-        };
+        let mut record = VmRecord::new(&name, disks, token);
         let launched = self.launch(spec, resolved, role, &record).and_then(|qemu| {
             record.qemu = Some(qemu.record().clone());
             self.records.put_vm(&record)?;
@@ -206,18 +195,7 @@ impl Vms {
             return Err(ApiError::refused(format!("there is a VM '{name}' already")).then("choose another name"));
         }
         let qemu = Qemu::adopt_socket(name, qmp)?;
-        let record = VmRecord {
-            name: name.to_string(),
-            disks: Vec::new(),
-            token: 0,
-            epoch: 1,
-            program: None,
-            before: None,
-            beside: None,
-            qemu: Some(qemu.record().clone()),
-            exit: None,
-            stderr: None,
-        };
+        let record = VmRecord { qemu: Some(qemu.record().clone()), ..VmRecord::new(name, Vec::new(), 0) };
         self.records.put_vm(&record)?;
         Ok(self.view(&self.show(record, Some(Arc::new(qemu)))))
     }

@@ -316,18 +316,8 @@ impl Landing {
     }
 
     fn as_vm(&self, qemu: &Qemu) -> VmRecord {
-        VmRecord {
-            name: self.record.vm.clone(),
-            disks: self.record.volumes.clone(),
-            token: self.record.token,
-            epoch: 1,
-            program: None,
-            before: None,
-            beside: None,
-            qemu: Some(qemu.record().clone()),
-            exit: None,
-            stderr: None,
-        }
+        let (volumes, token) = (self.record.volumes.clone(), self.record.token);
+        VmRecord { qemu: Some(qemu.record().clone()), ..VmRecord::new(&self.record.vm, volumes, token) }
     }
 
     /// The name is a VM's of this node, or nobody's.

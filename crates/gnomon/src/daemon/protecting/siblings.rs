@@ -159,17 +159,7 @@ mod tests {
     use super::*;
 
     fn record() -> ShadowRecord {
-        ShadowRecord {
-            id: "a-1-p1".into(),
-            vm: "web".into(),
-            from: "a".into(),
-            epoch: 1,
-            token: 1,
-            volumes: Vec::new(),
-            strict: false,
-            lease_s: None,
-            siblings: vec!["c".into()],
-        }
+        ShadowRecord { siblings: vec!["c".into()], ..ShadowRecord::of("web", "a") }
     }
 
     #[test]

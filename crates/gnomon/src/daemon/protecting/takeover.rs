@@ -278,18 +278,8 @@ fn broken(daemon: &Arc<Daemon>, record: &ShadowRecord, qemu: &Qemu, error: ApiEr
 
 /// The guest runs in `qemu`: it is a VM of this node, and no shadow any more.
 fn settle(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u64, qemu: Arc<Qemu>) -> Result<(), ApiError> {
-    let vm = VmRecord {
-        name: record.vm.clone(),
-        disks: record.volumes.clone(),
-        token: record.token,
-        epoch,
-        program: None,
-        before: None,
-        beside: None,
-        qemu: Some(qemu.record().clone()),
-        exit: None,
-        stderr: None,
-    };
+    let ours = VmRecord::new(&record.vm, record.volumes.clone(), record.token);
+    let vm = VmRecord { epoch, qemu: Some(qemu.record().clone()), ..ours };
     daemon.vms.take_in(vm, qemu)?;
     daemon.balancing.arrive(&record.vm, &daemon.config.node);
     daemon.shadows.remove(daemon, record)
@@ -339,17 +329,7 @@ mod tests {
 
     #[test]
     fn only_the_primary_named_fenced_lets_a_shadow_go_on() {
-        let record = ShadowRecord {
-            id: "a-1-1".into(),
-            vm: "web".into(),
-            from: "a".into(),
-            epoch: 1,
-            token: 1,
-            volumes: Vec::new(),
-            strict: false,
-            lease_s: None,
-            siblings: Vec::new(),
-        };
+        let record = ShadowRecord::of("web", "a");
         let siblings = ["c".to_string()];
         let table: [(&[&str], Option<Kind>); 6] = [
             (&["a"], None),

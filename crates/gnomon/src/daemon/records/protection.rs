@@ -70,6 +70,24 @@ pub struct ShadowRecord {
     pub siblings: Vec<String>,
 }
 
+#[cfg(test)]
+impl ShadowRecord {
+    /// The shadow of a guest that runs at another node, in its first epoch there.
+    pub fn of(vm: &str, from: &str) -> ShadowRecord {
+        ShadowRecord {
+            id: format!("{from}-1-p1"),
+            vm: vm.to_string(),
+            from: from.to_string(),
+            epoch: 1,
+            token: 1,
+            volumes: Vec::new(),
+            strict: false,
+            lease_s: None,
+            siblings: Vec::new(),
+        }
+    }
+}
+
 impl Records {
     /// All shadows elsewhere of VMs of this node.
     pub fn protections(&self) -> Result<Vec<ProtectRecord>, ApiError> {

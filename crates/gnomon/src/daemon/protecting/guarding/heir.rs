@@ -178,17 +178,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_not_taken_from_a_node_that_lives() {
-        let record = ShadowRecord {
-            id: "a-1-p1".into(),
-            vm: "web".into(),
-            from: "a".into(),
-            epoch: 1,
-            token: 1,
-            volumes: Vec::new(),
-            strict: false,
-            lease_s: Some(5),
-            siblings: Vec::new(),
-        };
+        let record = ShadowRecord { lease_s: Some(5), ..ShadowRecord::of("web", "a") };
         let table = [
             (Some(("a", true)), false, "its lease lives"),
             (Some(("a", false)), true, "its lease has ended"),
