@@ -16,6 +16,7 @@ pub mod lease;
 mod mem;
 mod redb;
 mod store;
+mod tls;
 
 pub use address::{AddressError, EtcdAddress};
 #[cfg(feature = "etcd")]
@@ -24,3 +25,4 @@ pub use lease::{Lease, LeaseId, Leases};
 pub use mem::MemStore;
 pub use redb::RedbStore;
 pub use store::{Change, LARGEST_VALUE, LONGEST_KEY, Store, StoreError, Version, Versioned};
+pub use tls::{EtcdTls, EtcdTlsError, EtcdTlsPem, OwnCertificate};

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use gnomon_store::EtcdAddress;
+use gnomon_store::{EtcdAddress, EtcdTls, OwnCertificate};
 use gnomon_terms::BytesPerSecond;
 use serde::Deserialize;
 
@@ -71,6 +71,9 @@ struct RawPeer {
 struct RawStore {
     shared: Option<String>,
     lease: Option<u64>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -123,6 +126,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// The store that other nodes see too; `None`: what they must agree on is agreed on by hand.
     pub shared_store: Option<EtcdAddress>,
+    /// The files with which its members are spoken to over TLS; `None`: in the clear.
+    pub shared_tls: Option<EtcdTls>,
     /// How long a node that is silent at that store keeps the VMs that it holds.
     pub lease: Duration,
     /// Where volumes' files are.
@@ -273,6 +278,7 @@ impl Config {
             link: raw.link.map(link).transpose()?,
             peers: raw.peer.into_iter().map(peer).collect::<Result<_, _>>()?,
             lease: lease(raw.store.lease)?,
+            shared_tls: shared_tls(raw.store.ca, raw.store.certificate, raw.store.key)?,
             shared_store: raw.store.shared.map(|text| shared_store(&text)).transpose()?,
             volume_dir: raw.volume.dir.unwrap_or_else(|| state_dir.join("volumes")),
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
@@ -434,6 +440,29 @@ fn shared_store(text: &str) -> Result<EtcdAddress, ConfigError> {
     text.parse().map_err(|_| value("store.shared", text, "write etcd://HOST:PORT[,HOST:PORT...][/NAMESPACE]"))
 }
 
+fn shared_tls(
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<EtcdTls>, ConfigError> {
+    let shown = |path: &PathBuf| path.display().to_string();
+    match (ca, certificate, key) {
+        (None, None, None) => Ok(None),
+        (Some(ca), None, None) => Ok(Some(EtcdTls { ca, own: None })),
+        (Some(ca), Some(certificate), Some(key)) => {
+            Ok(Some(EtcdTls { ca, own: Some(OwnCertificate { certificate, key }) }))
+        }
+        (None, Some(path), _) | (None, None, Some(path)) => {
+            Err(value("store.ca", &shown(&path), "give store.ca as well: whom the etcd's certificates are issued by"))
+        }
+        (Some(_), Some(path), None) | (Some(_), None, Some(path)) => Err(value(
+            "store.certificate",
+            &shown(&path),
+            "a certificate and its key go together: give both, or none",
+        )),
+    }
+}
+
 fn nbd_tcp(listen: Option<String>, pki: Option<PathBuf>) -> Result<Option<NbdTcp>, ConfigError> {
     let Some(listen) = listen else { return Ok(None) };
     let address = listen_address("volume.nbd_tcp", &listen)?;
@@ -537,6 +566,8 @@ mod tests {
             ("[[peer]]\nname='b'\naddress='10.0.0.2'", "peer.address = \"10.0.0.2\"", "host:port"),
             ("[store]\nlease=1", "store.lease = \"1\"", "from 2 to 60"),
             ("[store]\nshared='10.0.0.2:2379'", "store.shared = \"10.0.0.2:2379\"", "etcd://HOST:PORT"),
+            ("[store]\nkey='/k'\ncertificate='/c'", "store.ca", "issued by"),
+            ("[store]\nca='/a'\nkey='/k'", "store.certificate = \"/k\"", "give both, or none"),
             ("[volume]\nnbd_tcp='0.0.0.0:10809'", "volume.nbd_tcp", "volume.nbd_pki"),
             (BALANCER_WITHOUT_PORT, "balancer.address = \"10.0.0.2\"", "host:port"),
             ("[[balancer]]\nvm='w'\nhaproxy='/h'\nserver='web/a b'\naddress={}", "balancer.server", "BACKEND/SERVER"),

@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Client, ConnectOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{address::EtcdAddress, store::StoreError};
+use crate::{address::EtcdAddress, store::StoreError, tls::EtcdTlsPem};
 
 /// One try. A sound member answers in some milliseconds; an etcd elects a leader in 1 to 2 s by default, and while it
 /// does, no answer comes.
@@ -66,14 +66,21 @@ pub(super) struct Failed {
 }
 
 impl Members {
-    /// Clients of all members. Connects to none yet.
-    pub(super) async fn new(address: EtcdAddress, patience: Duration) -> Result<Members, etcd_client::Error> {
-        let options = ConnectOptions::new()
+    /// Clients of all members; with `tls`, which speak no other. Connects to none yet.
+    pub(super) async fn new(
+        address: EtcdAddress,
+        tls: Option<EtcdTlsPem>,
+        patience: Duration,
+    ) -> Result<Members, etcd_client::Error> {
+        let mut options = ConnectOptions::new()
             .with_connect_timeout(TRY)
             .with_keep_alive(PING, PING)
             .with_keep_alive_while_idle(true)
             // A member that was cut off from the others says so, instead of going silent.
             .with_require_leader(true);
+        if let Some(tls) = tls {
+            options = options.with_tls(options_of(tls));
+        }
         let mut clients = Vec::with_capacity(address.members().len());
         for member in address.members() {
             clients.push(Client::connect([member.as_str()], Some(options.clone())).await?);
@@ -149,6 +156,15 @@ impl Members {
             (Trace::Declined, false) => StoreError::Declined { store, deed, source: Box::new(failed) },
             (_, false) => StoreError::Unreachable { store, deed, waited: self.patience, source: Box::new(failed) },
         }
+    }
+}
+
+/// Only these authorities are believed, and not those of the host.
+fn options_of(tls: EtcdTlsPem) -> TlsOptions {
+    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.ca));
+    match tls.own {
+        Some((certificate, key)) => options.identity(Identity::from_pem(certificate, key)),
+        None => options,
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
     address::EtcdAddress,
     lease::Leases,
     store::{Change, Store, StoreError, Version, Versioned, check_key, check_record, check_records, too_large},
+    tls::EtcdTls,
 };
 
 /// Records in one transaction: etcd's default for `--max-txn-ops`.
@@ -67,26 +68,32 @@ struct Core {
 }
 
 impl EtcdStore {
-    /// A store at `address`. Nobody has to answer yet: a host whose etcd is down still serves its guests.
-    pub fn open(address: EtcdAddress) -> Result<EtcdStore, StoreError> {
-        EtcdStore::open_with(address, members::PATIENCE)
+    /// A store at `address`, over TLS if its files are given. Nobody has to answer yet: a host whose etcd is down still
+    /// serves its guests.
+    pub fn open(address: EtcdAddress, tls: Option<&EtcdTls>) -> Result<EtcdStore, StoreError> {
+        EtcdStore::open_with(address, tls, members::PATIENCE)
     }
 
-    /// A store at `address` whose calls are given up after `patience`.
-    pub fn open_with(address: EtcdAddress, patience: Duration) -> Result<EtcdStore, StoreError> {
+    /// The same; calls are given up after `patience`.
+    pub fn open_with(
+        address: EtcdAddress,
+        tls: Option<&EtcdTls>,
+        patience: Duration,
+    ) -> Result<EtcdStore, StoreError> {
         let shown = address.to_string();
         let declined = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Declined {
             store: shown.clone(),
             deed: "be opened".to_string(),
             source,
         };
+        let tls = tls.map(EtcdTls::read).transpose().map_err(|error| declined(Box::new(error)))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("gnomon-etcd")
             .enable_all()
             .build()
             .map_err(|error| declined(Box::new(error)))?;
-        let members = wait(&runtime, Members::new(address, patience));
+        let members = wait(&runtime, Members::new(address, tls, patience));
         let members = members.unwrap_or_else(|| Err(etcd_client::Error::Internal(String::from("no clients"))));
         let members = members.map_err(|error| declined(Box::new(error)))?;
         Ok(EtcdStore { core: Arc::new(Core { members, requests: Requests::new() }), runtime: Some(runtime) })

@@ -119,12 +119,12 @@ impl Cluster {
     /// A store in `namespace` that waits as long as an election may take: mostly 1 to 2 s, and as often again as votes
     /// are split, which has no bound.
     pub fn patient_store_in(&self, namespace: &str) -> EtcdStore {
-        EtcdStore::open_with(address(&self.client_ports(), namespace), PATIENCE).expect("store")
+        EtcdStore::open_with(address(&self.client_ports(), namespace), None, PATIENCE).expect("store")
     }
 
     /// A store that reaches the members by other ports.
     pub fn store_at(&self, ports: &[u16], namespace: &str) -> EtcdStore {
-        EtcdStore::open_with(address(ports, namespace), STORE_PATIENCE).expect("store")
+        EtcdStore::open_with(address(ports, namespace), None, STORE_PATIENCE).expect("store")
     }
 
     fn client_ports(&self) -> Vec<u16> {

@@ -186,7 +186,7 @@ fn history_is_compacted_under_a_watch_that_was_cut() {
 #[test]
 fn nobody_answers_where_no_etcd_is() {
     let nowhere = "etcd://127.0.0.1:1,127.0.0.1:2/n".parse().expect("address");
-    let store = EtcdStore::open_with(nowhere, STORE_PATIENCE)
+    let store = EtcdStore::open_with(nowhere, None, STORE_PATIENCE)
         .expect("opened: a host whose etcd is down still serves its guests");
     let error = store.put("a", b"1").expect_err("nobody");
     assert!(matches!(error, StoreError::Unreachable { .. }), "it was never sent, so it was not written: {error:?}");

@@ -10,4 +10,6 @@ mod etcd;
 #[cfg(feature = "etcd")]
 mod guarding;
 #[cfg(feature = "etcd")]
+mod tls;
+#[cfg(feature = "etcd")]
 mod wire;

@@ -13,7 +13,8 @@ use crate::{config::Config, daemon};
                         gnomon serve --store etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379\n  \
                         GNOMON_LOG=debug gnomon serve --log-json\n\n\
                         A configuration file may have [node] name, run_dir, state_dir; [api] socket;\n\
-                        [link] listen, pki, rate; [[peer]] name, address; [volume] dir, nbd_socket, nbd_tcp, nbd_pki;\n\
+                        [link] listen, pki, rate; [[peer]] name, address; [store] shared, lease, ca,\n\
+                        certificate, key (files, for an etcd with TLS); [volume] dir, nbd_socket, nbd_tcp, nbd_pki;\n\
                         [forecast] model (a file of `gnomon forecast train`), learn (true: go on learning);\n\
                         [[balancer]] vm, haproxy, server, address (a table: node = \"host:port\");\n\
                         [[hook]] url or command, vm (none: all).")]

@@ -107,7 +107,7 @@ impl Shared {
 #[cfg(feature = "etcd")]
 fn open_store(config: &Config) -> Result<Option<Arc<dyn Store>>, ApiError> {
     let Some(address) = &config.shared_store else { return Ok(None) };
-    Ok(Some(Arc::new(gnomon_store::EtcdStore::open(address.clone())?)))
+    Ok(Some(Arc::new(gnomon_store::EtcdStore::open(address.clone(), config.shared_tls.as_ref())?)))
 }
 
 #[cfg(not(feature = "etcd"))]

@@ -76,7 +76,7 @@ impl Guarded {
     /// Terms at the store.
     fn terms(&self) -> Vec<String> {
         let address = format!("etcd://127.0.0.1:{}/test", self.etcd.port()).parse().expect("an address");
-        let store = EtcdStore::open(address).expect("a store");
+        let store = EtcdStore::open(address, None).expect("a store");
         let found = store.scan("guard/").expect("it answers").into_iter().map(|(key, _)| key);
         // Leases of daemons that were killed end by themselves.
         found.filter(|key| key.ends_with("/term")).collect()

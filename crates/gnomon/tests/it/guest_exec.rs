@@ -82,6 +82,8 @@ fn what_goes_badly_in_the_guest_itself_is_told_and_not_undone() {
     let begin = ["vm", "update", "tiny", "--untried", "--guest-exec", "true", "--observe", "600", "--detach"];
     let job = guest.house.ask(&begin);
     await_phase(&guest.house, "watch");
+    let (code, said) = update(&guest, &["--guest-exec", "true"]);
+    assert!(code == 3 && said.contains("being updated already"), "{code}: {said}");
     let pid = guest.show()["pid"].as_u64().expect("a process").to_string();
     tool("kill", &["-KILL", &pid]);
     let ended = await_end(&guest.house, job["id"].as_str().expect("an id"));

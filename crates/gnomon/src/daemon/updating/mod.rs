@@ -22,7 +22,7 @@ mod trial;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -53,20 +53,51 @@ use crate::api::{
 /// How long one wait for an approval is: how soon a wish to cancel is seen.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Updates that wait for somebody to approve them, by VM.
+/// Updates under way, and those of them that wait for somebody to approve them, by VM.
 #[derive(Default)]
 pub struct Updates {
+    under_way: Mutex<HashSet<String>>,
     waiting: Mutex<HashMap<String, bool>>,
     approved: Condvar,
+}
+
+/// That no other update of a VM begins while this one is under way: a command in the guest is cut off by a change of
+/// QEMU, and a copy that is tried is not of the guest that would switch.
+struct Turn {
+    daemon: Arc<Daemon>,
+    name: String,
+}
+
+impl Turn {
+    fn take(daemon: &Arc<Daemon>, name: &str) -> Result<Turn, ApiError> {
+        match daemon.updates.under_way.lock().insert(name.to_string()) {
+            true => Ok(Turn { daemon: Arc::clone(daemon), name: name.to_string() }),
+            false => {
+                Err(ApiError::refused(format!("VM '{name}' is being updated already")).then("see `gnomon job ls`"))
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.daemon.updates.under_way.lock().remove(&self.name);
+    }
 }
 
 /// Begins an update.
 pub fn start(daemon: &Arc<Daemon>, name: &str, ask: UpdateVm) -> Result<JobView, ApiError> {
     let vm = daemon.vms.get(name)?;
     let target = Target::of(daemon, &vm, &ask)?;
+    let turn = Turn::take(daemon, name)?;
     target.check(&vm)?;
     let work = Update { daemon: Arc::clone(daemon), vm, target, name: name.to_string(), what: "update" };
-    let id = daemon.jobs.spawn_blocking("update", name, move |job| work.run(job, &ask));
+    let id = daemon.jobs.spawn_blocking("update", name, move |job| {
+        let ended = work.run(job, &ask);
+        // Before the job has ended: whoever waits for that may begin the next one at once.
+        drop(turn);
+        ended
+    });
     Ok(daemon.jobs.get(&id.to_string())?.view())
 }
 
@@ -74,11 +105,13 @@ pub fn start(daemon: &Arc<Daemon>, name: &str, ask: UpdateVm) -> Result<JobView,
 pub fn rollback(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
     let vm = daemon.vms.get(name)?;
     let target = Target::before(daemon, &vm)?;
+    let turn = Turn::take(daemon, name)?;
     target.check(&vm)?;
     let work = Update { daemon: Arc::clone(daemon), vm, target, name: name.to_string(), what: "rollback" };
     let id = daemon.jobs.spawn_blocking("rollback", name, move |job| {
-        let phases = work.switch(job)?;
-        Ok(json!({ "qemu": work.target.program.version.to_string(), "gap_ms": millis(phases.gap()) }))
+        let switched = work.switch(job);
+        drop(turn);
+        Ok(json!({ "qemu": work.target.program.version.to_string(), "gap_ms": millis(switched?.gap()) }))
     });
     Ok(daemon.jobs.get(&id.to_string())?.view())
 }
