@@ -26,6 +26,8 @@ use crate::{
 /// VMs that are looked at, and in one pool.
 const VMS: usize = 100;
 const POOL: usize = 20;
+/// VMs of which each is looked at by itself.
+const PRIVATE: usize = 40;
 /// A day of 5-minute steps.
 const DAY: usize = 288;
 /// Idle bytes, in shares of the mean demand.
@@ -37,6 +39,12 @@ const LEVELS: [f64; 20] = [
 /// The knob goes on beyond the highest level, in times what is said for it.
 const BEYOND: [f64; 6] = [1.2, 1.5, 2.0, 3.0, 5.0, 9.0];
 const SETTINGS: usize = LEVELS.len() + BEYOND.len();
+/// The knob of a mean plus so many standard deviations, both following within fifty steps: the best simple rule published.
+const DEVIATIONS: [f64; SETTINGS] = [
+    -1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0,
+    5.0, 6.0, 8.0, 11.0, 15.0,
+];
+const FOLLOWS: f64 = 0.02;
 /// The knob of a reserve of always the same size, in mean requests of the first third.
 const RESERVES: [f64; 20] =
     [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, 50.0];
@@ -58,11 +66,11 @@ pub fn run(folder: &Path) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     let bitbrains = folder.join("bitbrains_rnd_300vms.csv.zst");
     if bitbrains.exists() {
-        let all = pick(data::bitbrains(&bitbrains)?, VMS);
+        let all = pick(&data::bitbrains(&bitbrains)?, VMS);
         ensure!(all.demand.len() >= POOL, "only {} VMs can be used", all.demand.len());
         rows.extend(cases("bitbrains raw", &all, POOL));
-        rows.extend(cases("bitbrains raw", &all, 1));
         rows.extend(cases("bitbrains hwm1h", &kept_for_an_hour(&all), POOL));
+        rows.extend(cases("bitbrains raw", &pick(&all, PRIVATE), 1));
     } else {
         eprintln!("memory: {} is not there", bitbrains.display());
     }
@@ -70,20 +78,22 @@ pub fn run(folder: &Path) -> Result<Vec<Value>> {
     if google.exists() {
         let all = data::google(&google)?;
         rows.extend(cases("google2011 raw", &all, POOL));
-        rows.extend(cases("google2011 raw", &pick(all, 4 * VMS), 1));
+        rows.extend(cases("google2011 raw", &pick(&all, 4 * PRIVATE), 1));
     } else {
         eprintln!("memory: {} is not there", google.display());
     }
     Ok(rows)
 }
 
-/// Every so many of the VMs, so that they are spread over the trace's numbering.
-fn pick(all: Demands, number: usize) -> Demands {
-    let each = all.demand.len().div_ceil(number).max(1);
-    let demand: Vec<Vec<f64>> =
-        all.demand.into_iter().enumerate().filter(|(at, _)| at % each == 0).map(|(_, vm)| vm).collect();
-    let most = all.most.into_iter().enumerate().filter(|(at, _)| at % each == 0).map(|(_, most)| most).collect();
-    Demands { demand, most }
+/// So many of the VMs, spread evenly over the trace's numbering.
+fn pick(all: &Demands, number: usize) -> Demands {
+    let vms = all.demand.len();
+    let number = number.min(vms);
+    let chosen = || (0..vms).filter(|at| at * number / vms != (at + 1) * number / vms);
+    Demands {
+        demand: chosen().map(|at| all.demand[at].clone()).collect(),
+        most: chosen().map(|at| all.most[at]).collect(),
+    }
 }
 
 fn kept_for_an_hour(all: &Demands) -> Demands {
@@ -137,7 +147,7 @@ fn live(all: &Demands, members: &[usize]) -> Shown {
         group.join(*vm as u64, all.most[*vm]).expect("a pool is smaller than a group may be");
     }
     let names = group.blend().experts().into_iter().map(|expert| expert.name.to_owned());
-    let names = names.chain(["blend", "static"].map(str::to_owned));
+    let names = names.chain(["blend", "mean + k sd", "static"].map(str::to_owned));
     let mut shown = Shown {
         asked: 0.0,
         demand: 0.0,
@@ -145,14 +155,16 @@ fn live(all: &Demands, members: &[usize]) -> Shown {
         curves: names.map(|name| (name, Curve::default())).collect(),
         experts: Vec::new(),
     };
-    let (mut mean, mut demand) = (0.0, 0.0);
+    let (mut mean, mut demand, mut follows) = (0.0, 0.0, (0.0, 0.0));
     for step in 0..steps {
         let judged = step > steps / 3;
-        let staged = judged.then(|| stage(&group, mean / (steps / 3) as f64));
+        let staged = judged.then(|| stage(&group, mean / (steps / 3) as f64, follows));
         for vm in members {
             group.demand(*vm as u64, all.demand[*vm][step]).expect("the trace keeps within its capacity");
         }
         let asked = group.end_step_timed(&mut clock).value.unwrap_or(0.0);
+        let off = asked - follows.0;
+        follows = (follows.0 + FOLLOWS * off, (1.0 - FOLLOWS) * (follows.1 + FOLLOWS * off * off));
         match staged {
             None => mean += asked,
             Some(staged) => {
@@ -165,8 +177,8 @@ fn live(all: &Demands, members: &[usize]) -> Shown {
     shown
 }
 
-/// What each would stage for each setting of its knob.
-fn stage(group: &GroupDemand, mean: f64) -> Vec<Vec<f64>> {
+/// What each would stage for each setting of its knob; `follows` is a mean and a variance.
+fn stage(group: &GroupDemand, mean: f64, follows: (f64, f64)) -> Vec<Vec<f64>> {
     let blend = group.blend();
     let experts = blend.experts_said(&LEVELS).into_iter().chain(std::iter::once(group.will_ask(0, &LEVELS)));
     let settings = |mut said: Vec<f64>| -> Vec<f64> {
@@ -175,7 +187,11 @@ fn stage(group: &GroupDemand, mean: f64) -> Vec<Vec<f64>> {
         said
     };
     let experts = experts.map(|said| settings(said.unwrap_or_else(|| vec![0.0; LEVELS.len()])));
-    experts.chain(std::iter::once(RESERVES.map(|reserve| reserve * mean).to_vec())).collect()
+    let deviations = DEVIATIONS.map(|times| (follows.0 + times * follows.1.sqrt()).max(0.0)).to_vec();
+    experts
+        .chain(std::iter::once(deviations))
+        .chain(std::iter::once(RESERVES.map(|reserve| reserve * mean).to_vec()))
+        .collect()
 }
 
 impl Shown {
