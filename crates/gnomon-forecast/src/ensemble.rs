@@ -223,8 +223,12 @@ impl Ensemble {
         let due = Tick::at(access.at.after(self.adjuster.horizon()));
         let (since, bar) = (self.lacking_since(), self.adjuster.threshold());
         let (history, gate) = (&self.history, &self.gate);
-        self.jury
-            .hear(access, (now, due), bar, |unit| is_untouched(history, unit, since) && !gate.expects(unit, now));
+        self.jury.hear(access);
+        // Where a stream goes on there is nothing to add, and the link is busy with it.
+        if !self.streams.goes_on() {
+            let wanted = |unit| is_untouched(history, unit, since) && !gate.expects(unit, now);
+            self.jury.ask((now, due), bar, wanted);
+        }
     }
 
     fn log_score(&self, place: [u8; N]) -> f32 {
@@ -304,7 +308,7 @@ impl Predictor for Ensemble {
                 out.push(Chance { unit, probability: self.gate.precision(class), due });
             }
         }
-        self.jury.chances(due, out);
+        self.jury.chances(self.adjuster.threshold(), due, out);
     }
 
     fn probability(&self, now: Instant, unit: UnitIndex) -> f32 {
