@@ -268,16 +268,16 @@ impl Predictor for Ensemble {
         }
         if access.op == Op::Read {
             self.blocks_read += access.extent.len.0;
+            let (since, mut lacked) = (self.lacking_since(), 0);
             for unit in self.geometry.units_of(access.extent).take(UNITS_PER_ACCESS) {
-                let lacked = is_untouched(&self.history, unit, self.lacking_since());
-                if lacked {
-                    self.tallies.iter_mut().for_each(Tally::read);
-                }
-                self.jury.read(unit, lacked, now, self.adjuster.threshold());
+                lacked += u32::from(is_untouched(&self.history, unit, since));
+                self.jury.read(unit, now, self.adjuster.threshold());
                 if let Some(ended) = self.gate.read(unit, now) {
                     self.learn(ended);
                 }
             }
+            self.tallies.iter_mut().for_each(|tally| tally.read(lacked));
+            self.jury.count(lacked);
         }
         for (nth, unit) in self.geometry.units_of(access.extent).take(UNITS_PER_ACCESS).enumerate() {
             self.touch(unit, now, access.op, nth == 0);

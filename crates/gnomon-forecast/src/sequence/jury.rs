@@ -62,12 +62,13 @@ impl Jury {
         }
     }
 
-    /// A unit is read, and lacked until now or did not: forecasts of it have ended. `bar` is what a forecast needs to
-    /// be acted on.
-    pub fn read(&mut self, unit: UnitIndex, lacked: bool, now: Tick, bar: f32) {
-        if lacked {
-            self.tallies.iter_mut().take(self.experts.len()).for_each(Tally::read);
-        }
+    /// So many units that were lacking are read at once.
+    pub fn count(&mut self, units: u32) {
+        self.tallies.iter_mut().for_each(|tally| tally.read(units));
+    }
+
+    /// A unit is read: a forecast of it has ended. `bar` is what a forecast needs to be acted on.
+    pub fn read(&mut self, unit: UnitIndex, now: Tick, bar: f32) {
         if let Some(ended) = self.gate.read(unit, now) {
             self.learn(ended, bar);
         }
@@ -226,7 +227,8 @@ mod tests {
             let (now, at) = (Tick(nth + 1), Instant::from_micros(u64::from(nth) * 16_777));
             let extent = Extent::new(u64::from(unit.0) * 16, 16);
             let access = Access { at, resource: ResourceId(0), extent, op: Op::Read };
-            jury.read(unit, true, now, 0.3);
+            jury.read(unit, now, 0.3);
+            jury.count(1);
             jury.hear(&access);
             jury.ask((now, Tick(nth + 20)), 0.3, |_| true);
             out.clear();
