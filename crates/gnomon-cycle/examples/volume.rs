@@ -1,5 +1,6 @@
 //! Measures the forecasts of the volume plane, for `cargo xtask bench forecast --only volume`, which runs it:
-//! `volume [--seconds N] [--plain] FILE...` prints JSON. `--seconds`: of training for each file; `--plain`: no networks.
+//! `volume [--seconds N] [--plain|--networks] FILE...` prints JSON. `--seconds`: of training for each file; `--plain`: no
+//! networks; `--networks`: nothing else.
 //!
 //! Each file is replayed at two pull rates and for two allocations, with every predictor alone, with the blend, and with
 //! blends that have a network: a GRU and an LSTM trained on the file's own first half (what was there before the
@@ -39,11 +40,12 @@ struct Subject {
 }
 
 fn main() -> Result<(), Failure> {
-    let (mut files, mut seconds, mut plain) = (Vec::new(), 30, false);
+    let (mut files, mut seconds, mut plain, mut others) = (Vec::new(), 30, false, true);
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--plain" => plain = true,
+            "--networks" => others = false,
             "--seconds" => seconds = arguments.next().ok_or("--seconds needs a number")?.parse()?,
             file => files.push(file.to_owned()),
         }
@@ -57,7 +59,7 @@ fn main() -> Result<(), Failure> {
     for (case, allocation, rate) in CASES {
         eprintln!("{case}: replaying");
         let options = ReplayOptions { allocation, rate, ..ReplayOptions::default() };
-        rows.push(row(case, &subjects, &options)?);
+        rows.push(row(case, &subjects, &options, others)?);
     }
     let training: Map<String, Value> = subjects.iter().map(|s| (s.name.clone(), json!(s.training))).collect();
     rows.push(json!({ "case": "training", "unit": "nats/token on the tail of the first half", "traces": training }));
@@ -111,11 +113,11 @@ fn train(corpus: &Corpus, cell: Cell, most: Duration) -> (Model, Value) {
 }
 
 /// All subjects in one case.
-fn row(case: &str, subjects: &[Subject], options: &ReplayOptions) -> Result<Value, Failure> {
+fn row(case: &str, subjects: &[Subject], options: &ReplayOptions, others: bool) -> Result<Value, Failure> {
     let mut gaps: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let (mut traces, mut experts) = (Map::new(), Map::new());
     for subject in subjects {
-        let results = replay_all(subject, options)?;
+        let results = replay_all(subject, options, others)?;
         results.iter().for_each(|(name, result)| gaps.entry(name).or_default().push(result.gap_closed));
         let told: Map<String, Value> = results.iter().map(|(name, r)| ((*name).to_owned(), numbers(r))).collect();
         traces.insert(subject.name.clone(), Value::Object(told));
@@ -135,9 +137,14 @@ fn row(case: &str, subjects: &[Subject], options: &ReplayOptions) -> Result<Valu
     }))
 }
 
-fn replay_all(subject: &Subject, options: &ReplayOptions) -> Result<Vec<(&'static str, ReplayResult)>, Failure> {
+fn replay_all(
+    subject: &Subject,
+    options: &ReplayOptions,
+    others: bool,
+) -> Result<Vec<(&'static str, ReplayResult)>, Failure> {
     let mut all = Vec::new();
-    let plain = replay_some(&subject.trace, options, &Knowledge::default(), &PREDICTORS, &mut thought)?;
+    let names = if others { &PREDICTORS[..] } else { &["sequential", "blend"] };
+    let plain = replay_some(&subject.trace, options, &Knowledge::default(), names, &mut thought)?;
     all.extend(plain.into_iter().map(|result| (result.predictor, result)));
     for (name, knowledge) in &subject.knowing {
         let alone = match (&knowledge.model, knowledge.recordings.is_empty()) {

@@ -223,8 +223,12 @@ impl Ensemble {
         let due = Tick::at(access.at.after(self.adjuster.horizon()));
         let (since, bar) = (self.lacking_since(), self.adjuster.threshold());
         let (history, gate) = (&self.history, &self.gate);
-        self.jury
-            .hear(access, (now, due), bar, |unit| is_untouched(history, unit, since) && !gate.expects(unit, now));
+        self.jury.hear(access);
+        // Where a stream goes on there is nothing to add, and the link is busy with it.
+        if !self.streams.goes_on() {
+            let wanted = |unit| is_untouched(history, unit, since) && !gate.expects(unit, now);
+            self.jury.ask((now, due), bar, wanted);
+        }
     }
 
     fn log_score(&self, place: [u8; N]) -> f32 {
@@ -264,16 +268,16 @@ impl Predictor for Ensemble {
         }
         if access.op == Op::Read {
             self.blocks_read += access.extent.len.0;
+            let (since, mut lacked) = (self.lacking_since(), 0);
             for unit in self.geometry.units_of(access.extent).take(UNITS_PER_ACCESS) {
-                let lacked = is_untouched(&self.history, unit, self.lacking_since());
-                if lacked {
-                    self.tallies.iter_mut().for_each(Tally::read);
-                }
-                self.jury.read(unit, lacked, now, self.adjuster.threshold());
+                lacked += u32::from(is_untouched(&self.history, unit, since));
+                self.jury.read(unit, now, self.adjuster.threshold());
                 if let Some(ended) = self.gate.read(unit, now) {
                     self.learn(ended);
                 }
             }
+            self.tallies.iter_mut().for_each(|tally| tally.read(lacked));
+            self.jury.count(lacked);
         }
         for (nth, unit) in self.geometry.units_of(access.extent).take(UNITS_PER_ACCESS).enumerate() {
             self.touch(unit, now, access.op, nth == 0);
@@ -304,7 +308,7 @@ impl Predictor for Ensemble {
                 out.push(Chance { unit, probability: self.gate.precision(class), due });
             }
         }
-        self.jury.chances(due, out);
+        self.jury.chances(self.adjuster.threshold(), due, out);
     }
 
     fn probability(&self, now: Instant, unit: UnitIndex) -> f32 {

@@ -48,11 +48,14 @@ pub struct Ahead {
 pub struct Streams {
     streams: [Stream; STREAMS],
     accesses: u64,
+    /// Whether the last read continued one.
+    goes_on: bool,
 }
 
 impl Default for Streams {
     fn default() -> Streams {
-        Streams { streams: [Stream { next: u64::MAX / 2, ..Stream::default() }; STREAMS], accesses: 0 }
+        let streams = [Stream { next: u64::MAX / 2, ..Stream::default() }; STREAMS];
+        Streams { streams, accesses: 0, goes_on: false }
     }
 }
 
@@ -62,6 +65,7 @@ impl Streams {
         self.accesses += 1;
         let (start, end) = (extent.start.0, extent.start.0.saturating_add(extent.len.0));
         let found = self.streams.iter_mut().find(|s| start.abs_diff(s.next) <= SLACK);
+        self.goes_on = found.is_some();
         let Some(stream) = found else {
             self.start(end);
             return None;
@@ -78,6 +82,11 @@ impl Streams {
         }
         stream.told = to;
         Some(Ahead { extent: Extent::new(from, to - from), run: stream.run })
+    }
+
+    /// Whether the last read continued a stream.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     fn start(&mut self, next: u64) {

@@ -47,9 +47,9 @@ impl Tally {
         self.now.ended >= WINDOW.0 && self.turn()
     }
 
-    /// A lacking unit was read, foretold or not.
-    pub fn read(&mut self) {
-        self.now.reads += 1;
+    /// So many lacking units were read, foretold or not.
+    pub fn read(&mut self, units: u32) {
+        self.now.reads += units;
         if self.now.reads >= WINDOW.1 {
             self.turn();
         }
@@ -93,7 +93,7 @@ mod tests {
         for _ in 0..300 {
             tally.ended(TRUE);
             tally.ended(FALSE);
-            (0..4).for_each(|_| tally.read());
+            tally.read(4);
         }
         let score = tally.score("x", 0.5, Bytes(10), Bytes(7));
         assert_eq!((score.ended, score.precision, score.coverage), (600, 0.5, 0.25));

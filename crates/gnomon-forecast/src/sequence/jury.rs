@@ -9,7 +9,7 @@
 //! as lacking when it was not touched since the last window was opened: as if the guest had moved then). Who names a
 //! unit first is judged by it, and the plain experts of the blend go first; even what they name only later is nothing to
 //! earn by. So a network is paid for what it adds to tables, and a table for what it adds to readahead. Forecasts that would not be acted on (of a class whose precision is below
-//! the bar) neither earn nor cost.
+//! the bar) neither earn nor cost. Where a read continues a stream nobody is asked: readahead knows, and the link is busy.
 //!
 //! *Drift*: an expert whose precision halves from one window to the next starts over with nothing.
 
@@ -62,20 +62,20 @@ impl Jury {
         }
     }
 
-    /// A unit is read, and lacked until now or did not: forecasts of it have ended. `bar` is what a forecast needs to
-    /// be acted on.
-    pub fn read(&mut self, unit: UnitIndex, lacked: bool, now: Tick, bar: f32) {
-        if lacked {
-            self.tallies.iter_mut().take(self.experts.len()).for_each(Tally::read);
-        }
+    /// So many units that were lacking are read at once.
+    pub fn count(&mut self, units: u32) {
+        self.tallies.iter_mut().for_each(|tally| tally.read(units));
+    }
+
+    /// A unit is read: a forecast of it has ended. `bar` is what a forecast needs to be acted on.
+    pub fn read(&mut self, unit: UnitIndex, now: Tick, bar: f32) {
         if let Some(ended) = self.gate.read(unit, now) {
             self.learn(ended, bar);
         }
     }
 
-    /// The guest reads: each expert hears of it, and what they foresee is noted as far as it is `wanted` (lacking, and
-    /// named by nobody).
-    pub fn hear(&mut self, access: &Access, (now, due): (Tick, Tick), bar: f32, wanted: impl Fn(UnitIndex) -> bool) {
+    /// The guest reads: each expert hears of it.
+    pub fn hear(&mut self, access: &Access) {
         self.chances.clear();
         if access.op != Op::Read {
             return;
@@ -85,6 +85,11 @@ impl Jury {
                 self.experts.iter_mut().for_each(|expert| expert.read(access.at, unit));
             }
         }
+    }
+
+    /// Asks each expert what it foresees after the last read, and notes it as far as it is `wanted` (lacking, and named by
+    /// nobody).
+    pub fn ask(&mut self, (now, due): (Tick, Tick), bar: f32, wanted: impl Fn(UnitIndex) -> bool) {
         let mut found = std::mem::take(&mut self.found);
         for at in 0..self.experts.len() {
             self.experts[at].foresee(&mut found);
@@ -128,11 +133,14 @@ impl Jury {
         weights[1 + at] >= weights[0]
     }
 
-    /// What those who are heard expect after the last access, with the precision that each class had.
-    pub fn chances(&mut self, due: Instant, out: &mut Vec<Chance>) {
+    /// What those who are heard expect after the last access. Each chance is halfway between the `bar` and the precision
+    /// that its class had: as likely to be acted on while the link has room, and the first to give way when it has none,
+    /// because what is foreseen further ahead is also needed later.
+    pub fn chances(&mut self, bar: f32, due: Instant, out: &mut Vec<Chance>) {
         for (unit, class) in &self.chances {
-            if self.is_heard(expert(*class)) {
-                out.push(Chance { unit: *unit, probability: self.gate.precision(*class), due });
+            let precision = self.gate.precision(*class);
+            if precision >= bar && self.is_heard(expert(*class)) {
+                out.push(Chance { unit: *unit, probability: (bar + precision) / 2.0, due });
             }
         }
         self.chances.clear();
@@ -219,10 +227,12 @@ mod tests {
             let (now, at) = (Tick(nth + 1), Instant::from_micros(u64::from(nth) * 16_777));
             let extent = Extent::new(u64::from(unit.0) * 16, 16);
             let access = Access { at, resource: ResourceId(0), extent, op: Op::Read };
-            jury.read(unit, true, now, 0.3);
-            jury.hear(&access, (now, Tick(nth + 20)), 0.3, |_| true);
+            jury.read(unit, now, 0.3);
+            jury.count(1);
+            jury.hear(&access);
+            jury.ask((now, Tick(nth + 20)), 0.3, |_| true);
             out.clear();
-            jury.chances(at, &mut out);
+            jury.chances(0.3, at, &mut out);
             told += u32::from(!out.is_empty());
         }
         told as f32 / reads as f32

@@ -196,6 +196,7 @@ fn traces(tensors: &Tensors) -> Result<Vec<Source>, ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// What is done to a good file.
     type Change = fn(&mut Tensors);
@@ -220,6 +221,18 @@ mod tests {
             let bytes = model(cell).encode();
             assert_eq!(Model::decode(&bytes), Ok(model(cell)));
             assert_eq!(model(cell).encode(), bytes);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn flipped_bytes_are_refused_or_read(flips in prop::collection::vec((0usize..4000, any::<u8>()), 1..8)) {
+            let mut bytes = model(Cell::Lstm).encode();
+            let len = bytes.len();
+            flips.into_iter().for_each(|(at, with)| bytes[at % len] = with);
+            if let Ok(model) = Model::decode(&bytes) {
+                prop_assert!(model.network.values().iter().all(|value| value.is_finite()));
+            }
         }
     }
 

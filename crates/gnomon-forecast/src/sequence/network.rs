@@ -89,13 +89,13 @@ impl Shape {
         self.cell.gates() * self.hidden
     }
 
-    /// Rows and columns of each of [`PARTS`].
+    /// Rows and columns of each of `PARTS`.
     pub fn sizes(self) -> [(usize, usize); 5] {
         let Shape { tokens, hidden, .. } = self;
         [(tokens, self.gates()), (hidden, self.gates()), (1, self.gates()), (hidden, tokens), (1, tokens)]
     }
 
-    /// Where each of [`PARTS`] lies among all weights.
+    /// Where each of `PARTS` lies among all weights.
     pub fn ranges(self) -> [Range<usize>; 5] {
         let mut from = 0;
         self.sizes().map(|(rows, columns)| {

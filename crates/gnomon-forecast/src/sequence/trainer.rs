@@ -83,13 +83,20 @@ pub struct Trainer {
     gradient: Vec<f32>,
 }
 
-/// How a corpus is cut for a plan: lanes, tokens of a lane, updates of an epoch.
+/// How a corpus is cut for a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     lanes: usize,
+    /// Tokens of a lane.
     tokens: usize,
+    /// Updates of one pass over the corpus.
+    pass: usize,
+    /// Updates of an epoch: one pass, or as many as it takes for the weights to have moved at all.
     updates: usize,
 }
+
+/// Updates of an epoch at least: after fewer, a loss says more of the first weights than of the corpus.
+const LEAST_UPDATES: usize = 64;
 
 impl Trainer {
     /// Begins.
@@ -170,10 +177,15 @@ impl Trainer {
     }
 
     fn learn(&mut self, corpus: &Corpus, cut: Cut) {
+        let at = self.update % cut.pass.max(1);
+        if at == 0 {
+            let start = self.network.start();
+            self.lanes.iter_mut().for_each(|lane| lane.copy_from(&start));
+        }
         self.gradient.fill(0.0);
         let scale = 1.0 / (cut.lanes * self.plan.stretch.max(1)) as f32;
         for (lane, state) in self.lanes.iter_mut().enumerate() {
-            let from = lane * cut.tokens + self.update * self.plan.stretch.max(1);
+            let from = lane * cut.tokens + at * self.plan.stretch.max(1);
             let to = (from + self.plan.stretch.max(1) + 1).min((lane + 1) * cut.tokens);
             let tokens = &corpus.training[from..to];
             let loss = self.tape.learn(&self.network, tokens, state, scale, &mut self.gradient);
@@ -193,8 +205,6 @@ impl Trainer {
         let training = (self.so_far.0 / self.so_far.1.max(1) as f32).min(f32::MAX);
         self.curve.push(Epoch { training, held_out, right });
         (self.update, self.so_far) = (0, (0.0, 0));
-        let start = self.network.start();
-        self.lanes.iter_mut().for_each(|lane| lane.copy_from(&start));
     }
 }
 
@@ -220,7 +230,9 @@ fn cut(plan: &Plan, corpus: &Corpus) -> Cut {
     let stretch = plan.stretch.max(1);
     let lanes = (corpus.training.len() / (2 * stretch)).clamp(1, plan.lanes.clamp(1, 64));
     let tokens = corpus.training.len() / lanes;
-    Cut { lanes, tokens, updates: tokens.saturating_sub(1).div_ceil(stretch) }
+    let pass = tokens.saturating_sub(1).div_ceil(stretch);
+    let passes = if pass == 0 { 0 } else { LEAST_UPDATES.div_ceil(pass) };
+    Cut { lanes, tokens, pass, updates: pass * passes }
 }
 
 #[cfg(test)]

@@ -121,7 +121,11 @@ pub fn path_of(geometry: Geometry, accesses: &[Access]) -> Vec<UnitIndex> {
 pub(crate) fn ends(geometry: Geometry, access: &Access) -> [Option<UnitIndex>; 2] {
     let mut units = geometry.units_of(access.extent);
     let first = units.next();
-    [first, units.last()]
+    // By arithmetic: a request may have many units, and this is asked for each.
+    let extent = geometry.clip(access.extent);
+    let last = extent.end().0.saturating_sub(1) / u64::from(geometry.blocks_per_unit());
+    let last = first.map(|_| UnitIndex(last as u32)).filter(|last| Some(*last) != first);
+    [first, last]
 }
 
 #[cfg(test)]

@@ -88,3 +88,58 @@ fn generated() -> String {
     }
     text
 }
+
+/// The three commands of docs/forecasting.md, on a recording that a network can learn, and what is refused on the way.
+#[test]
+fn a_network_is_trained_and_tried_and_the_same_seed_gives_the_same_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("a.csv"), strided()).expect("written");
+    let train = |out: &str, more: &[&str]| {
+        let (trace, out) = (path("a.csv"), path(out));
+        let words = ["--json", "forecast", "train", &trace, "--out", &out, "--hidden", "8", "--epochs", "60"];
+        gnomon(&[&words[..], more].concat())
+    };
+    let told = train("one", &["--head", "50%"]).json();
+    assert!(told["loss"].as_f64() < told["plain_loss"].as_f64(), "{told}");
+    train("two", &["--head", "50%"]).json();
+    let bytes = |name: &str| std::fs::read(path(name)).expect("a model");
+    assert!(bytes("one") == bytes("two") && !std::path::Path::new(&path("one.training")).exists());
+    train("all", &["--model", "lstm", "--seed", "2", "--resume"]).json();
+
+    let replay = |model: &str| {
+        gnomon(&["--json", "forecast", "replay", "--trace", &path("a.csv"), "--model", &path(model), "--pull", "4x"])
+    };
+    let (half, all) = (replay("one").json(), replay("all").json());
+    assert_eq!((&half["model_saw_the_future"], &all["model_saw_the_future"]), (&false.into(), &true.into()));
+    let network = |told: &serde_json::Value| {
+        let rows = told["results"].as_array().expect("results");
+        rows.iter()
+            .filter_map(|row| row["predictor"].as_str())
+            .find(|name| ["gru", "lstm"].contains(name))
+            .map(str::to_owned)
+    };
+    assert_eq!((network(&half).as_deref(), network(&all).as_deref()), (Some("gru"), Some("lstm")));
+
+    let svg = path("gap.svg");
+    let told =
+        gnomon(&["--json", "forecast", "compare", &path("a.csv"), "--boot", &path("a.csv"), "--plot", &svg]).json();
+    assert_eq!(told["cases"].as_array().map(Vec::len), Some(4), "{told}");
+    assert!(std::fs::read_to_string(&svg).expect("a picture").starts_with("<svg "));
+
+    std::fs::write(path("bad"), b"no model at all").expect("written");
+    assert_ne!(replay("bad").code, 0);
+    std::fs::write(path("one.training"), b"no training at all").expect("written");
+    assert_ne!(train("one", &["--resume"]).code, 0);
+}
+
+/// A reader that leaps by a pattern of three steps: 4,000 reads.
+fn strided() -> String {
+    let mut text = String::from("t_us,op,offset,length\n");
+    let mut unit = 0u64;
+    for n in 0..4_000u64 {
+        unit = (unit + [7, 90, 3][n as usize % 3]) % 60_000;
+        writeln!(text, "{},R,{},4096", n * 10_000, unit * 65_536).expect("to memory");
+    }
+    text
+}
