@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((first, bytes)) = bytes.split_first() else { return };
-    let format = [Format::Csv, Format::Arc, Format::VscsiStats][usize::from(*first) % 3];
+    let (format, _) = Format::ALL[usize::from(*first) % Format::ALL.len()];
     let Ok(trace) = Trace::decode(format, bytes) else { return };
     assert!(trace.accesses.is_sorted_by_key(|access| access.at));
     assert!(trace.accesses.iter().all(|access| access.extent.end().byte() <= MAX_ADDRESS));

@@ -143,3 +143,27 @@ fn strided() -> String {
     }
     text
 }
+
+/// What the daemon learns beside its work must not show in it; and a model that is none is told at the start, not later.
+#[test]
+fn a_daemon_that_learns_serves_as_ever_and_needs_a_model_that_is_one() {
+    let mut house = House::unlit("a", "[forecast]\nlearn = true\n");
+    house.start();
+    house.ask(&["volume", "create", "data", "--size", "512M"]);
+    let uri = house.nbd("data");
+    // 6,000 reads of a pattern: enough for a first vocabulary and some lessons.
+    let reads: Vec<String> =
+        (0..6_000u64).map(|n| format!("read {} 4k", (n * 7 % 8_000) * 65_536 % (512 << 20))).collect();
+    for some in reads.chunks(1_500) {
+        let mut words = vec!["-f", "raw"];
+        some.iter().for_each(|read| words.extend(["-c", read.as_str()]));
+        words.push(&uri);
+        tool("qemu-io", &words);
+    }
+    tool("qemu-io", &["-f", "raw", "-c", "write -P 7 1M 64k", "-c", "read -P 7 1M 64k", &uri]);
+
+    let broken = House::unlit("b", "[forecast]\nmodel = '/dev/null'\n");
+    let ended = broken.command(&["serve"]).output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("model"), "{said}");
+}
