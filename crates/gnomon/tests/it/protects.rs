@@ -219,6 +219,19 @@ fn handed_over(sheltered: &Sheltered) {
     assert!(told.iter().all(|(_, status)| status == "done"), "{told:?}");
 }
 
+/// A shadow is there once it has the first copy, whatever the job of `vm protect` still waits for.
+#[test]
+fn a_guest_is_handed_over_as_soon_as_its_shadow_has_it() {
+    let sheltered = Sheltered::boot();
+    let (a, b) = (&sheltered.pair.a, &sheltered.pair.b);
+    let job = a.ask(&["vm", "protect", "tiny", "--on", "b", "--interval", "2s", "--detach"]);
+    await_state(a, "protected");
+    a.ask(&["vm", "switchover", "tiny"]);
+    assert_eq!((a.qemus().len(), b.qemus().len()), (0, 1));
+    let job = a.look(&format!("/v1/jobs/{}", job["id"].as_str().expect("an id")));
+    assert_eq!(job["state"], "done", "{job}");
+}
+
 #[test]
 fn a_shadow_that_is_lost_comes_back() {
     let mut sheltered = Sheltered::boot_with_disks();
