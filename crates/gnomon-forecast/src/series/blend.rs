@@ -29,6 +29,9 @@ const WINDOW: usize = 576;
 /// What the network's first weights come from: the same for all, so that the same steps give the same numbers.
 const SEED: u64 = 1;
 
+/// The place of the last value among the models.
+const SILENCE: usize = 0;
+
 /// What was said for [`LEVELS`].
 type Said = [f64; LEVELS.len()];
 
@@ -61,7 +64,8 @@ pub struct ExpertView {
 /// All models of a series, blended: each level is the weighted mean of what the models say for it.
 ///
 /// A model is charged for what it said *before* the value came; one that says nothing yet is charged what the blend is.
-/// The last value is always among them. When the blend itself becomes wrong in a new manner, all begin with equal weights.
+/// The last value is always among them and has most of the weight to begin with; when the blend itself becomes wrong in a
+/// new manner, all begin so again.
 pub struct SeriesBlend {
     experts: [Expert; N],
     hedge: Hedge<N>,
@@ -87,7 +91,7 @@ impl SeriesBlend {
         ];
         SeriesBlend {
             experts: models.map(|model| Expert { model, said: None, score: Score::default(), nanos: 0, steps: 0 }),
-            hedge: Hedge::new(RATE, FLOOR),
+            hedge: silent_first(),
             own: Score::default(),
             usual: 0.0,
             worst: 0.0,
@@ -149,7 +153,7 @@ impl SeriesBlend {
         self.hedge.charge(&losses.map(|loss| (loss / worst) as f32));
         self.usual += USUAL.max(1.0 / self.own.judged as f64) * (own - self.usual);
         if self.drift.note((own / (WORST * self.usual).max(f64::MIN_POSITIVE)).min(1.0)) {
-            self.hedge = Hedge::new(RATE, FLOOR);
+            self.hedge = silent_first();
             self.resets += 1;
         }
     }
@@ -166,6 +170,14 @@ impl SeriesBlend {
         }
         (sum > 0.0).then(|| blend.map(|value| value / sum))
     }
+}
+
+/// Weights to begin with: three fifths for the last value, for nobody else has earned any yet.
+fn silent_first() -> Hedge<N> {
+    let mut hedge = Hedge::new(RATE, FLOOR);
+    let lost: [f32; N] = std::array::from_fn(|at| f32::from(u8::from(at != SILENCE)));
+    (0..2).for_each(|_| hedge.charge(&lost));
+    hedge
 }
 
 impl Expert {
@@ -275,6 +287,13 @@ mod tests {
         let known = loss(&mut QuantileForecaster::new(1024), &values, 1500);
         assert!(own > 0.97 * known, "{own} {known}: something was learned of the future");
         assert!(weight(&blend, "last") + weight(&blend, "seasonal") < 0.1, "{:#?}", blend.experts());
+    }
+
+    #[test]
+    fn before_there_is_evidence_the_last_value_is_believed() {
+        let blend = SeriesBlend::new(24, 0);
+        let weight = weight(&blend, "last");
+        assert!((0.55..0.65).contains(&weight), "{weight}");
     }
 
     #[test]
