@@ -35,25 +35,22 @@ impl Volume {
             self.owe_everything(&path)?;
         }
         let follower = Follower { outbox: self.open_outbox_in(&path, Lost::SetAll)?, turns: Arc::default() };
+        // Held until the role is in force, so that standbys that come and go at once leave those that there are.
         let mut engine = self.engine.lock();
         engine.standbys.insert(node.to_string(), follower.clone());
-        let role = self.role_of(&engine);
-        drop(engine);
-        self.disk.become_role(epoch, role)?;
+        self.disk.become_role(epoch, self.role_of(&engine))?;
         Ok(follower)
     }
 
     /// A standby is given up; without others the volume is as if there had been none. Its engine has been stopped. Does
     /// nothing when there is none at that node.
     pub fn end_standby(&self, node: &str) -> Result<(), VolumeError> {
-        let (epoch, role) = self.disk.state();
         let mut engine = self.engine.lock();
-        let is_known = engine.standbys.remove(node).is_some();
-        let left = self.role_of(&engine);
-        drop(engine);
-        if is_known && matches!(role, Role::Tracked(_)) {
-            self.disk.become_role(epoch, left)?;
+        let (epoch, role) = self.disk.state();
+        if engine.standbys.remove(node).is_some() && matches!(role, Role::Tracked(_)) {
+            self.disk.become_role(epoch, self.role_of(&engine))?;
         }
+        drop(engine);
         self.remove(&self.owed_to(node))
     }
 

@@ -1,12 +1,16 @@
 //! A guest with two shadows, each on a node of its own: it goes on being protected when one is lost, and at most one of them
 //! ever takes over.
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    client::Chance,
     guest,
     house::{House, await_some, linked, tool},
     protects::{counts, events, refused, show},
@@ -203,4 +207,34 @@ fn a_shadow_more_a_shadow_less_and_a_switchover_to_one() {
     c.ask(&["vm", "unprotect", "tiny"]);
     [a, b].into_iter().for_each(await_dropped);
     assert_eq!((c.role("data").as_str(), &show(c)["protections"]), ("primary", &Value::Array(Vec::new())));
+}
+
+/// A daemon dies at any moment of a switchover to one of two: one guest runs, and the other shadow is of its primary, or gone.
+#[test]
+fn a_daemon_that_dies_in_a_switchover_to_one_of_two_leaves_one_guest() {
+    let mut chance = Chance(29);
+    for seed in 0..4 {
+        let mut three = Three::boot();
+        three.protect();
+        let mut switch = three.a.command(&["vm", "switchover", "tiny", "--to", "b"]).spawn().expect("runs");
+        let until = Instant::now() + Duration::from_micros(chance.below(80_000));
+        while Instant::now() < until {
+            thread::yield_now();
+        }
+        let dying = if seed % 2 == 0 { &mut three.a } else { &mut three.b };
+        dying.crash();
+        switch.wait().expect("ended");
+        dying.start();
+        let (a, b, c) = (&three.a, &three.b, &three.c);
+        let runs = |house: &House| show(house)["status"] == "running";
+        let told = || format!("seed {seed}: {} {} {}", show(a), show(b), show(c));
+        let is_protected = |node| shadow(a, node)["state"] == "protected";
+        let settled = || match (runs(a), runs(b)) {
+            (true, false) => (is_protected("b") && is_protected("c")).then_some(a),
+            (false, true) => (a.qemus().is_empty() && c.look("/v1/vms") == Value::Array(Vec::new())).then_some(b),
+            _ => None,
+        };
+        goes_on_counting(await_some("one guest that runs", told, settled));
+        assert!(!runs(c), "seed {seed}");
+    }
 }

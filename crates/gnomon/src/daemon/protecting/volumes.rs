@@ -87,13 +87,15 @@ impl Volumes {
     /// They are as if they had never had a standby for this shadow; when it was the last one, as if they had had none.
     pub fn end(&self, keeper: &Keeper, is_last: bool) -> Result<(), ApiError> {
         for handle in &self.handles {
-            handle.volume.end_standby(&self.node)?;
-            if is_last {
-                keeper.update(handle, |record| {
-                    record.standing = StandingRecord::Primary;
-                    record.move_id = None;
-                })?;
+            if !is_last {
+                handle.volume.end_standby(&self.node)?;
+                continue;
             }
+            handle.volume.end_shadow()?;
+            keeper.update(handle, |record| {
+                record.standing = StandingRecord::Primary;
+                record.move_id = None;
+            })?;
         }
         Ok(())
     }
