@@ -33,7 +33,8 @@ cargo xtask COMMAND
   check                format, clippy, docs, tidy (no tests)
   tidy                 what a compiler does not see: dependency arrows, purity, module docs, sizes, papers
   demo                 the main job: two nodes and a real guest on this machine
-                         [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post] [--keep]
+                         [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post]
+                         [--ram engine|qemu] [--keep]
   crash                a Linux guest on vhost-user-blk whose daemon is killed again and again (part of test)
   bench checkpoint     how long a guest stands for a checkpoint, beside QEMU's bare state, how much slower it works, and
                        that memory it does not write costs nothing   [--json] [--rounds N] [--ram 256,1024,4096,8192]
@@ -94,7 +95,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
             let options = ["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients", "only", "data"];
             bench::run(&args(&["json"], &options)?)
         }
-        "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "seed"])?),
+        "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "ram", "seed"])?),
         "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),
         "wire" => wire::run(&args(&[], &["listen", "to", "rate", "delay"])?),
         _ => Err(args::Misuse("no such command; see `cargo xtask --help`".to_owned()).into()),

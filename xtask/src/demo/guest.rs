@@ -105,12 +105,14 @@ impl<'a> Guest<'a> {
     }
 
     /// Lets the guest work for a while, moves it, and returns the finished job.
-    pub fn move_to_b(&mut self, mode: &str) -> Result<Value> {
+    pub fn move_to_b(&mut self, mode: &str, ram: Option<&str>) -> Result<Value> {
         let until = Instant::now() + WARM_UP;
         while Instant::now() < until {
             self.await_line("report")?;
         }
-        let job = self.nodes.a.ask(&["vm", "move", VM, "--to", self.nodes.b.name, "--mode", mode])?;
+        let ram = ram.map_or(vec![], |ram| vec!["--ram", ram]);
+        let how = ["vm", "move", VM, "--to", self.nodes.b.name, "--mode", mode];
+        let job = self.nodes.a.ask(&[&how[..], &ram].concat())?;
         self.report = connect(&port(&self.nodes.b, REPORT), ANSWER_WITHIN)?;
         Ok(job)
     }

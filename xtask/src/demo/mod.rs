@@ -31,6 +31,8 @@ struct Plan {
     delay: std::time::Duration,
     size: u64,
     mode: String,
+    /// How the guest's memory goes, if it is not as the program chooses.
+    ram: Option<String>,
     seed: u64,
 }
 
@@ -43,11 +45,16 @@ impl Plan {
         if !["pre", "hybrid", "post"].contains(&mode.as_str()) {
             return Err(Misuse(format!("--mode {mode}: write pre, hybrid or post")).into());
         }
+        let ram = args.text("ram").map(str::to_owned);
+        if ram.as_ref().is_some_and(|ram| !["engine", "qemu"].contains(&ram.as_str())) {
+            return Err(Misuse("--ram: write engine or qemu".to_string()).into());
+        }
         Ok(Plan {
             rate: args::rate(rate)?,
             delay: args::delay(delay)?,
             size: args::size(args.text("size").unwrap_or("2GiB"))?,
             mode,
+            ram,
             seed: args.number("seed", 42)?,
         })
     }
@@ -84,7 +91,7 @@ fn perform(plan: &Plan, image: &guest_image::GuestImage, newer: &Path, folder: &
     let started = Instant::now();
     let nodes = sh::stage("two nodes and a link", || Nodes::start(folder, plan.rate, plan.delay))?;
     let mut guest = sh::stage("a guest on node a", || Guest::boot(&nodes, image, plan.size, plan.seed, "nbd"))?;
-    let told = sh::stage("move to node b", || guest.move_to_b(&plan.mode))?;
+    let told = sh::stage("move to node b", || guest.move_to_b(&plan.mode, plan.ram.as_deref()))?;
     let updated = sh::stage("another QEMU under it, and a bad one", || guest.update(newer))?;
     sh::stage("a shadow on node a", || guest.protect())?;
     let fall = sh::stage("its QEMU dies", || guest.fail_over())?;

@@ -11,7 +11,7 @@ use super::{
     ram,
     sending::{Sending, Setting},
     source::SourceMove,
-    transfer::{Transfer, blocking, ended},
+    transfer::{Transfer, blocking, ended, revive},
 };
 use crate::{
     api::{
@@ -35,7 +35,12 @@ impl SourceMove {
         let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
         let turn = Arc::clone(&self.sending).lock_owned().await;
         let asked = self.record.ram;
-        let (choice, tracker) = blocking(move || ram::begin(asked, &qemu)).await?;
+        let begin = move || {
+            // It may stand since it was last sent.
+            revive(qemu.qmp())?;
+            ram::begin(asked, &qemu)
+        };
+        let (choice, tracker) = blocking(begin).await?;
         tracing::info!(vm = vm.record().name, "its memory goes {choice}");
         self.ram = Some(choice);
         let Some(tracker) = tracker else { return Ok(Departure::Qemu(Transfer::start(hub, vm).await?)) };

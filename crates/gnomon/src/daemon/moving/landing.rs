@@ -67,6 +67,8 @@ struct Inner {
     /// Not known after a restart of the daemon.
     qemu: Option<Arc<Qemu>>,
     is_loaded: bool,
+    /// Its QEMU did not take it.
+    is_refused: bool,
     /// It has landed, or was given up.
     is_over: bool,
     /// Who waits for it to run.
@@ -171,7 +173,7 @@ impl Landing {
                 }
             };
             let said = qemu.upgrade().map(|qemu| qemu.last_words()).unwrap_or_default();
-            if let Some(landing) = landing.upgrade() {
+            if let Some(landing) = landing.upgrade().filter(|landing| !landing.inner.lock().is_refused) {
                 landing.tell(Err(ApiError::unavailable(format!("the QEMU that waited for it {exited} {said}"))));
             }
         });
@@ -204,12 +206,14 @@ impl Landing {
     pub fn load(&self, checkpoint: u64) -> Result<(), ApiError> {
         let mut inner = self.inner.lock();
         let shadow = inner.shadow.as_mut().ok_or_else(|| self.not_filled())?;
-        match shadow.has() {
-            Some((_, has)) if has == checkpoint => shadow.load(STEP)?,
-            _ => return Err(self.not_filled()),
-        }
-        inner.is_loaded = true;
-        Ok(())
+        let loaded = match shadow.has() {
+            Some((_, has)) if has == checkpoint => shadow.load(STEP).map_err(ApiError::from),
+            _ => Err(self.not_filled()),
+        };
+        inner.is_loaded = loaded.is_ok();
+        // A QEMU that does not take a guest ends. The source hears of it by this answer, which says why.
+        inner.is_refused = loaded.is_err();
+        loaded
     }
 
     fn not_filled(&self) -> ApiError {
@@ -284,7 +288,7 @@ impl Landing {
                 || confirm::confirmed_at(daemon, &self.record.move_id, name).is_ok_and(|at| at.is_some());
             matches!(record.standing, StandingRecord::Draining(_)) && is_ours || is_drained()
         };
-        self.record.volumes.iter().all(is_taken)
+        !self.record.volumes.is_empty() && self.record.volumes.iter().all(is_taken)
     }
 
     /// On record as landing until it is on record as a VM: whatever dies in between, it is known that it may run.
@@ -294,9 +298,10 @@ impl Landing {
             return Ok(());
         }
         let begun = Instant::now();
-        let qemu = match inner.qemu.clone().filter(|_| inner.is_loaded) {
-            Some(qemu) => qemu,
-            // Of a daemon before this one.
+        let qemu = match inner.qemu.clone() {
+            Some(qemu) if inner.is_loaded => qemu,
+            Some(_) => return Err(self.not_filled()),
+            // Of a daemon before this one, to which it did not answer yet.
             None => match daemon.vms.find_waiting(&self.record.vm)? {
                 Some((qemu, state)) if state != RunState::Inmigrate => Arc::new(qemu),
                 _ => return Err(self.not_filled()),

@@ -50,7 +50,9 @@ pub fn choose(
 
 /// What would be chosen for a running VM now. Nothing is done to it. Blocks for some milliseconds.
 pub fn outlook(vm: &VmHandle) -> Option<RamChoice> {
-    vm.qemu().and_then(|qemu| foresee(None, &qemu).ok())
+    // One that was adopted does not go at all.
+    let qemu = vm.qemu().filter(|qemu| qemu.record().spec.is_some());
+    qemu.and_then(|qemu| foresee(None, &qemu).ok())
 }
 
 /// The same for a move that asks for one of them.

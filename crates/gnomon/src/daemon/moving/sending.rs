@@ -41,7 +41,7 @@ use super::{
     hub::Hub,
     landing::{EPOCH, STREAM, length},
     rpc::Ask,
-    transfer::{blocking, ended, revive},
+    transfer::{blocking, ended},
     window::Window,
 };
 use crate::{
@@ -124,12 +124,10 @@ pub struct Setting {
 }
 
 impl Sending {
-    /// Has memory made and a QEMU started at the destination. A guest that stands since it was last sent runs first.
+    /// Has memory made and a QEMU started at the destination. The guest runs.
     pub async fn start(hub: &Hub, setting: Setting) -> Result<Sending, ApiError> {
         let Setting { vm, volumes, move_id, tracker, link, turn } = setting;
         let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
-        let sent_before = Arc::clone(&qemu);
-        blocking(move || revive(sent_before.qmp())).await?;
         let record = qemu.record();
         let (Some(spec), Some(resolved)) = (record.spec.clone(), record.resolved.clone()) else {
             return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
@@ -148,8 +146,10 @@ impl Sending {
         let hypervisor = QemuHypervisor::new(qemu, CaptureOptions::default());
         // Its volumes do not go turn by turn: their handover follows the last checkpoint.
         let marks = |_| Ok(Vec::new());
+        let (tally, pages) = (Arc::new(Tally::default()), tracker.pages());
         let mut engine = Replicator::new(setup, Box::new(hypervisor), tracker, Box::new(marks));
-        let (window, tally) = (Arc::clone(hub.window()), Arc::new(Tally::default()));
+        tally.begin(pages);
+        let window = Arc::clone(hub.window());
         let wire = Counted { sender: hub.sender(), window: Arc::clone(&window), tally: Arc::clone(&tally) };
         let (acks, _) = engine.connect(Arc::new(wire), None);
         let told = acks.clone();
