@@ -127,6 +127,7 @@ pub struct Config {
     /// The store that other nodes see too; `None`: what they must agree on is agreed on by hand.
     pub shared_store: Option<EtcdAddress>,
     /// The files with which its members are spoken to over TLS; `None`: in the clear.
+    #[cfg_attr(not(feature = "etcd"), expect(dead_code, reason = "there is no etcd to use it for"))]
     pub shared_tls: Option<EtcdTls>,
     /// How long a node that is silent at that store keeps the VMs that it holds.
     pub lease: Duration,
