@@ -1,4 +1,5 @@
-//! Two guards and a store, walked exhaustively: whatever is cut, killed, delayed or skewed, and in whatever order.
+//! Two guards and a store, walked exhaustively: whatever is cut, killed, delayed or skewed, and in whatever order. And three
+//! of them, in shorter lives.
 
 mod world;
 
@@ -26,6 +27,10 @@ impl Model for Setting {
     fn properties(&self) -> Vec<Property<Setting>> {
         vec![
             Property::always(ONE_RUNS, |_, world: &World| !both_run(world)),
+            Property::always(ONE_TAKES_OVER, |_, world: &World| !world.twice),
+            Property::sometimes("the second shadow took over", |setting: &Setting, world: &World| {
+                world.nodes[2].running || setting.shadows < 2
+            }),
             Property::always(NOTHING_IS_LOST, |_, world: &World| !(world.acknowledged && world.nodes[1].running)),
             Property::sometimes("what the heir lacks was acknowledged", |setting: &Setting, world: &World| {
                 world.acknowledged || setting.acknowledges == Acknowledges::Never
@@ -46,10 +51,12 @@ impl Model for Setting {
 
 const ONE_RUNS: &str = "one runs the guest, or none";
 
+const ONE_TAKES_OVER: &str = "one shadow takes over, or none, whatever becomes of it";
+
 const NOTHING_IS_LOST: &str = "whoever runs the guest has all that was acknowledged";
 
 fn both_run(world: &World) -> bool {
-    world.nodes[0].running && world.nodes[1].running
+    world.nodes.iter().filter(|node| node.running).count() > 1
 }
 
 fn is_holding(world: &World, node: usize) -> bool {
@@ -59,6 +66,8 @@ fn is_holding(world: &World, node: usize) -> bool {
 /// A lease lives for two steps: long enough for a primary to lose its own, a shadow to take over and lose it in turn,
 /// and somebody to come back.
 const STRICT: Setting = Setting {
+    shadows: 1,
+    heirs_end: true,
     strict: true,
     sure: SURE,
     from_before: true,
@@ -84,6 +93,15 @@ fn in_strict_mode_one_node_runs_the_guest_or_none_and_nothing_is_lost() {
     }
 }
 
+/// Two heirs race for the term; one of them is struck off, and lacks what the other has.
+#[test]
+fn of_two_heirs_one_takes_over_or_none_and_nothing_is_lost() {
+    let two = Setting { shadows: 2, steps: 4, ..WITHOUT_HEIR };
+    let checked = two.checker().threads(2).spawn_bfs().join();
+    checked.assert_properties();
+    assert!(checked.unique_state_count() > 100_000, "{} states are no walk", checked.unique_state_count());
+}
+
 /// The walk finds what a little less care would cost; else it would prove nothing.
 #[test]
 fn less_care_lets_two_run_or_loses_work() {
@@ -93,6 +111,11 @@ fn less_care_lets_two_run_or_loses_work() {
         ("trusts the whole lease by its own clock", ONE_RUNS, Setting { sure: TTL, ..STRICT }),
         ("counts from the answer", ONE_RUNS, Setting { from_before: false, ..STRICT }),
         ("does not wait until its heir is struck off", NOTHING_IS_LOST, hasty),
+        (
+            "heirs stay when another one takes over",
+            ONE_TAKES_OVER,
+            Setting { shadows: 2, heirs_end: false, steps: 5, ..STRICT },
+        ),
     ];
     for (what, broken, setting) in careless {
         let checked = setting.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();

@@ -1,9 +1,10 @@
-//! Everything that two guards, their drivers and a store can do, step by step.
+//! Everything that two or three guards, their drivers and a store can do, step by step.
 //!
 //! ```text
-//!   node 0 (primary) ──ask──► the store: a term, leases ──► the answer to a claim is under way ──► node
-//!   node 1 (shadow)            └ a claim may arrive late, also after its driver has given up or died
+//!   node 0 (primary)  ──ask──► the store: a term, leases ──► the answer to a claim is under way ──► node
+//!   nodes 1, 2 (shadows)        └ a claim may arrive late, also after its driver has given up or died
 //! ```
+//! The second shadow is there only if the setting says so. It is never struck off: it has what the first one lacks.
 //! What cannot make things worse is left out, so that the rest can be walked whole:
 //! - A node asks when it likes, so a request that is lost is one that was not made yet.
 //! - A look is answered at once: what it saw is of use only while it is still so. A renewal is answered at once, and so
@@ -30,9 +31,16 @@ pub const SURE: u64 = 4;
 /// Renewing, looking and standing each take less than a step.
 const STEP: Duration = Duration::from_nanos(1);
 
+/// The primary and two shadows.
+pub const NODES: usize = 3;
+
 /// How a life is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
+    /// One shadow, or two.
+    pub shadows: usize,
+    /// Whether the heirs of a term that somebody else claims are none, as they must be.
+    pub heirs_end: bool,
     /// Whether guests stand rather than run unsure of their lease.
     pub strict: bool,
     /// How much of a lease a holder trusts.
@@ -77,11 +85,14 @@ enum Strike {
 pub struct World {
     pub step: u64,
     /// Of the nodes, and of the store.
-    rates: [u64; 3],
-    pub nodes: [Node; 2],
+    rates: [u64; NODES + 1],
+    pub nodes: [Node; NODES],
     pub store: TermStore,
     /// Claims that nobody waits for any more, and which may arrive all the same; the last of each node.
-    late: [Option<Claim>; 2],
+    late: [Option<Claim>; NODES],
+    /// The first shadow that ran, and whether another one has since.
+    pub took_over: Option<usize>,
+    pub twice: bool,
     strike: Strike,
     /// Something was acknowledged that the shadow lacks.
     pub acknowledged: bool,
@@ -137,8 +148,8 @@ pub struct Term {
     holder: usize,
     /// `None` when it has ended.
     lease: Option<u8>,
-    /// Only the first primary's shadow has a whole state.
-    heir: Option<usize>,
+    /// Shadows that have a whole state.
+    heirs: [bool; NODES],
 }
 
 /// What can happen.
@@ -186,27 +197,38 @@ impl Setting {
         }
     }
 
-    /// The primary has just got its first lease, and its guest runs; for each set of rates.
-    pub fn beginnings(&self) -> Vec<World> {
-        let rates = |bits: usize| [RATES[bits & 1], RATES[bits >> 1], RATES[1]];
-        (0..4).map(|bits| self.beginning(rates(bits))).collect()
+    /// The nodes there are.
+    fn nodes(&self) -> std::ops::RangeInclusive<usize> {
+        0..=self.shadows
     }
 
-    fn beginning(&self, rates: [u64; 3]) -> World {
+    /// The primary has just got its first lease, and its guest runs; for each set of rates of it and the first shadow. Of two
+    /// shadows the first one is slow and the second one fast.
+    pub fn beginnings(&self) -> Vec<World> {
+        let rates = |bits: usize| [RATES[bits & 1], RATES[bits >> 1], RATES[1], RATES[1]];
+        let sets = if self.shadows == 2 { 2 } else { 4 };
+        (0..sets).map(|bits| self.beginning(rates(bits))).collect()
+    }
+
+    fn beginning(&self, rates: [u64; NODES + 1]) -> World {
         let now = Instant::ORIGIN;
         let mut primary = self.fresh(0, now);
         assert_eq!(primary.poll(now), Some(Ask::Look));
         primary.saw(now, Ok(None));
         assert_eq!(primary.poll(now), Some(Ask::Claim { epoch: Epoch(1), over: None }));
         primary.claimed(now, Claimed::Won(Instant::from_nanos(self.sure)));
-        let node = |guard, running, lease| Node { guard: Some(guard), running, waits: None, lease, recorded: None };
-        let term = Some(Term { epoch: Epoch(1), holder: 0, lease: Some(0), heir: Some(1) });
+        let node = |guard, running, lease| Node { guard, running, waits: None, lease, recorded: None };
+        let heirs = [false, true, self.shadows == 2];
+        let term = Some(Term { epoch: Epoch(1), holder: 0, lease: Some(0), heirs });
+        let shadow = |number| node((number <= self.shadows).then(|| self.fresh(number, now)), false, None);
         World {
             step: 0,
             rates,
-            nodes: [node(primary, true, Some(0)), node(self.fresh(1, now), false, None)],
+            nodes: [node(Some(primary), true, Some(0)), shadow(1), shadow(2)],
             store: TermStore { term, version: 1, leases: vec![(0, TTL)] },
-            late: [None; 2],
+            late: [None; NODES],
+            took_over: None,
+            twice: false,
             strike: Strike::No,
             acknowledged: false,
             crashes: self.crashes,
@@ -220,7 +242,7 @@ impl Setting {
             all.extend([Happening::Strike, Happening::StrikeComes, Happening::Acknowledge]);
         }
         all.extend(world.store.leases.iter().map(|(lease, _)| Happening::End(*lease)));
-        for node in 0..2 {
+        for node in self.nodes() {
             all.extend([Happening::Ask, Happening::Come].map(|kind| kind(node)));
             all.extend([Happening::GiveUp, Happening::ComeLate].map(|kind| kind(node)));
             all.extend([Happening::Crash, Happening::Restart].map(|kind| kind(node)));
@@ -236,7 +258,7 @@ impl Setting {
             Happening::Ask(node) => world.ask(node, self),
             Happening::Come(node) => world.come(node, self),
             Happening::GiveUp(node) => world.give_up(node),
-            Happening::ComeLate(node) => world.come_late(node),
+            Happening::ComeLate(node) => world.come_late(node, self),
             Happening::End(lease) => world.end(lease),
             Happening::Strike => world.strike(),
             Happening::StrikeComes => world.strike_comes(),
@@ -246,6 +268,7 @@ impl Setting {
         };
         happened.then(|| {
             world.run_whom_they_let();
+            world.note_who_took_over();
             world.forget_what_is_over();
             world
         })
@@ -267,17 +290,23 @@ impl World {
     }
 
     fn run_whom_they_let(&mut self) {
-        for node in 0..2 {
+        for node in 0..NODES {
             let gone =
                 !matches!(self.nodes[node].state(), Some(GuardState::Holding { .. } | GuardState::Lapsed { .. }));
             self.nodes[node].running = self.may_run(node) || (self.nodes[node].running && !gone);
         }
     }
 
+    fn note_who_took_over(&mut self) {
+        for node in (1..NODES).filter(|node| self.nodes[*node].running) {
+            self.twice |= *self.took_over.get_or_insert(node) != node;
+        }
+    }
+
     /// Who was told to stand does so at the last moment that its driver has promised.
     fn tick(&mut self, steps: u64) -> bool {
         self.step += 1;
-        for node in 0..2 {
+        for node in 0..NODES {
             let told = self.nodes[node].guard.as_ref().and_then(Guard::stands_at);
             let too_late = told.is_some_and(|told| self.now(node) >= told.after(STEP));
             self.nodes[node].running &= !too_late;
@@ -287,7 +316,7 @@ impl World {
 
     /// A renewal, or a look and the claim that it allows. A look that changes nothing is none.
     fn ask(&mut self, number: usize, setting: &Setting) -> bool {
-        let (now, began, store_clock) = (self.now(number), self.clock(number), self.clock(2));
+        let (now, began, store_clock) = (self.now(number), self.clock(number), self.clock(NODES));
         let before = self.nodes[number].state();
         let node = &mut self.nodes[number];
         let Some(guard) = node.guard.as_mut() else { return false };
@@ -311,7 +340,7 @@ impl World {
     fn claim(&mut self, number: usize, ask: Option<Ask>) -> bool {
         let Some(Ask::Claim { epoch, over }) = ask else { return false };
         let (lease, began) = (self.free_name(), self.clock(number));
-        self.store.grant(lease, self.clock(2));
+        self.store.grant(lease, self.clock(NODES));
         self.nodes[number].waits = Some(Waits::Sent(Claim { epoch, over, lease, began }));
         true
     }
@@ -322,7 +351,7 @@ impl World {
         let (Some(waits), Some(guard)) = (node.waits.take(), node.guard.as_mut()) else { return false };
         match waits {
             Waits::Sent(claim) => {
-                let won = self.store.set(number, claim);
+                let won = self.store.set(number, claim, setting.heirs_end);
                 node.waits = Some(if won { Waits::Won(claim) } else { Waits::Lost });
             }
             Waits::Won(claim) => {
@@ -351,14 +380,14 @@ impl World {
         }
     }
 
-    fn come_late(&mut self, number: usize) -> bool {
+    fn come_late(&mut self, number: usize, setting: &Setting) -> bool {
         let Some(claim) = self.late[number].take() else { return false };
-        self.store.set(number, claim);
+        self.store.set(number, claim, setting.heirs_end);
         true
     }
 
     fn end(&mut self, lease: u8) -> bool {
-        let (clock, before) = (self.clock(2), self.store.leases.len());
+        let (clock, before) = (self.clock(NODES), self.store.leases.len());
         self.store.leases.retain(|(known, ends)| *known != lease || clock < *ends);
         self.store.leases.len() < before
     }
@@ -380,7 +409,7 @@ impl World {
         let unchanged = over == self.store.version;
         self.strike = if unchanged { Strike::Done } else { Strike::No };
         if let Some(term) = self.store.term.as_mut().filter(|_| unchanged) {
-            term.heir = None;
+            term.heirs[1] = false;
             self.store.version += 1;
         }
         true
@@ -436,7 +465,7 @@ impl World {
             }
             node.lease = node.lease.filter(|lease| self.store.lives(*lease));
         }
-        let clock = self.clock(2);
+        let clock = self.clock(NODES);
         if let Some(term) = &mut self.store.term {
             term.lease = term.lease.filter(|lease| self.store.leases.iter().any(|(known, _)| known == lease));
         }
@@ -477,7 +506,7 @@ impl TermStore {
             epoch: term.epoch,
             version: self.version,
             mine: term.holder == node,
-            heir: term.heir == Some(node),
+            heir: term.heirs[node],
             held: term.lease.is_some(),
         })
     }
@@ -496,17 +525,19 @@ impl TermStore {
         found.map(|(_, ends)| *ends = clock + TTL).is_some()
     }
 
-    fn set(&mut self, holder: usize, claim: Claim) -> bool {
+    /// Heirs stay with their holder, and go with another.
+    fn set(&mut self, holder: usize, claim: Claim, heirs_end: bool) -> bool {
         let version = self.term.map(|_| self.version);
         if version != claim.over {
             return false;
         }
-        let heir = self.term.and_then(|term| term.heir).filter(|heir| *heir != holder);
+        let stay = |term: &Term| term.holder == holder || !heirs_end;
+        let heirs = self.term.filter(stay).map(|term| term.heirs).unwrap_or_default();
         self.term = Some(Term {
             epoch: claim.epoch,
             holder,
             lease: Some(claim.lease).filter(|lease| self.lives(*lease)),
-            heir,
+            heirs,
         });
         self.version += 1;
         true
