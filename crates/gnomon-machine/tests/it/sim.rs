@@ -31,6 +31,7 @@ struct Pair {
     ram: Arc<SimRam>,
     shadow: Arc<Mutex<Shadow<SimSuccessor>>>,
     primary: Replicator,
+    tier: TrackerTier,
 }
 
 fn pair(tier: TrackerTier, limits: Limits, link: Option<BytesPerSecond>) -> Pair {
@@ -52,7 +53,7 @@ fn pair(tier: TrackerTier, limits: Limits, link: Option<BytesPerSecond>) -> Pair
         Box::new(tracker),
         Box::new(|_| Ok(Vec::new())),
     );
-    Pair { world, ram, shadow: Arc::new(Mutex::new(shadow)), primary }
+    Pair { world, ram, shadow: Arc::new(Mutex::new(shadow)), primary, tier }
 }
 
 impl Pair {
@@ -86,6 +87,8 @@ enum Deed {
         byte: u8,
     },
     Checkpoint,
+    /// What was written is sent, and no checkpoint made.
+    Pass,
     /// The link is cut after so many messages, within what comes.
     Cut(u64),
     ScanFails(u32),
@@ -99,6 +102,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         4 => write.prop_map(Deed::Write),
         2 => (0..PAGES as u64, 1..PAGES as u64, 0u8..3).prop_map(|(from, count, byte)| Deed::Fill { from, count, byte }),
         8 => Just(Deed::Checkpoint),
+        4 => Just(Deed::Pass),
         2 => (0u64..9).prop_map(Deed::Cut),
         1 => (1u32..4).prop_map(Deed::ScanFails),
         1 => Just(Deed::Forget),
@@ -122,6 +126,13 @@ fn live(pair: &mut Pair, deeds: Vec<Deed>, seed: u64) {
             }
             Deed::Checkpoint => {
                 if let Err(error) = pair.primary.checkpoint() {
+                    assert_eq!(pair.primary.is_connected(), !error.ends_the_session(), "{error}");
+                }
+            }
+            // A tier that needs a standing guest has no passes.
+            Deed::Pass if pair.tier.needs_standing_guest() => {}
+            Deed::Pass => {
+                if let Err(error) = pair.primary.owed().and_then(|_| pair.primary.send_beside()) {
                     assert_eq!(pair.primary.is_connected(), !error.ends_the_session(), "{error}");
                 }
             }
@@ -187,6 +198,26 @@ fn a_link_that_returns_carries_only_what_was_not_sealed() {
     let told = pair.primary.freeze().expect("sent");
     assert_eq!((told.checkpoint, told.codings.pages()), (4, PageCount(1)), "3 was captured, and is left out");
     pair.assert_a_moment();
+}
+
+#[test]
+fn what_was_sent_beside_the_guest_is_not_sent_while_it_stands() {
+    let mut pair = pair(TrackerTier::PagemapScan, Limits::default(), None);
+    for page in 0..PAGES as u64 {
+        pair.world.lock().unwrap().write(page, 5, page as u8 | 1);
+    }
+    let _link = Link::connect(&mut pair.primary, &pair.shadow, EPOCH);
+    assert_eq!(pair.primary.owed().expect("a look"), PageCount(PAGES as u64));
+    pair.primary.send_beside().expect("sent");
+    assert_eq!(pair.primary.owed().expect("a look"), PageCount(0));
+    assert_eq!(pair.shadow.lock().unwrap().has(), None, "nothing is claimed before there is a checkpoint");
+    (0..9).for_each(|page| pair.world.lock().unwrap().write(page, 7, 1));
+    assert_eq!(pair.primary.owed().expect("a look"), PageCount(9));
+    let told = pair.primary.freeze().expect("sent");
+    assert_eq!((told.standing, told.running), (PageCount(9), PageCount(0)));
+    pair.assert_a_moment();
+    assert!(*pair.ram.0.lock().unwrap() == pair.world.lock().unwrap().memory);
+    pair.primary.leave_standing();
 }
 
 #[test]

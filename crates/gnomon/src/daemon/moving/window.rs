@@ -228,6 +228,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_on_its_way_is_waited_for() {
+        let window = Window::default();
+        assert!(window.drain(), "nothing is");
+        assert!(window.enter(10) && window.enter(20));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| window.drain());
+            window.acknowledge(10);
+            assert!(!waiting.is_finished(), "the rest is on its way");
+            window.acknowledge(30);
+            assert!(waiting.join().expect("a thread"));
+        });
+        assert!(window.enter(1));
+        window.end();
+        assert!(!window.drain(), "it will never be taken");
+    }
+
+    #[test]
     fn an_end_lets_everybody_go() {
         let window = Window::default();
         assert!(window.enter(FIRST as usize));
