@@ -268,7 +268,9 @@ impl Setting {
         };
         happened.then(|| {
             world.run_whom_they_let();
-            world.note_who_took_over();
+            if self.shadows > 1 {
+                world.note_who_took_over();
+            }
             world.forget_what_is_over();
             world
         })
