@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gnomon_store::{RedbStore, Store};
 use serde_json::Value;
 
 use crate::{
@@ -354,6 +355,29 @@ fn a_daemon_that_dies_in_a_switchover_leaves_one_guest() {
         sheltered.await_count(house, count + 3);
         assert!(!console(house).contains(&b'E'), "seed {seed}: disk and memory are of two moments");
     }
+}
+
+/// Found by these deaths: the new host's daemon dies when the guest is its VM, and its shadow not forgotten yet.
+#[test]
+fn a_guest_that_was_taken_in_is_let_be_though_its_shadow_is_on_record() {
+    let mut sheltered = Sheltered::boot_with_disks();
+    sheltered.protect();
+    let records = |house: &House| RedbStore::open(&house.path("state/gnomon.redb")).expect("nobody else has it open");
+    sheltered.pair.b.crash();
+    let shadow = records(&sheltered.pair.b).get("shadow/tiny").expect("read").expect("it is on record");
+    sheltered.pair.b.start();
+    let told = || events(&sheltered.pair.a).into_iter().map(|(what, _)| what).collect::<Vec<_>>();
+    let again = || (told() == ["protect", "shadow-lost", "protect"]).then_some(());
+    await_some("protected again", || format!("{:?}", told()), again);
+    sheltered.pair.a.ask(&["vm", "switchover", "tiny"]);
+    sheltered.pair.b.crash();
+    let forgotten = ("shadow/tiny".to_string(), shadow.value);
+    records(&sheltered.pair.b).put_all(&[forgotten]).expect("written");
+    sheltered.pair.b.start();
+    let count = counts(&sheltered.pair.b).last().copied().expect("it counts");
+    sheltered.await_count(&sheltered.pair.b, count + 3);
+    sheltered.pair.b.crash();
+    assert!(records(&sheltered.pair.b).get("shadow/tiny").expect("read").is_none(), "it is forgotten now");
 }
 
 /// The memory of a shadow dies with its daemon; its disks do not.

@@ -133,7 +133,10 @@ impl Life {
             Moment::Asked => true,
             Moment::Priming(permille) => is_in("prime", permille),
             // Either may be over before it is looked for.
-            Moment::Memory => matches!(status(b).as_str(), "inmigrate" | "landing") || is_given(),
+            Moment::Memory => {
+                // It is told of as landing before it has a QEMU.
+                matches!(status(b).as_str(), "inmigrate" | "landing") && !qemus(b).is_empty() || is_given()
+            }
             Moment::Standing => matches!(status(a).as_str(), "finish-migrate" | "postmigrate") || is_given(),
             Moment::InTheSwitch(millis) => {
                 let memory = self.has_come(Moment::Memory);

@@ -310,11 +310,12 @@ impl Landing {
         qemu.qmp().cont_after_migration(STEP)?;
         tracing::info!(vm = self.record.vm, took = ?begun.elapsed(), "the guest that landed runs");
         inner.is_over = true;
+        // Held until it is a VM of this node: who finds a landing that is over, and no VM, ends the QEMU as nobody's.
+        daemon.vms.take_in(self.as_vm(&qemu), qemu)?;
+        self.leave(daemon);
         // Unmapping takes longer the more there is.
         let shadow = inner.shadow.take();
         drop(inner);
-        daemon.vms.take_in(self.as_vm(&qemu), qemu)?;
-        self.leave(daemon);
         self.tell(Ok(()));
         drop(shadow);
         daemon.records.remove_landing(&self.record.vm)

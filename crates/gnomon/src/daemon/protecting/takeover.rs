@@ -288,6 +288,10 @@ fn settle(daemon: &Arc<Daemon>, record: &ShadowRecord, epoch: u64, qemu: Arc<Qem
 /// This daemon died in the midst of a takeover that was decided. Devices are loaded before that, and the QEMU outlives the
 /// daemon: the guest goes on in it, unless that has ended too.
 pub fn finish_promotion(daemon: &Arc<Daemon>, record: &ShadowRecord) -> Result<(), ApiError> {
+    // It died when only the shadow was left to forget: the VM is looked after, and nobody else can ask its QEMU.
+    if daemon.vms.has_taken_in(&record.vm, record.token) {
+        return daemon.shadows.remove(daemon, record);
+    }
     let epoch = daemon.records.promoted(&record.id)?.unwrap_or_default();
     claim_late(daemon, record)?;
     if let Some(qemu) = daemon.vms.find_loaded(&record.vm) {

@@ -132,6 +132,11 @@ impl Vms {
         Ok(vm)
     }
 
+    /// Whether the guest for which a QEMU with this token waited is a VM of this node by now.
+    pub fn has_taken_in(&self, name: &str, token: u64) -> bool {
+        self.all.read().get(name).is_some_and(|vm| vm.record().token == token)
+    }
+
     /// A QEMU of this name that nobody looks after and that has loaded its guest.
     pub fn find_loaded(&self, name: &str) -> Option<Qemu> {
         let qemu = Qemu::adopt_dir(&self.dir.join(name)).ok()?;
