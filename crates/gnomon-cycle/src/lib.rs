@@ -23,7 +23,7 @@ pub use config::{CycleConfig, CycleError, DEFAULT_WINDOW, Forecast, PREDICTORS};
 pub use cycle::Cycle;
 pub use score::Score;
 pub use stall::StallForecast;
-pub use view::UnitState;
+pub use view::{Outlook, ShadowState, UnitState};
 
 use gnomon_terms::{Event, Instant, Plane};
 

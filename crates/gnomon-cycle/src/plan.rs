@@ -67,6 +67,12 @@ impl Plan {
         self.prefetch.len() as f32 / PREFETCHES as f32
     }
 
+    /// The first `most` units of the background order that are still to be asked for.
+    pub(crate) fn ahead(&self, lacking: &BlockMap, flights: &Flights, most: usize) -> Vec<UnitIndex> {
+        let waiting = self.queue[self.at..].iter().copied();
+        waiting.filter(|unit| wanted(self.geometry, *unit, lacking, flights)).take(most).collect()
+    }
+
     /// The next reactive forecast that is still due and lacking; the same again until it is on its way.
     pub(crate) fn next_prefetch(&mut self, now: Instant, lacking: &BlockMap, flights: &Flights) -> Option<Chance> {
         while let Some(chance) = self.prefetch.front() {

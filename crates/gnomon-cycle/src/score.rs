@@ -56,11 +56,13 @@ impl fmt::Display for Score {
 
 #[cfg(test)]
 mod tests {
+    use gnomon_forecast::Clock;
+
     use super::*;
 
     #[test]
     fn a_person_can_read_it() {
-        let weights = vec![Weight { expert: "sequential", weight: 0.25 }];
+        let weights = vec![Weight { clock: Clock::Background, expert: "sequential", weight: 0.25 }];
         let score = Score { hits: 3, misses: 1, moved: Bytes(1 << 20), weights, ..Score::default() };
         let text = score.to_string();
         assert!(text.starts_with("4 reads, 25.00 % waited (0 late); 1.0 MiB moved"), "{text}");

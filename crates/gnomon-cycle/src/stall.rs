@@ -37,6 +37,11 @@ impl RecentReads {
         self.reads.push_back((at, extent));
     }
 
+    /// The last reads, at most `most`, the latest first.
+    pub(crate) fn last(&self, most: usize) -> impl Iterator<Item = (Instant, Extent)> {
+        self.reads.iter().rev().take(most).copied()
+    }
+
     /// What the reads of the last `horizon` would feel with `lacking` missing. If the memory does not reach back
     /// that far, it is scaled up.
     pub(crate) fn forecast(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gnomon_forecast::UnitIndex;
+use gnomon_forecast::{Expected, Reason, UnitIndex};
 use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant, Place, Routes};
 
 use crate::cycle::Cycle;
@@ -24,7 +24,53 @@ pub struct UnitState {
     pub place: Place,
 }
 
+/// What a loop expects, and why: what it tells a person who asks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// Accesses it has learned from.
+    pub accesses: u64,
+    /// The last reads, the latest first, and how long ago they were.
+    pub reads: Vec<(Extent, Duration)>,
+    /// Forecasts that no read has made true so far, the latest first.
+    pub expected: Vec<Expected>,
+    /// What goes first: of all that a shadow lacks, or of all that is allocated, as if a move began now.
+    pub first: Vec<Reason>,
+    /// How far the shadow is, if there is one.
+    pub shadow: Option<ShadowState>,
+}
+
+/// How far a shadow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShadowState {
+    /// The guest runs at its place.
+    pub switched: bool,
+    /// What it lacks.
+    pub lacking: BlockCount,
+    /// Bytes on their way to it.
+    pub in_flight: Bytes,
+}
+
 impl Cycle {
+    /// What is expected, and why, with at most `most` entries in each list. Changes nothing. Costs some milliseconds;
+    /// O(allocated units) up to the first 2^20 where no move is on.
+    pub fn outlook(&self, most: usize) -> Outlook {
+        let first = match &self.shadow {
+            Some(shadow) => shadow.plan.ahead(&shadow.lacking, &shadow.flights, most),
+            None => self.predictor.first(self.now, &self.allocated, most),
+        };
+        Outlook {
+            accesses: self.accesses,
+            reads: self.recent.last(most).map(|(at, extent)| (extent, self.now.since(at))).collect(),
+            expected: self.predictor.expected(self.now, most),
+            first: self.predictor.reasons(self.now, &first),
+            shadow: self.shadow.as_ref().map(|shadow| ShadowState {
+                switched: shadow.switched,
+                lacking: shadow.lacking.count(),
+                in_flight: shadow.flights.copying(),
+            }),
+        }
+    }
+
     /// A snapshot of where copies are, for planes whose data path chooses among several; none for a resource that is
     /// served by its own place alone, as volumes are.
     pub fn poll_routes(&mut self) -> Option<Arc<Routes>> {

@@ -17,6 +17,8 @@
 //! time from which only units not touched since count as lacking. Cost: O(1) an access beside the opening of
 //! windows, which costs O(tracked units) at access counts that grow by √2.
 
+mod explain;
+
 use std::time::Duration;
 
 use gnomon_terms::{Access, Bytes, Instant, Op};
@@ -29,6 +31,7 @@ use crate::hedge::Hedge;
 use crate::history::{History, Tick};
 use crate::predictor::{DEFAULT_HORIZON, ExpertScore, Weight};
 use crate::readahead::{Ahead, Streams};
+use crate::reason::{Clock, Expected, Reason};
 use crate::regions::{Regions, region_of};
 use crate::sequence::jury::Jury;
 use crate::sequence::{
@@ -231,9 +234,14 @@ impl Ensemble {
         }
     }
 
-    fn log_score(&self, place: [u8; N]) -> f32 {
+    fn log_score(&self, table: &Table, place: [u8; N]) -> f32 {
         let weights = self.background.weights();
-        (0..N).map(|expert| weights[expert] * self.current[expert][usize::from(place[expert])].ln()).sum()
+        (0..N).map(|expert| weights[expert] * table[expert][usize::from(place[expert])].ln()).sum()
+    }
+
+    /// By what a unit's place in the background order is decided: the least goes first, and ties by address.
+    fn key(&self, table: &Table, unit: UnitIndex, now: Tick) -> i32 {
+        -(self.log_score(table, classes(self.sight(unit, now))) / TIE).floor() as i32
     }
 
     fn sight(&self, unit: UnitIndex, now: Tick) -> Sight<'_> {
@@ -245,6 +253,11 @@ impl Ensemble {
 /// Whether nothing has touched `unit` since a time.
 fn is_untouched(history: &History, unit: UnitIndex, since: Tick) -> bool {
     history.past(unit).is_none_or(|past| past.last_touch() < since)
+}
+
+/// Whether a reactive expert is heard: while the evidence against it is not overwhelming.
+fn is_heard(weights: &[f32; 3], at: usize) -> bool {
+    weights[at] * 16.0 >= weights[0]
 }
 
 /// Which reactive expert a class of forecasts belongs to.
@@ -291,9 +304,8 @@ impl Predictor for Ensemble {
     fn rank(&mut self, now: Instant, lacking: &BlockMap, out: &mut Vec<UnitIndex>) {
         let now = Tick::at(now);
         self.current = hazards(self.windows.iter());
-        let mut keyed: Vec<(i32, UnitIndex)> = lacking_units(self.geometry, lacking)
-            .map(|unit| (-(self.log_score(classes(self.sight(unit, now))) / TIE).floor() as i32, unit))
-            .collect();
+        let mut keyed: Vec<(i32, UnitIndex)> =
+            lacking_units(self.geometry, lacking).map(|unit| (self.key(&self.current, unit, now), unit)).collect();
         keyed.sort_unstable();
         self.jury.rest(out);
         out.extend(keyed.into_iter().map(|(_, unit)| unit));
@@ -303,8 +315,7 @@ impl Predictor for Ensemble {
         let due = access.at.after(self.adjuster.horizon());
         let weights = self.reactive.weights();
         for (unit, class) in self.chances.drain(..) {
-            // Heard while the evidence against the source is not overwhelming.
-            if weights[source(class)] * 16.0 >= weights[0] {
+            if is_heard(weights, source(class)) {
                 out.push(Chance { unit, probability: self.gate.precision(class), due });
             }
         }
@@ -315,7 +326,7 @@ impl Predictor for Ensemble {
         if unit.0 >= self.geometry.units() {
             return 0.0;
         }
-        self.log_score(classes(self.sight(unit, Tick::at(now)))).exp().clamp(0.0, 1.0)
+        self.log_score(&self.current, classes(self.sight(unit, Tick::at(now)))).exp().clamp(0.0, 1.0)
     }
 
     fn begin(&mut self, now: Instant, _lacking: &BlockMap) {
@@ -333,9 +344,10 @@ impl Predictor for Ensemble {
     }
 
     fn weights(&self) -> Vec<Weight> {
-        let background = EXPERTS.iter().zip(self.background.weights());
-        let reactive = REACTIVE.iter().zip(self.reactive.weights());
-        let plain = background.chain(reactive).map(|(expert, weight)| Weight { expert, weight: *weight });
+        let background = EXPERTS.iter().zip(self.background.weights()).map(|of| (Clock::Background, of));
+        let reactive = REACTIVE.iter().zip(self.reactive.weights()).map(|of| (Clock::Reactive, of));
+        let plain = background.chain(reactive);
+        let plain = plain.map(|(clock, (expert, weight))| Weight { clock, expert, weight: *weight });
         plain.chain(self.jury.weights()).collect()
     }
 
@@ -343,6 +355,18 @@ impl Predictor for Ensemble {
         let (unit, weights) = (self.geometry.unit_bytes(), self.reactive.weights());
         let plain = (1..REACTIVE.len()).map(|at| self.tallies[at].score(REACTIVE[at], weights[at], unit, Bytes(0)));
         plain.chain(self.jury.scores()).collect()
+    }
+
+    fn expected(&self, now: Instant, most: usize) -> Vec<Expected> {
+        self.out(now, most)
+    }
+
+    fn first(&self, now: Instant, lacking: &BlockMap, most: usize) -> Vec<UnitIndex> {
+        self.head(now, lacking, most)
+    }
+
+    fn reasons(&self, now: Instant, units: &[UnitIndex]) -> Vec<Reason> {
+        self.why(now, units)
     }
 
     fn lesson(&mut self) -> Option<Lesson> {

@@ -7,6 +7,7 @@
 
 use crate::UnitIndex;
 use crate::history::Tick;
+use crate::reason::Expected;
 
 const PLACES: usize = 1 << 12;
 const FREE: u32 = u32::MAX;
@@ -15,11 +16,19 @@ const PROOF: f32 = 32.0;
 
 /// One forecast whose truth is not known yet.
 #[derive(Clone, Copy, Debug)]
-struct Pending {
+pub struct Pending {
     unit: u32,
     made: Tick,
     due: Tick,
     class: u8,
+}
+
+impl Pending {
+    /// The forecast as it is told to a person.
+    pub fn expected(&self, now: Tick, expert: &'static str, probability: f32, is_heard: bool) -> Expected {
+        let left = (now <= self.due).then(|| self.due.after(now));
+        Expected { unit: UnitIndex(self.unit), expert, probability, is_heard, made: now.after(self.made), left }
+    }
 }
 
 /// How a forecast ended.
@@ -66,6 +75,11 @@ impl Gate {
     pub fn expects(&self, unit: UnitIndex, now: Tick) -> bool {
         let place = &self.pending[place(unit)];
         place.unit == unit.0 && now <= place.due
+    }
+
+    /// The forecasts that no read has made true, with their classes; also those that have run out.
+    pub fn pending(&self) -> impl Iterator<Item = (u8, &Pending)> {
+        self.pending.iter().filter(|place| place.unit != FREE).map(|place| (place.class, place))
     }
 
     /// `unit` is read: the forecast that named it, if any, has ended.

@@ -7,6 +7,8 @@
 //! Time is kept in ticks of 2^24 ns (16.8 ms), counted from 1 so that 0 means "never": 32 bits last 2.28 years,
 //! after which all times are equal and forecasts go by counts alone.
 
+use std::time::Duration;
+
 use gnomon_terms::{Access, Instant, Op};
 
 use crate::{Geometry, UnitIndex};
@@ -30,6 +32,11 @@ impl Tick {
     /// Ticks since `earlier`; zero when it is not earlier.
     pub fn since(self, earlier: Tick) -> u32 {
         self.0.saturating_sub(earlier.0)
+    }
+
+    /// The same as a time.
+    pub fn after(self, earlier: Tick) -> Duration {
+        Duration::from_nanos(u64::from(self.since(earlier)) << TICK_SHIFT)
     }
 }
 

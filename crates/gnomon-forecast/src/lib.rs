@@ -27,6 +27,7 @@ pub mod location;
 mod oracle;
 mod predictor;
 mod readahead;
+mod reason;
 mod regions;
 pub mod sequence;
 pub mod series;
@@ -44,4 +45,5 @@ pub use predictor::{
     Chance, DEFAULT_HORIZON, ExpertScore, Predictor, SequentialPredictor, SilentPredictor, Weight, lacking_units,
 };
 pub use readahead::ReadaheadPredictor;
+pub use reason::{Clock, Expected, Reason, Seen};
 pub use successor::SuccessorPredictor;

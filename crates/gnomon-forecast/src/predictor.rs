@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use gnomon_terms::{Access, Bytes, Instant};
 
+use crate::reason::{Clock, Expected, Reason};
 use crate::sequence::{Lesson, Model};
 use crate::{BlockMap, Geometry, UnitIndex};
 
@@ -26,6 +27,8 @@ pub struct Chance {
 /// How much an expert of an ensemble counts at present.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weight {
+    /// Those it stands with.
+    pub clock: Clock,
     /// The expert's name.
     pub expert: &'static str,
     /// Its share of the weights of its clock, 0 to 1.
@@ -94,6 +97,22 @@ pub trait Predictor: Send {
 
     /// What the reactive experts were worth, for those that have any.
     fn scores(&self) -> Vec<ExpertScore> {
+        Vec::new()
+    }
+
+    /// Up to `most` of the forecasts that no read has made true so far, those that still may come true first and the
+    /// latest of them first. Asking changes nothing, here as below.
+    fn expected(&self, _now: Instant, _most: usize) -> Vec<Expected> {
+        Vec::new()
+    }
+
+    /// The first `most` units that [`Predictor::rank`] would name, as far as can be told in bounded time.
+    fn first(&self, _now: Instant, _lacking: &BlockMap, _most: usize) -> Vec<UnitIndex> {
+        Vec::new()
+    }
+
+    /// Why each of `units` stands where it does in that order; units that do not exist are passed over.
+    fn reasons(&self, _now: Instant, _units: &[UnitIndex]) -> Vec<Reason> {
         Vec::new()
     }
 

@@ -3,5 +3,6 @@
 mod hints;
 mod honesty;
 mod life;
+mod outlook;
 mod plane;
 mod stories;

@@ -23,6 +23,7 @@ use crate::gate::{Ended, Gate};
 use crate::hedge::Hedge;
 use crate::history::Tick;
 use crate::predictor::{ExpertScore, Weight};
+use crate::reason::{Clock, Expected};
 use crate::tally::Tally;
 use crate::{Chance, Geometry, UnitIndex};
 
@@ -146,6 +147,14 @@ impl Jury {
         self.chances.clear();
     }
 
+    /// The forecasts that are out, as a person is told of them.
+    pub fn pending(&self, now: Tick, bar: f32) -> impl Iterator<Item = Expected> {
+        self.gate.pending().map(move |(class, forecast)| {
+            let (at, precision) = (expert(class), self.gate.precision(class));
+            forecast.expected(now, self.experts[at].name(), precision, self.is_heard(at) && precision >= bar)
+        })
+    }
+
     /// What experts that look far expect to be read at all, first what is needed first.
     pub fn rest(&self, out: &mut Vec<UnitIndex>) {
         self.experts.iter().for_each(|expert| expert.rest(out));
@@ -169,7 +178,7 @@ impl Jury {
     /// The experts' weights; what is missing to one is silence's.
     pub fn weights(&self) -> impl Iterator<Item = Weight> {
         let weights = self.experts.iter().zip(&self.hedge.weights()[1..]);
-        weights.map(|(expert, weight)| Weight { expert: expert.name(), weight: *weight })
+        weights.map(|(expert, weight)| Weight { clock: Clock::Sequence, expert: expert.name(), weight: *weight })
     }
 
     /// What each expert was worth.

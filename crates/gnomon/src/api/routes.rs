@@ -18,13 +18,13 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ImportVolume, JobView, MoveOutlook, MoveRequest,
-        NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm, SwitchVm, TraceQuery,
-        UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
+        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ForecastQuery, ForecastView, ImportVolume, JobView,
+        MoveOutlook, MoveRequest, NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm,
+        SwitchVm, TraceQuery, UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
     },
 };
 use crate::{
-    daemon::{Daemon, moving, protecting, updating},
+    daemon::{Daemon, forecasts, moving, protecting, updating},
     metrics, trace,
 };
 
@@ -70,6 +70,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         vm_outlook,
         trace_volume,
         forecast_volume,
+        forecast_vm,
         vms,
         run_vm,
         adopt_vm,
@@ -112,6 +113,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/verify", post(verify_volume))
         .route("/v1/volumes/{name}/trace", get(trace_volume))
         .route("/v1/volumes/{name}/forecast", get(forecast_volume))
+        .route("/v1/vms/{name}/forecast", get(forecast_vm))
         .route("/v1/vms", get(vms).post(run_vm))
         .route("/v1/vms/adopt", post(adopt_vm))
         .route("/v1/vms/{name}", get(vm))
@@ -375,11 +377,24 @@ async fn trace_volume(
     Ok(([(CONTENT_TYPE, "text/csv")], Body::from_stream(lines)).into_response())
 }
 
-/// What a volume's loop expects, and how good it was.
-#[utoipa::path(get, path = "/v1/volumes/{name}/forecast", responses((status = 200, body = Object)))]
-async fn forecast_volume(State(daemon): Daemoned, Segment(name): Segment<String>) -> Answer<serde_json::Value> {
-    let handle = daemon.keeper.get(&name)?;
-    Ok(Json(handle.watcher.run(|cycle, _| moving::progress::score_json(cycle)).await?))
+/// What is expected of a volume, why, and how good it was.
+#[utoipa::path(get, path = "/v1/volumes/{name}/forecast", params(ForecastQuery), responses((status = 200, body = ForecastView)))]
+async fn forecast_volume(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Query(query): Query<ForecastQuery>,
+) -> Answer<ForecastView> {
+    forecasts::of_volume(&daemon, &name, query).await.map(Json)
+}
+
+/// The same of each volume of a VM.
+#[utoipa::path(get, path = "/v1/vms/{name}/forecast", params(ForecastQuery), responses((status = 200, body = [ForecastView])))]
+async fn forecast_vm(
+    State(daemon): Daemoned,
+    Segment(name): Segment<String>,
+    Query(query): Query<ForecastQuery>,
+) -> Answer<Vec<ForecastView>> {
+    forecasts::of_vm(&daemon, &name, query).await.map(Json)
 }
 
 /// All VMs.

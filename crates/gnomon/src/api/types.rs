@@ -1,6 +1,7 @@
 //! What crosses the API: requests and views. Sizes are bytes, times seconds; nothing here acts.
 
 mod agent;
+mod forecast;
 mod nic;
 mod protection;
 mod ram;
@@ -15,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
+pub use forecast::{
+    ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP, WorthView,
+};
 pub use nic::{NicView, RunNic};
 pub use protection::{
     FailoverVm, GuardView, ProtectVm, ProtectionState, ProtectionView, ShadowView, SwitchVm, UnprotectVm,

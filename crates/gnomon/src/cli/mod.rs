@@ -72,7 +72,7 @@ enum Command {
     /// Traces: record what a guest does with its disk, look at recordings
     #[command(subcommand)]
     Trace(trace::Command),
-    /// Forecasts: try the predictors on a recorded trace
+    /// Forecasts: what is expected of a volume and why; try the predictors on a recorded trace
     #[command(subcommand)]
     Forecast(forecast::Command),
     /// Benchmarks: measure this host
@@ -165,7 +165,7 @@ async fn ask(command: Command, context: &Context) -> Ended {
         Command::Volume(command) => volume::run(command, context).await,
         Command::Job(command) => job::run(command, context).await,
         Command::Trace(command) => trace::run(command, context).await,
-        Command::Forecast(command) => forecast::run(command, context),
+        Command::Forecast(command) => forecast::run(command, context).await,
         Command::Bench(command) => bench::run(command),
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::Serve(_) | Command::Completions(_) => unreachable!("carried out without a client"),

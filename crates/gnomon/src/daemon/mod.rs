@@ -7,6 +7,7 @@ mod agent;
 mod balancing;
 pub mod cards;
 pub mod console;
+pub mod forecasts;
 pub mod importing;
 pub mod jobs;
 pub mod keeper;

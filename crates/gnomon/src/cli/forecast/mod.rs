@@ -1,9 +1,11 @@
-//! `gnomon forecast`: what the predictors would have been worth, and models that are trained to be worth more.
+//! `gnomon forecast`: what is expected and why, what the predictors would have been worth, and models that are trained
+//! to be worth more.
 
 mod compare;
 mod knowledge;
 mod plot;
 mod replay;
+mod show;
 mod train;
 
 use clap::Subcommand;
@@ -14,6 +16,12 @@ pub use replay::dry_run;
 /// `gnomon forecast`
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Say what is expected of a volume, why, and how good the forecasts were; also while it moves
+    #[command(after_help = "Examples:\n  gnomon forecast show web\n  gnomon forecast show root --top 40 --json\n\n\
+                            weight: an expert's share among those of its clock. true: the share of its forecasts that\n\
+                            came true in time. chance: of forecasts like this one, the share that came true.\n\
+                            What a move does not act on is told as well.")]
+    Show(show::Args),
     /// Replay a recording through the real loop and compare every predictor with address order and the oracle
     #[command(after_help = "Examples:\n  gnomon forecast replay --trace web.csv.zst\n  \
                             gnomon forecast replay --trace web.csv.zst --model web.safetensors\n  \
@@ -35,8 +43,9 @@ pub enum Command {
 }
 
 /// Carries a command out.
-pub(super) fn run(command: Command, context: &Context) -> Ended {
+pub(super) async fn run(command: Command, context: &Context) -> Ended {
     match command {
+        Command::Show(args) => show::run(&args, context).await,
         Command::Replay(args) => replay::run(&args, context),
         Command::Train(args) => train::run(&args, context),
         Command::Compare(args) => compare::run(&args, context),

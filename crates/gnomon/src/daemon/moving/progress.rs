@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use gnomon_cycle::{Cycle, StallForecast};
+use gnomon_cycle::StallForecast;
 use gnomon_terms::{BlockCount, BytesPerSecond};
 
 use crate::api::types::Progress;
@@ -60,26 +60,6 @@ pub fn shrinking(phase: &str, lacking: u64, total: u64, rate: BytesPerSecond, me
 /// Seconds until so many bytes are there, if anything is carried.
 pub fn eta(lacking: u64, rate: BytesPerSecond) -> Option<f64> {
     (rate.0 > 0).then(|| lacking as f64 / rate.0 as f64)
-}
-
-/// A loop's score as JSON.
-pub fn score_json(cycle: &Cycle) -> serde_json::Value {
-    let score = cycle.score();
-    serde_json::json!({
-        "hits": score.hits,
-        "misses": score.misses,
-        "late": score.late,
-        "unused": score.unused,
-        "bytes_moved": score.moved.0,
-        "bytes_wasted": score.wasted.0,
-        "dropped": score.dropped,
-        "failed": score.failed,
-        "threshold": score.threshold,
-        "horizon_s": score.horizon.as_secs_f64(),
-        "weights": score.weights.iter().map(|w| (w.expert.to_string(), w.weight)).collect::<std::collections::BTreeMap<_, _>>(),
-        "lacking_bytes": cycle.lacking().bytes().0,
-        "summary": score.to_string(),
-    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,150 @@
+//! `forecast show`: what is expected of a volume, why, and how good it was. Times are seconds, chances 0 to 1.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Entries of each list unless asked for otherwise, and at most.
+pub const TOP: (u32, u32) = (10, 256);
+
+/// How much to tell.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+pub struct ForecastQuery {
+    /// Entries of each list: 10 unless told, 256 at most.
+    #[serde(default)]
+    pub top: Option<u32>,
+}
+
+/// What a volume's loop expects, why, and how good it was.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ForecastView {
+    /// The volume.
+    pub volume: String,
+    /// What it is here.
+    pub role: String,
+    /// Accesses that were learned from since the daemon started; with none, nothing is known yet.
+    pub accesses: u64,
+    /// The chance below which a forecast is not acted on.
+    pub threshold: f32,
+    /// How far ahead forecasts look.
+    pub horizon_s: f64,
+    /// All who are asked, and how much each counts.
+    pub experts: Vec<ExpertView>,
+    /// The last reads, the latest first: what the forecasts come from.
+    pub reads: Vec<ReadView>,
+    /// What is expected to be read soon: forecasts that no read has made true, those still out before those run out.
+    pub expected: Vec<ExpectedView>,
+    /// What goes first in the move that is on, or in one that began now.
+    pub first: Vec<FirstView>,
+    /// The move that is on; nothing when there is none.
+    pub moving: Option<MovingView>,
+}
+
+/// An expert and its standing.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ExpertView {
+    /// Those it stands with: background, reactive or sequence.
+    pub clock: String,
+    /// Its name.
+    pub expert: String,
+    /// Its share of that clock's weights.
+    pub weight: f32,
+    /// What its forecasts were worth; nothing for those who order and do not foretell.
+    pub worth: Option<WorthView>,
+}
+
+/// What an expert's forecasts were worth lately.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct WorthView {
+    /// Forecasts that ended.
+    pub ended: u64,
+    /// The share of them that came true in time.
+    pub precision: f32,
+    /// The share of the reads of lacking units that it foretold.
+    pub coverage: f32,
+    /// The mean time from forecast to read.
+    pub lead_s: f64,
+    /// Bytes of forecasts that did not come true, acted on or not.
+    pub wasted: u64,
+    /// Bytes of memory it takes, where they are counted by expert.
+    pub state: u64,
+}
+
+/// A read.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ReadView {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length, in whole blocks of 4 KiB.
+    pub bytes: u64,
+    /// How long ago.
+    pub ago_s: f64,
+}
+
+/// A forecast of one unit.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ExpectedView {
+    /// Where the unit begins, in bytes.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Who named it.
+    pub expert: String,
+    /// The share of forecasts like this one that came true.
+    pub chance: f32,
+    /// Whether a move would act on it while its link has room.
+    pub is_heard: bool,
+    /// How long ago it was made.
+    pub made_s: f64,
+    /// How long it still has to come true; nothing when it has run out.
+    pub left_s: Option<f64>,
+}
+
+/// A unit at the head of the order of a move.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct FirstView {
+    /// Where the unit begins, in bytes.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Who speaks most for it; `sequential` is the order of addresses.
+    pub expert: String,
+    /// How likely it is to be read.
+    pub chance: f32,
+    /// How often it was read.
+    pub reads: u64,
+    /// How often it was written or discarded.
+    pub writes: u64,
+    /// How long ago it was read last; nothing if never.
+    pub last_read_s: Option<f64>,
+    /// How long ago it was written last; nothing if never.
+    pub last_write_s: Option<f64>,
+}
+
+/// What the forecasts of a move were worth so far.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct MovingView {
+    /// Its job, unless that has ended.
+    pub job: Option<String>,
+    /// Whether the guest runs at the destination already.
+    pub switched: bool,
+    /// Bytes the destination lacks.
+    pub lacking: u64,
+    /// Bytes on their way.
+    pub in_flight: u64,
+    /// Reads after the switch that found all they needed.
+    pub hits: u64,
+    /// Reads after the switch that had to wait.
+    pub stalls: u64,
+    /// Of these, those whose unit was on its way already.
+    pub late: u64,
+    /// The share of the reads after the switch that had to wait.
+    pub stalled_share: f64,
+    /// Bytes that crossed the link.
+    pub moved: u64,
+    /// Of these, bytes that were replaced before a read found them.
+    pub wasted: u64,
+    /// Copies given up for better ones.
+    pub dropped: u64,
+    /// Parts that failed and were asked for again.
+    pub failed: u64,
+}

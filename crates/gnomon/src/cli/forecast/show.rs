@@ -1,0 +1,214 @@
+//! `gnomon forecast show`: what is expected of a volume, why, and how good it was.
+
+use clap::Args as ClapArgs;
+use gnomon_terms::Bytes;
+
+use crate::{
+    api::{
+        ApiError, Kind,
+        client::Client,
+        types::{ExpectedView, ExpertView, FirstView, ForecastView, MovingView, ReadView, TOP},
+    },
+    cli::{
+        Context, Ended,
+        output::{facts, table},
+    },
+};
+
+/// `gnomon forecast show`
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// A VM, of which each volume is shown; or a volume
+    name: String,
+    /// Entries of each list, up to 256
+    #[arg(long, default_value_t = TOP.0, value_parser = clap::value_parser!(u32).range(1..=i64::from(TOP.1)))]
+    top: u32,
+    /// The name is a volume's, also if a VM has it too
+    #[arg(long)]
+    volume: bool,
+}
+
+pub async fn run(args: &Args, context: &Context) -> Ended {
+    let views = ask(args, &context.client).await?;
+    context.output.result(&views, |views| views.iter().map(words).collect::<Vec<_>>().join("\n\n\n"));
+    Ok(())
+}
+
+async fn ask(args: &Args, client: &Client) -> Result<Vec<ForecastView>, ApiError> {
+    let path = |what: &str| format!("/v1/{what}/{}/forecast?top={}", args.name, args.top);
+    if !args.volume {
+        match client.get(&path("vms")).await {
+            Err(error) if error.kind == Kind::NotFound => {}
+            told => return told,
+        }
+    }
+    match client.get(&path("volumes")).await {
+        Err(error) if error.kind == Kind::NotFound && !args.volume => Err(unknown(&args.name)),
+        told => Ok(vec![told?]),
+    }
+}
+
+fn unknown(name: &str) -> ApiError {
+    let message =
+        format!("there is no VM and no volume named '{name}'; forecasts of groups and namespaces do not exist yet");
+    ApiError::new(Kind::NotFound, message).then("`gnomon vm ls` and `gnomon volume ls` list what there is")
+}
+
+/// A volume's forecast for people.
+fn words(view: &ForecastView) -> String {
+    let head = facts(&[("volume", format!("{} ({})", view.volume, view.role)), ("learned from", seen(view))]);
+    let mut parts = vec![head];
+    if view.accesses > 0 {
+        parts.push(format!("How good it was:\n{}", experts(&view.experts)));
+        parts.push(soon(view));
+    }
+    let order = if view.moving.is_some() { "Next in the move" } else { "First in a move that began now" };
+    parts.push(match view.first.is_empty() {
+        true => format!("{order}: nothing."),
+        false => format!("{order}:\n{}", first(&view.first)),
+    });
+    parts.extend(view.moving.as_ref().map(moving));
+    parts.join("\n\n")
+}
+
+fn seen(view: &ForecastView) -> String {
+    match view.accesses {
+        0 => "nothing: no access has been seen yet since the daemon started".to_string(),
+        accesses => format!("{accesses} accesses since the daemon started"),
+    }
+}
+
+fn soon(view: &ForecastView) -> String {
+    let bar = format!("at least {:.2}, within {:.0} s", view.threshold, view.horizon_s);
+    match (view.reads.first(), view.expected.is_empty()) {
+        (None, _) => "Expected soon: nothing, for nothing was read yet.".to_string(),
+        (Some(read), true) => format!("Expected soon: nothing new. Last read: {}.", read_words(read)),
+        (Some(read), false) => {
+            format!("Expected soon ({bar}), after a read of {}:\n{}", read_words(read), expected(&view.expected))
+        }
+    }
+}
+
+fn read_words(read: &ReadView) -> String {
+    format!("{} at {}, {} ago", Bytes(read.bytes), read.offset, span(read.ago_s))
+}
+
+fn experts(experts: &[ExpertView]) -> String {
+    let head = ["CLOCK", "EXPERT", "WEIGHT", "FORECASTS", "TRUE", "COVERAGE", "LEAD", "WASTED", "MEMORY"];
+    let rows: Vec<[String; 9]> = experts
+        .iter()
+        .map(|row| {
+            let (clock, expert, weight) = (row.clock.clone(), row.expert.clone(), format!("{:.3}", row.weight));
+            let Some(worth) = &row.worth else {
+                return std::array::from_fn(|at| {
+                    [&clock, &expert, &weight].get(at).map_or("-", |cell| cell).to_string()
+                });
+            };
+            let [precision, coverage] = [worth.precision, worth.coverage].map(percent);
+            let state = if worth.state == 0 { "-".to_string() } else { Bytes(worth.state).to_string() };
+            let (ended, lead, wasted) =
+                (worth.ended.to_string(), span(worth.lead_s), Bytes(worth.wasted).to_string());
+            [clock, expert, weight, ended, precision, coverage, lead, wasted, state]
+        })
+        .collect();
+    table(head, &rows)
+}
+
+fn expected(expected: &[ExpectedView]) -> String {
+    let row = |expected: &ExpectedView| {
+        let due = expected.left_s.map_or("ran out".to_string(), |left| format!("within {}", span(left)));
+        let acted = if expected.is_heard { "yes" } else { "no" };
+        [
+            expected.offset.to_string(),
+            Bytes(expected.bytes).to_string(),
+            expected.expert.clone(),
+            percent(expected.chance),
+            due,
+            acted.to_string(),
+        ]
+    };
+    table(["OFFSET", "SIZE", "EXPERT", "CHANCE", "DUE", "ACTED ON"], &expected.iter().map(row).collect::<Vec<_>>())
+}
+
+fn first(first: &[FirstView]) -> String {
+    let ago = |ago: Option<f64>| ago.map_or("never".to_string(), |ago| format!("{} ago", span(ago)));
+    let row = |first: &FirstView| {
+        [
+            first.offset.to_string(),
+            Bytes(first.bytes).to_string(),
+            first.expert.clone(),
+            percent(first.chance),
+            first.reads.to_string(),
+            ago(first.last_read_s),
+            first.writes.to_string(),
+            ago(first.last_write_s),
+        ]
+    };
+    let head = ["OFFSET", "SIZE", "EXPERT", "CHANCE", "READS", "LAST", "WRITES", "LAST"];
+    table(head, &first.iter().map(row).collect::<Vec<_>>())
+}
+
+fn moving(moving: &MovingView) -> String {
+    let phase = if moving.switched { "the guest runs at the destination" } else { "the guest runs here" };
+    let reads = moving.hits + moving.stalls;
+    let stalls = match reads {
+        0 => "no read has come from the destination so far".to_string(),
+        _ => format!(
+            "{} of {reads} reads waited ({:.2} %), {} of them for what was on its way",
+            moving.stalls,
+            100.0 * moving.stalled_share,
+            moving.late
+        ),
+    };
+    let carried = format!("{}, {} of it for nothing", Bytes(moving.moved), Bytes(moving.wasted));
+    let again = format!("{} given up for better ones, {} failed", moving.dropped, moving.failed);
+    let lacking = format!("{}, {} on their way", Bytes(moving.lacking), Bytes(moving.in_flight));
+    facts(&[
+        ("move", moving.job.clone().unwrap_or_default()),
+        ("phase", phase.to_string()),
+        ("lacking", lacking),
+        ("stalls", stalls),
+        ("carried", carried),
+        ("copies", again),
+    ])
+}
+
+fn percent(share: f32) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+/// A time as people say it, to two digits or so.
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_do() {
+        let cases = [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.0, "59 s"), (600.0, "10 min"), (86_400.0, "24 h")];
+        cases.into_iter().for_each(|(seconds, said)| assert_eq!(span(seconds), said));
+    }
+
+    #[test]
+    fn a_volume_without_history_says_so_and_claims_nothing() {
+        let said = words(&ForecastView { volume: "root".into(), role: "primary".into(), ..ForecastView::default() });
+        assert!(said.contains("no access has been seen yet") && said.contains("began now: nothing."), "{said}");
+        assert!(!said.contains("CHANCE") && !said.contains("Expected"), "{said}");
+    }
+
+    #[test]
+    fn a_move_says_what_it_cost() {
+        let told = MovingView { switched: true, hits: 3, stalls: 1, moved: 1 << 20, ..MovingView::default() };
+        let said = moving(&told);
+        assert!(said.contains("1 of 4 reads waited (25.00 %)") && said.contains("1.0 MiB"), "{said}");
+        assert!(moving(&MovingView::default()).contains("no read has come"), "no share of nothing");
+    }
+}

@@ -1,0 +1,129 @@
+//! `forecast show`: what is expected of a volume, why, and how good it was. A real client reads, and what it would read
+//! next is what the right expert names.
+
+use std::fs::{self, OpenOptions};
+
+use serde_json::{Value, json};
+
+use crate::{
+    client::Nbd,
+    house::{House, Pair, await_some},
+};
+
+/// Bytes of a unit.
+const UNIT: u64 = 64 << 10;
+
+fn shown(house: &House, name: &str, more: &[&str]) -> Value {
+    house.ask(&[&["forecast", "show", name], more].concat())
+}
+
+/// The expert with the greatest weight of a clock, silence aside.
+fn leader<'a>(view: &'a Value, clock: &str) -> &'a Value {
+    let experts = view["experts"].as_array().expect("experts");
+    let of_clock = experts.iter().filter(|row| row["clock"] == clock && row["expert"] != "silence");
+    of_clock
+        .max_by(|one, other| one["weight"].as_f64().partial_cmp(&other["weight"].as_f64()).expect("weights"))
+        .expect("one")
+}
+
+/// Insists that `expert` is among what is expected, and for the unit that comes next.
+fn names(view: &Value, offset: u64, expert: &str) {
+    let expected = view["expected"].as_array().expect("a list");
+    let next = expected.iter().find(|row| row["offset"] == offset && row["expert"] == expert);
+    let next = next.unwrap_or_else(|| panic!("{expert} does not name {offset} in {view:#}"));
+    assert!(next["chance"].as_f64() > Some(0.5) && next["bytes"] == UNIT, "{next}");
+}
+
+#[test]
+fn a_stream_and_a_pattern_are_expected_to_go_on_by_who_knows_them() {
+    let house = House::new();
+    let image = house.text("image.raw");
+    fs::write(&image, vec![7; 8 << 20]).expect("written");
+    OpenOptions::new().write(true).open(&image).and_then(|file| file.set_len(2 << 30)).expect("sized");
+    house.ask(&["volume", "import", "root", "--file", &image]);
+    let nothing = &shown(&house, "root", &[])[0];
+    assert_eq!(
+        (&nothing["accesses"], &nothing["expected"], &nothing["moving"]),
+        (&json!(0), &json!([]), &Value::Null)
+    );
+    assert_eq!((&nothing["first"][0]["offset"], &nothing["first"][0]["expert"]), (&json!(0), &json!("sequential")));
+
+    let mut nbd = Nbd::open(&house.path("run/nbd.sock"), "root").expect("the volume is served");
+    let mut unit = vec![0; UNIT as usize];
+    for at in 0..512 {
+        nbd.read(&mut unit, at * UNIT).expect("read");
+    }
+    let stream = &shown(&house, "root", &["--top", "64"])[0];
+    assert_eq!((&stream["accesses"], &stream["reads"][0]["offset"]), (&json!(512), &json!(511 * UNIT)));
+    assert_eq!(leader(stream, "reactive")["expert"], "readahead", "{stream:#}");
+    assert!(leader(stream, "reactive")["worth"]["precision"].as_f64() > Some(0.5), "{stream:#}");
+    names(stream, 512 * UNIT, "readahead");
+    assert!(stream["first"][0]["offset"].as_u64() < Some(8 << 20), "only what is allocated would move: {stream:#}");
+    assert_eq!((&stream["first"][0]["reads"], &stream["first"][0]["writes"]), (&json!(1), &json!(0)), "{stream:#}");
+
+    let mut at = 1024;
+    for step in [7, 90, 3].into_iter().cycle().take(600) {
+        nbd.read(&mut unit[..4096], at * UNIT).expect("read");
+        at += step;
+    }
+    let pattern = &shown(&house, "root", &["--top", "64"])[0];
+    assert_eq!(leader(pattern, "sequence")["expert"], "delta-markov", "{pattern:#}");
+    names(pattern, at * UNIT, "delta-markov");
+    let few = &shown(&house, "root", &["--top", "2"])[0];
+    assert!(
+        ["reads", "expected", "first"].iter().all(|list| few[list].as_array().is_some_and(|list| list.len() <= 2))
+    );
+    let said = house.run(&["forecast", "show", "root"]);
+    assert!(
+        ["delta-markov", "Expected soon", "First in a move"].iter().all(|word| said.out.contains(word)),
+        "{}",
+        said.out
+    );
+}
+
+#[test]
+fn a_vm_shows_its_volumes_and_what_does_not_exist_is_refused() {
+    let house = House::new();
+    for volume in ["root", "data"] {
+        house.ask(&["volume", "create", volume, "--size", "8M"]);
+    }
+    let said = house.run(&["forecast", "show", "data"]);
+    assert!(said.code == 0 && said.out.contains("no access has been seen yet"), "{} {}", said.out, said.err);
+    house.ask(&["vm", "run", "web", "--memory", "16M", "--accel", "tcg", "--disk", "root", "--disk", "data"]);
+    let volumes: Vec<Value> =
+        shown(&house, "web", &[]).as_array().expect("a list").iter().map(|view| view["volume"].clone()).collect();
+    assert_eq!(volumes, ["root", "data"]);
+    house.ask(&["vm", "stop", "web", "--force"]);
+    for (args, why) in [
+        (vec!["forecast", "show", "nobody"], "groups and namespaces do not exist yet"),
+        (vec!["forecast", "show", "web", "--volume"], "there is no volume named 'web'"),
+    ] {
+        let said = house.run(&args);
+        assert!(said.code == 1 && said.err.contains(why), "{} {}", said.code, said.err);
+    }
+    assert_eq!(house.run(&["forecast", "show", "root", "--top", "257"]).code, 2, "lists are bounded");
+}
+
+#[test]
+fn a_move_can_be_asked_for_its_forecast() {
+    let pair = Pair::new();
+    pair.a.ask(&["volume", "create", "data", "--size", "64M"]);
+    let mut nbd = Nbd::open(&pair.a.path("run/nbd.sock"), "data").expect("the volume is served");
+    for at in 0..32 {
+        nbd.write(&vec![7; 1 << 20], at << 20).expect("written");
+    }
+    let slow = ["--mode", "post", "--bandwidth", "100KB/s", "--detach"];
+    pair.a.ask(&[&["volume", "move", "data", "--to", "b"][..], &slow].concat());
+    // At this rate the move lasts for minutes: long enough to be asked.
+    let look = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["switched"] == true);
+    let view = await_some("the switch", || shown(&pair.a, "data", &[]).to_string(), look);
+    let moving = &view["moving"];
+    assert!(moving["lacking"].as_u64() > Some(0) && moving["job"].is_string(), "{view:#}");
+    assert!(view["first"][0]["writes"].as_u64() > Some(0), "what is lacking is what was written: {view:#}");
+    await_some("the taking", || pair.b.role("data"), || (pair.b.role("data") == "draining").then_some(()));
+    let mut there = Nbd::open(&pair.b.path("run/nbd.sock"), "data").expect("the volume is served there");
+    there.read(&mut [0; 4096], 31 << 20).expect("read");
+    let stalled = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["stalls"] == 1);
+    let view = await_some("the stall", || shown(&pair.a, "data", &[]).to_string(), stalled);
+    assert_eq!(view["moving"]["stalled_share"], 1.0, "{view:#}");
+}
