@@ -120,7 +120,7 @@ fn a_move_can_be_asked_for_its_forecast() {
     let moving = &view["moving"];
     assert!(moving["lacking"].as_u64() > Some(0) && moving["job"].is_string(), "{view:#}");
     assert!(view["first"][0]["writes"].as_u64() > Some(0), "what is lacking is what was written: {view:#}");
-    await_some("the taking", || pair.b.role("data"), || (pair.b.role("data") == "draining").then_some(()));
+    await_some("the taking", || pair.b.role("data"), || (pair.b.role("data") == "primary, draining").then_some(()));
     let mut there = Nbd::open(&pair.b.path("run/nbd.sock"), "data").expect("the volume is served there");
     there.read(&mut [0; 4096], 31 << 20).expect("read");
     let stalled = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["stalls"] == 1);
