@@ -137,7 +137,7 @@ fn first(first: &[FirstView]) -> String {
             first.offset.to_string(),
             Bytes(first.bytes).to_string(),
             first.expert.clone(),
-            percent(first.chance),
+            first.chance.map_or("-".to_string(), percent),
             first.reads.to_string(),
             ago(first.last_read_s),
             first.writes.to_string(),
