@@ -50,8 +50,8 @@ pub struct Reason {
     pub unit: UnitIndex,
     /// Who speaks most for it; `sequential` when nobody does, so that it goes by its address.
     pub expert: &'static str,
-    /// How likely it is to be read, 0 to 1, as all experts together have it.
-    pub probability: f32,
+    /// How likely it is to be read, 0 to 1, as all experts together have it; none before anything was counted.
+    pub probability: Option<f32>,
     /// What the guest did with it; none if it was never touched.
     pub seen: Option<Seen>,
 }

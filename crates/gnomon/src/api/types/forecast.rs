@@ -108,8 +108,8 @@ pub struct FirstView {
     pub bytes: u64,
     /// Who speaks most for it; `sequential` is the order of addresses.
     pub expert: String,
-    /// How likely it is to be read.
-    pub chance: f32,
+    /// How likely it is to be read; nothing before enough accesses were counted.
+    pub chance: Option<f32>,
     /// How often it was read.
     pub reads: u64,
     /// How often it was written or discarded.

@@ -137,7 +137,7 @@ fn first(first: &[FirstView]) -> String {
             first.offset.to_string(),
             Bytes(first.bytes).to_string(),
             first.expert.clone(),
-            percent(first.chance),
+            first.chance.map_or("-".to_string(), percent),
             first.reads.to_string(),
             ago(first.last_read_s),
             first.writes.to_string(),
@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn a_move_says_what_it_cost() {
-        let told = MovingView { switched: true, hits: 3, stalls: 1, moved: 1 << 20, ..MovingView::default() };
+        let (hits, stalls, stalled_share, moved) = (3, 1, 0.25, 1 << 20);
+        let told = MovingView { switched: true, hits, stalls, stalled_share, moved, ..MovingView::default() };
         let said = moving(&told);
         assert!(said.contains("1 of 4 reads waited (25.00 %)") && said.contains("1.0 MiB"), "{said}");
         assert!(moving(&MovingView::default()).contains("no read has come"), "no share of nothing");
