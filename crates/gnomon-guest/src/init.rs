@@ -23,6 +23,7 @@ use crate::{
     params::Params,
     ram::Ram,
     session::{self, Session},
+    uevents::Uevents,
     workload::Workload,
 };
 
@@ -134,16 +135,17 @@ fn find_port(class: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// Looks each 5 ms: before the modules have settled there is nothing to be woken by.
+/// Looks again whenever the kernel has told something of a device.
 fn await_device(name: &str, look: impl Fn() -> Option<PathBuf>) -> io::Result<PathBuf> {
+    // Opened before the first look, so that what comes after it is heard.
+    let told = Uevents::open().map_err(|err| about("uevents", err))?;
     let started = Instant::now();
     loop {
-        match look() {
-            Some(path) if path.exists() => return Ok(path),
-            _ if started.elapsed() > DEVICES_WITHIN => {
-                return Err(io::Error::other(format!("{name} did not appear within {DEVICES_WITHIN:?}")));
-            }
-            _ => thread::sleep(Duration::from_millis(5)),
+        if let Some(path) = look().filter(|path| path.exists()) {
+            return Ok(path);
+        }
+        if !told.wait(DEVICES_WITHIN.saturating_sub(started.elapsed())).map_err(|err| about("uevents", err))? {
+            return Err(io::Error::other(format!("{name} did not appear within {DEVICES_WITHIN:?}")));
         }
     }
 }

@@ -16,6 +16,7 @@ mod plan;
 mod ram;
 mod record;
 mod session;
+mod uevents;
 mod versions;
 mod whole;
 mod workload;
