@@ -20,6 +20,7 @@ mod dirty;
 mod doctor;
 mod guest_agent;
 mod kvm;
+mod memory;
 mod migrate;
 mod process;
 mod processor;
@@ -40,6 +41,10 @@ pub use guest_agent::{
     GuestProcess, OUTPUT,
 };
 pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
+pub use memory::{
+    Dimm, DimmAnswer, DimmEvent, GUEST_BLOCK, HeldMemory, MemoryDeviceError, NewDimm, OfferedDimm, PluggedDimm, VirtioMem,
+    add_dimm, dimms, held_memory, remove_dimm, resize_virtio_mem, sweep_backends, virtio_mem,
+};
 pub use migrate::{
     Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,
 };

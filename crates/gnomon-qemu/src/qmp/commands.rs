@@ -96,6 +96,14 @@ impl Qmp {
         self.execute_with_fd("add-fd", json!({ "fdset-id": set }), fd, ANSWER_TIMEOUT).map(drop)
     }
 
+    /// Gives QEMU a descriptor in a set of its choice: which set, and the number that the descriptor has in QEMU.
+    pub(crate) fn add_fd_anywhere(&self, fd: BorrowedFd<'_>) -> Result<(u64, i32), QmpError> {
+        let answer = self.execute_with_fd("add-fd", json!({}), fd, ANSWER_TIMEOUT)?;
+        let number = |name: &str| answer.get(name).and_then(Value::as_u64);
+        let inside = number("fd").and_then(|fd| i32::try_from(fd).ok());
+        number("fdset-id").zip(inside).ok_or_else(|| unexpected("add-fd", &answer))
+    }
+
     /// Takes a set of descriptors back. What QEMU has open of it stays open; while the guest stands, QEMU may only note
     /// that the set is to go.
     pub fn remove_fd(&self, set: u64) -> Result<(), QmpError> {
@@ -176,6 +184,36 @@ impl Qmp {
     /// One property of one of QEMU's objects.
     pub(crate) fn qom_get(&self, path: &str, property: &str) -> Result<Value, QmpError> {
         self.ask("qom-get", json!({ "path": path, "property": property }))
+    }
+
+    /// Sets one property of one of QEMU's objects.
+    pub(crate) fn qom_set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
+        self.tell("qom-set", json!({ "path": path, "property": property, "value": value }))
+    }
+
+    /// Makes an object, of `arguments` that have its `qom-type` and its `id`, within `timeout`.
+    pub(crate) fn object_add(&self, arguments: Value, timeout: Duration) -> Result<(), QmpError> {
+        self.execute("object-add", arguments, timeout).map(drop)
+    }
+
+    /// Removes an object that nothing uses.
+    pub(crate) fn object_del(&self, id: &str) -> Result<(), QmpError> {
+        self.tell("object-del", json!({ "id": id }))
+    }
+
+    /// Plugs a device in, of `arguments` that have its `driver`.
+    pub(crate) fn device_add(&self, arguments: Value) -> Result<(), QmpError> {
+        self.tell("device_add", arguments)
+    }
+
+    /// Asks for a device to be unplugged. The guest decides, and `DEVICE_DELETED` tells.
+    pub(crate) fn device_del(&self, id: &str) -> Result<(), QmpError> {
+        self.tell("device_del", json!({ "id": id }))
+    }
+
+    /// The devices that are memory, as QEMU tells of them.
+    pub(crate) fn query_memory_devices(&self) -> Result<Value, QmpError> {
+        self.ask("query-memory-devices", json!({}))
     }
 
     fn ask(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {

@@ -114,23 +114,31 @@ impl GuestRam {
             return Ok(ram);
         }
         // QEMU opens the file anew, so the memory is there under another number when the first was closed.
-        let found = find(pid, |_, metadata| metadata.ino() == record.inode)?;
-        let path = found.first().ok_or_else(|| RamError::NotThere { pid, what: record.id.clone() })?;
-        GuestRam::open(path)
+        let found = find(pid, |memfd| memfd.inode == record.inode)?;
+        let memfd = found.first().ok_or_else(|| RamError::NotThere { pid, what: record.id.clone() })?;
+        GuestRam::open(&memfd.path)
     }
 
     /// Opens the RAM of a QEMU that gnomon did not start: the one memfd whose name (the word after `memfd:` in
     /// `/proc/PID/fd`) is `name`, which is `memory-backend-memfd` for QEMU's own. Refused when there are several.
     pub fn open_named(pid: i32, name: &str) -> Result<GuestRam, RamError> {
-        let wanted = format!("/memfd:{name} (deleted)");
-        let mut found = find(pid, |link, _| link == Path::new(&wanted))?;
-        let mut inodes: Vec<u64> = found.iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.ino()).collect();
+        let mut found = find(pid, |memfd| memfd.name == name)?;
+        let mut inodes: Vec<u64> = found.iter().map(|memfd| memfd.inode).collect();
         inodes.sort_unstable();
         inodes.dedup();
         match (inodes.len(), found.pop()) {
-            (1, Some(path)) => GuestRam::open(&path),
+            (1, Some(memfd)) => GuestRam::open(&memfd.path),
             (0, _) | (_, None) => Err(RamError::NotThere { pid, what: name.to_string() }),
             (count, _) => Err(RamError::Several { pid, what: name.to_string(), count }),
+        }
+    }
+
+    /// Opens memory at a path of `/proc/PID/fd`, where another may be by now.
+    pub(crate) fn open_inode(path: &Path, inode: u64) -> Result<GuestRam, RamError> {
+        let ram = GuestRam::open(path)?;
+        match ram.inode == inode {
+            true => Ok(ram),
+            false => Err(RamError::Open { path: path.to_path_buf(), source: io::ErrorKind::NotFound.into() }),
         }
     }
 
@@ -228,17 +236,35 @@ fn fd_dir(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/fd"))
 }
 
-/// Every descriptor of a process that is a memfd and fits. Descriptors come and go while we look: one that cannot be
-/// looked at is none.
-fn find(pid: i32, fits: impl Fn(&Path, &fs::Metadata) -> bool) -> Result<Vec<PathBuf>, RamError> {
+/// A descriptor of a process that is a memfd.
+pub(crate) struct Memfd {
+    /// The name it was made with.
+    pub(crate) name: String,
+    /// Its inode.
+    pub(crate) inode: u64,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// Below `/proc/PID/fd`.
+    pub(crate) path: PathBuf,
+}
+
+/// Every descriptor of a process that is a memfd. Descriptors come and go while we look: one that cannot be looked at is
+/// none.
+pub(crate) fn memfds(pid: i32) -> Result<Vec<Memfd>, RamError> {
     let dir = fd_dir(pid);
     let entries = fs::read_dir(&dir).map_err(|source| RamError::Open { path: dir.clone(), source })?;
-    let is_memfd = |link: &Path| link.to_str().is_some_and(|link| link.starts_with("/memfd:"));
-    let paths = entries.flatten().map(|entry| entry.path()).filter(|path| {
-        let (Ok(link), Ok(metadata)) = (fs::read_link(path), fs::metadata(path)) else { return false };
-        is_memfd(&link) && fits(&link, &metadata)
-    });
-    Ok(paths.collect())
+    let look = |path: PathBuf| {
+        let (link, metadata) = (fs::read_link(&path).ok()?, fs::metadata(&path).ok()?);
+        let name = link.to_str()?.strip_prefix("/memfd:")?.strip_suffix(" (deleted)")?.to_string();
+        Some(Memfd { name, inode: metadata.ino(), size: metadata.len(), path })
+    };
+    Ok(entries.flatten().filter_map(|entry| look(entry.path())).collect())
+}
+
+fn find(pid: i32, fits: impl Fn(&Memfd) -> bool) -> Result<Vec<Memfd>, RamError> {
+    let mut found = memfds(pid)?;
+    found.retain(fits);
+    Ok(found)
 }
 
 #[cfg(test)]

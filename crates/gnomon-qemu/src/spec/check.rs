@@ -5,12 +5,21 @@ use std::path::{Path, PathBuf};
 use gnomon_terms::ErrorKind;
 
 use super::{DiskSource, DiskSpec, MAX_INTERFACE, NetSpec, QemuVersion, RamBacking, Uplink, VmSpec};
+use crate::memory::GUEST_BLOCK;
 
 /// The most processors we ask for; machine types have lower limits of their own.
 const MAX_CPUS: u32 = 1024;
 
 /// The longest name. Half of a file name's 255 bytes, so that suffixes always fit.
 const MAX_NAME: usize = 128;
+
+/// The most DIMMs that QEMU's ACPI tables can tell a guest of.
+///
+/// Source: QEMU `hw/i386/pc.c`, `ACPI_MAX_RAM_SLOTS`.
+const MAX_SLOTS: u32 = 256;
+
+/// The most memory of a guest: 64 TiB.
+const MAX_MEMORY: u64 = 1 << 46;
 
 /// Bytes in the path of a unix socket: the kernel's 108 without the closing zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -74,6 +83,14 @@ pub enum SpecError {
         /// Which QEMU.
         version: QemuVersion,
     },
+    /// Memory cannot be added to a guest in this form.
+    #[error("{what} {why}; memory is added in steps of {} MiB", GUEST_BLOCK >> 20)]
+    BadGrowth {
+        /// Which of the description's numbers.
+        what: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A path or text with bytes that QEMU's command line cannot carry.
     #[error(
         "{what} {text:?} holds bytes that QEMU's command line cannot carry; use plain UTF-8 without control characters"
@@ -117,7 +134,8 @@ impl VmSpec {
     /// Checks everything that can be known without the host. [`crate::resolve`] and [`crate::Qemu::launch`] call it.
     pub fn check(&self) -> Result<(), SpecError> {
         check_name("the guest", &self.name)?;
-        in_range("memory (bytes)", self.memory, 1 << 20, 1 << 46)?;
+        in_range("memory (bytes)", self.memory, 1 << 20, MAX_MEMORY)?;
+        self.check_growth()?;
         in_range("cpus", u64::from(self.cpus), 1, u64::from(MAX_CPUS))?;
         check_names("disk", self.disks.iter().map(|d| &d.name))?;
         check_names("port", self.ports.iter().map(|p| &p.name))?;
@@ -138,6 +156,24 @@ impl VmSpec {
         }
         self.check_nics()?;
         self.disks.iter().try_for_each(|disk| self.check_disk(disk))
+    }
+
+    /// Others map a guest's memory when it is replicated or staged, so what is added is shared as the rest is.
+    fn check_growth(&self) -> Result<(), SpecError> {
+        let wrong = |what, why| Err(SpecError::BadGrowth { what, why });
+        let Some(most) = self.max_memory else {
+            return self.virtio_mem.map_or(Ok(()), |_| wrong("virtio_mem", "needs max_memory"));
+        };
+        in_range("max_memory (bytes)", most, self.memory.saturating_add(GUEST_BLOCK), MAX_MEMORY)?;
+        in_range("memory_slots", u64::from(self.memory_slots), 1, u64::from(MAX_SLOTS))?;
+        let more = most - self.memory;
+        let fits = |size: u64| (GUEST_BLOCK..=more).contains(&size) && size.is_multiple_of(GUEST_BLOCK);
+        match self.virtio_mem {
+            _ if self.ram == RamBacking::Private => wrong("max_memory", "needs ram = \"shared\""),
+            _ if !fits(more) => wrong("max_memory", "is not a whole number of steps above memory"),
+            Some(size) if !fits(size) => wrong("virtio_mem", "is no whole number of steps below max_memory"),
+            _ => Ok(()),
+        }
     }
 
     fn check_nics(&self) -> Result<(), SpecError> {
@@ -232,7 +268,14 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         type Change = fn(&mut VmSpec);
-        let table: [(Change, &str); 11] = [
+        let table: [(Change, &str); 18] = [
+            (|s| s.max_memory = Some(s.memory), "max_memory"),
+            (|s| s.max_memory = Some(u64::MAX), "max_memory"),
+            (|s| s.max_memory = Some(s.memory + (129 << 20)), "not a whole number of steps"),
+            (|s| (s.max_memory, s.memory_slots) = (Some(s.memory * 2), 257), "memory_slots is 257"),
+            (|s| (s.max_memory, s.ram) = (Some(s.memory * 2), RamBacking::Private), "ram = \"shared\""),
+            (|s| s.virtio_mem = Some(128 << 20), "needs max_memory"),
+            (|s| (s.max_memory, s.virtio_mem) = (Some(s.memory * 2), Some(2 << 30)), "below max_memory"),
             (|s| s.name = String::new(), "is no name"),
             (|s| s.name = "../etc".into(), "is no name"),
             (|s| s.memory = 0, "memory"),

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::{
     kvm::KVM_CPU,
+    memory::{VIRTIO_MEM, VIRTIO_MEM_BACKEND},
     ram::{RAM_ID, RamSharing},
 };
 
@@ -42,6 +43,7 @@ pub fn command_line(spec: &VmSpec, resolved: &Resolved, paths: &VmPaths, role: R
     add_ports(&mut args, &spec.ports);
     add_net(&mut args, &spec.net);
     add_nics(&mut args, &spec.nics);
+    add_virtio_mem(&mut args, spec);
     args.flags(match role {
         Role::Boot => &[],
         Role::BootPaused => &["-S"],
@@ -84,11 +86,34 @@ fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths)
         None => args.option("-machine", machine),
     }
     args.option("-accel", resolved.accelerator.to_string());
-    args.option("-m", format!("size={}b", resolved.memory));
+    args.option("-m", memory_size(spec, resolved));
     args.option("-smp", spec.cpus.to_string());
     if let Some(model) = cpu_model(spec.cpu_model.as_deref(), resolved.accelerator) {
         args.option("-cpu", model);
     }
+}
+
+/// What can be added is counted from what the guest begins with, which is a little more than `memory` where the
+/// accelerator needs it so: the last DIMM would not fit otherwise.
+fn memory_size(spec: &VmSpec, resolved: &Resolved) -> String {
+    let size = resolved.memory;
+    match spec.max_memory {
+        None => format!("size={size}b"),
+        Some(most) => {
+            let most = size + most.saturating_sub(spec.memory);
+            format!("size={size}b,slots={},maxmem={most}b", spec.memory_slots)
+        }
+    }
+}
+
+/// A memfd of QEMU's own: the device empties it at its start, so nothing could be put there before.
+fn add_virtio_mem(args: &mut Args, spec: &VmSpec) {
+    let Some(size) = spec.virtio_mem else { return };
+    args.option("-object", format!("memory-backend-memfd,id={VIRTIO_MEM_BACKEND},size={size},share=on,reserve=off"));
+    args.option(
+        "-device",
+        format!("virtio-mem-pci,id={VIRTIO_MEM},memdev={VIRTIO_MEM_BACKEND},requested-size=0"),
+    );
 }
 
 /// The processor model that QEMU is given for one that was named or left open; `None`: it takes its own default.
@@ -270,9 +295,22 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_added_is_counted_from_what_qemu_is_given() {
+        let spec = VmSpec { max_memory: Some(64 << 20 | 1 << 30), ..VmSpec::new("web", 64 << 20) };
+        let settled = Resolved { memory: (64 << 20) + 8192, ..resolved(Accelerator::Tcg) };
+        let line = command_line(&spec, &settled, &VmPaths::new(Path::new("/r")), Role::Boot).join(" ");
+        assert!(line.contains(" -m size=67117056b,slots=32,maxmem=1140858880b "), "{line}");
+    }
+
+    #[test]
     fn each_part_of_a_spec_appears() {
         type Change = fn(&mut VmSpec);
-        let table: [(Change, &str); 9] = [
+        let table: [(Change, &str); 10] = [
+            (
+                |s| (s.max_memory, s.virtio_mem) = (Some(320 << 20), Some(256 << 20)),
+                "-object memory-backend-memfd,id=vmem0-ram,size=268435456,share=on,reserve=off \
+                 -device virtio-mem-pci,id=vmem0,memdev=vmem0-ram,requested-size=0",
+            ),
             (|s| s.console_log = false, "console.sock,server=on,wait=off -serial"),
             (|s| s.cpus = 4, "-smp 4"),
             (|s| s.cpu_model = Some("qemu64".into()), "-cpu qemu64"),

@@ -30,6 +30,17 @@ pub struct VmSpec {
     pub name: String,
     /// RAM in bytes. Rounded to what the accelerator can carry faithfully, see [`safe_memory_size`].
     pub memory: u64,
+    /// RAM in bytes that the guest may be grown to while it runs, by DIMMs and by [`VmSpec::virtio_mem`]; left open, it
+    /// cannot. More than `memory` by a multiple of 128 MiB.
+    #[serde(default)]
+    pub max_memory: Option<u64>,
+    /// How many DIMMs it can have at once, 1 to 256. Means nothing without `max_memory`.
+    #[serde(default = "default_slots")]
+    pub memory_slots: u32,
+    /// Bytes, of those between `memory` and `max_memory`, that a virtio-mem device gives and takes in steps of 2 MiB
+    /// without DIMMs. It begins with none. A multiple of 128 MiB.
+    #[serde(default)]
+    pub virtio_mem: Option<u64>,
     /// Processors.
     #[serde(default = "one")]
     pub cpus: u32,
@@ -181,6 +192,11 @@ fn one() -> u32 {
     1
 }
 
+/// A bitmap of slots costs QEMU nothing; each DIMM is one memory region of KVM, which has thousands.
+fn default_slots() -> u32 {
+    32
+}
+
 fn default_machine() -> String {
     "q35".to_string()
 }
@@ -199,6 +215,9 @@ impl VmSpec {
         VmSpec {
             name: name.to_string(),
             memory,
+            max_memory: None,
+            memory_slots: default_slots(),
+            virtio_mem: None,
             cpus: one(),
             machine: default_machine(),
             accel: Accel::default(),

@@ -1,0 +1,70 @@
+//! Memory that a guest gets and gives back while it runs: DIMMs whose memory is a memfd of ours, and virtio-mem.
+//!
+//! ```text
+//!                offer                plug                  accepted
+//!  a memfd ──────────────► Offered ──────────► Plugged ──────────────► the guest's
+//!     ▲      object-add       │    device_add     │   the guest says so   │ remove_dimm: device_del
+//!     └── dropped, or QEMU says no ◄──────────────┘                       ▼
+//!     └── object-del ◄── DEVICE_DELETED ◄──────────────────────── the guest lets go, or keeps it
+//! ```
+//!
+//! QEMU says at once whether a DIMM can be plugged; whether the guest takes it, and whether it ever lets go of it, is the
+//! guest's to say, by ACPI (`_OST`) or not at all. So nothing here waits longer than its caller's patience, and a DIMM at
+//! which the guest has not been heard is whole: QEMU has it, [`dimms`] shows it, and the guest may still take it or, after
+//! [`remove_dimm`], let go of it.
+//!
+//! What is in QEMU is the only record: a daemon that was restarted looks at [`dimms`] and [`held_memory`].
+//!
+//! A guest takes DIMMs as its kernel is set: Linux adds the memory and uses it once it is online, by itself with
+//! `memhp_default_state=online_movable` on its command line, which also lets it give them back.
+//!
+//! Source: ACPI 6.5, 6.3.5 (`_OST`); QEMU documentation, `docs/memory-hotplug.txt` and "virtio-mem".
+
+mod error;
+mod event;
+mod inventory;
+mod plug;
+mod unplug;
+mod virtio;
+
+pub use error::MemoryDeviceError;
+pub use event::{DimmAnswer, DimmEvent};
+pub use inventory::{Dimm, HeldMemory, VirtioMem, dimms, held_memory, virtio_mem};
+pub use plug::{NewDimm, OfferedDimm, PluggedDimm, add_dimm};
+pub use unplug::{remove_dimm, sweep_backends};
+pub use virtio::resize_virtio_mem;
+
+use std::time::Duration;
+
+use crate::qmp::{EventError, EventStream, QmpEvent};
+
+/// What a guest adds and gives back at least, and in steps of: the memory block of Linux on x86-64 with less than 64 GiB.
+///
+/// Source: Linux `Documentation/admin-guide/mm/memory-hotplug.rst`, "Memory hotplug granularity".
+pub const GUEST_BLOCK: u64 = 128 << 20;
+
+/// What the virtio-mem device is called in every QEMU that gnomon starts.
+pub(crate) const VIRTIO_MEM: &str = "vmem0";
+
+/// What its memory is called there.
+pub(crate) const VIRTIO_MEM_BACKEND: &str = "vmem0-ram";
+
+/// What the backends of DIMMs end with: the DIMM's own name comes before.
+const BACKEND_SUFFIX: &str = "-dimm";
+
+fn backend_of(id: &str) -> String {
+    format!("{id}{BACKEND_SUFFIX}")
+}
+
+/// Reads events until one is what is looked for; `None` when patience has ended.
+fn await_event<T>(
+    events: &EventStream,
+    patience: Duration,
+    pick: impl FnMut(&QmpEvent) -> Option<T>,
+) -> Result<Option<T>, MemoryDeviceError> {
+    match events.wait_for(patience, pick) {
+        Ok(found) => Ok(Some(found)),
+        Err(EventError::Timeout) => Ok(None),
+        Err(EventError::Closed(reason)) => Err(MemoryDeviceError::Ended { reason }),
+    }
+}
