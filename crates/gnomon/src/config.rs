@@ -3,8 +3,10 @@
 //! Every key has a default, so `gnomon serve` works without a file: root keeps its state in `/var/lib/gnomon` and
 //! its sockets in `/run/gnomon`; others use their XDG folders. A key that is not known is an error, not a guess.
 
+mod balancing;
+mod memory;
+
 use std::{
-    collections::BTreeMap,
     env, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -14,6 +16,11 @@ use std::{
 use gnomon_store::{EtcdAddress, EtcdTls, OwnCertificate};
 use gnomon_terms::BytesPerSecond;
 use serde::Deserialize;
+
+pub use balancing::{Balancer, Hook, HookTo};
+use balancing::{RawBalancer, RawHook, balancer, hook};
+pub use memory::MemoryConfig;
+use memory::RawMemory;
 
 use crate::names::{self, NameError};
 
@@ -33,6 +40,7 @@ struct RawConfig {
     store: RawStore,
     volume: RawVolume,
     forecast: RawForecast,
+    memory: RawMemory,
     balancer: Vec<RawBalancer>,
     hook: Vec<RawHook>,
 }
@@ -92,23 +100,6 @@ struct RawForecast {
     model: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawBalancer {
-    vm: String,
-    haproxy: String,
-    server: String,
-    address: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHook {
-    vm: Option<String>,
-    url: Option<String>,
-    command: Option<PathBuf>,
-}
-
 /// What the daemon was told to be.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -141,52 +132,12 @@ pub struct Config {
     pub learn: bool,
     /// The network with which they begin.
     pub model: Option<PathBuf>,
+    /// What is staged for guests to come.
+    pub memory: MemoryConfig,
     /// Load balancers that send connections to its VMs.
     pub balancers: Vec<Balancer>,
     /// Who hears of what is done to its VMs.
     pub hooks: Vec<Hook>,
-}
-
-/// A target of a load balancer that is a VM.
-#[derive(Clone, Debug)]
-pub struct Balancer {
-    /// The VM.
-    pub vm: String,
-    /// HAProxy's admin socket: an absolute path, or host:port.
-    pub haproxy: String,
-    /// The target, `backend/server`.
-    pub server: String,
-    /// Where the VM answers, `host:port` by node.
-    pub address: BTreeMap<String, String>,
-}
-
-/// Who hears of events.
-#[derive(Clone, Debug)]
-pub struct Hook {
-    vm: Option<String>,
-    /// How it is told.
-    pub to: HookTo,
-}
-
-/// How a hook is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HookTo {
-    /// A program with the event on its standard input.
-    Command(PathBuf),
-    /// `POST http://HOST/PATH`.
-    Url {
-        /// host:port
-        host: String,
-        /// From its first slash on.
-        path: String,
-    },
-}
-
-impl Hook {
-    /// Whether it hears of events of this VM.
-    pub fn hears_of(&self, vm: &str) -> bool {
-        self.vm.as_deref().is_none_or(|only| only == vm)
-    }
 }
 
 /// How other nodes reach this one.
@@ -286,6 +237,7 @@ impl Config {
             nbd_tcp: nbd_tcp(raw.volume.nbd_tcp, raw.volume.nbd_pki)?,
             learn: raw.forecast.learn,
             model: raw.forecast.model,
+            memory: raw.memory.mean()?,
             balancers: raw.balancer.into_iter().map(balancer).collect::<Result<_, _>>()?,
             hooks: raw.hook.into_iter().map(hook).collect::<Result<_, _>>()?,
             run_dir,
@@ -367,52 +319,6 @@ fn peer(raw: RawPeer) -> Result<Peer, ConfigError> {
     name("peer.name", &raw.name)?;
     host_and_port("peer.address", &raw.address)?;
     Ok(Peer { name: raw.name, address: raw.address })
-}
-
-fn balancer(raw: RawBalancer) -> Result<Balancer, ConfigError> {
-    name("balancer.vm", &raw.vm)?;
-    if !raw.haproxy.starts_with('/') {
-        host_and_port("balancer.haproxy", &raw.haproxy)?;
-    }
-    // It becomes part of a command line of HAProxy's: no spaces, no second command.
-    let is_word =
-        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
-    if !raw.server.split_once('/').is_some_and(|(backend, server)| is_word(backend) && is_word(server)) {
-        return Err(value("balancer.server", &raw.server, "write BACKEND/SERVER as HAProxy knows them"));
-    }
-    for (node, address) in &raw.address {
-        name("balancer.address", node)?;
-        host_and_port("balancer.address", address)?;
-    }
-    let RawBalancer { vm, haproxy, server, address } = raw;
-    Ok(Balancer { vm, haproxy, server, address })
-}
-
-fn hook(raw: RawHook) -> Result<Hook, ConfigError> {
-    if let Some(vm) = &raw.vm {
-        name("hook.vm", vm)?;
-    }
-    let to = match (raw.url, raw.command) {
-        (Some(url), None) => url_of(&url)?,
-        (None, Some(program)) => HookTo::Command(program),
-        (url, _) => {
-            return Err(value("hook.url", &url.unwrap_or_default(), "a hook has either a url or a command"));
-        }
-    };
-    Ok(Hook { vm: raw.vm, to })
-}
-
-fn url_of(url: &str) -> Result<HookTo, ConfigError> {
-    let wrong = || value("hook.url", url, "write http://HOST:PORT/PATH; for anything else let a command do it");
-    let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
-    host_and_port("hook.url", &host).map_err(|_| wrong())?;
-    let path = if path.is_empty() { "/" } else { path };
-    match path.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(HookTo::Url { host, path: path.to_string() }),
-        false => Err(wrong()),
-    }
 }
 
 fn host_and_port(key: &'static str, text: &str) -> Result<(), ConfigError> {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod forecast;
+mod memory;
 mod nic;
 mod protection;
 mod ram;
@@ -18,6 +19,10 @@ use utoipa::{IntoParams, ToSchema};
 pub use agent::{AgentView, PressureView};
 pub use forecast::{
     ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP, WorthView,
+};
+pub use memory::{
+    AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, MemoryChange, MemoryView, RequestsView,
+    ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
 };
 pub use nic::{NicView, RunNic};
 pub use protection::{
@@ -341,6 +346,12 @@ pub struct RunVm {
     pub name: String,
     /// Its memory in bytes.
     pub memory: u64,
+    /// What it may be grown to while it runs; left open, it cannot grow.
+    #[serde(default)]
+    pub max_memory: Option<u64>,
+    /// The trust group that it joins.
+    #[serde(default)]
+    pub group: Option<String>,
     /// How many processors.
     pub cpus: u32,
     /// Its disks, in order: the first is the boot disk.

@@ -5,7 +5,9 @@ mod bench;
 mod completions;
 mod doctor;
 mod forecast;
+mod group;
 mod job;
+mod memory;
 mod node;
 mod outlook;
 mod output;
@@ -66,6 +68,9 @@ enum Command {
     /// Volumes: the disks of virtual machines
     #[command(subcommand)]
     Volume(volume::Command),
+    /// Trust groups: VMs for which memory is made ready ahead
+    #[command(subcommand)]
+    Group(group::Command),
     /// Long work under way: imports, verifications, moves
     #[command(subcommand)]
     Job(job::Command),
@@ -163,6 +168,7 @@ async fn ask(command: Command, context: &Context) -> Ended {
         Command::Node(command) => node::run(command, context).await,
         Command::Vm(command) => vm::run(command, context).await,
         Command::Volume(command) => volume::run(command, context).await,
+        Command::Group(command) => group::run(command, context).await,
         Command::Job(command) => job::run(command, context).await,
         Command::Trace(command) => trace::run(command, context).await,
         Command::Forecast(command) => forecast::run(command, context).await,

@@ -6,7 +6,9 @@ use clap::Subcommand;
 use gnomon_terms::{Bytes, BytesPerSecond};
 
 use super::{
-    Context, Ended, Failure, forecast, job, outlook,
+    Context, Ended, Failure, forecast, job,
+    memory::{self, MemoryArgs},
+    outlook,
     output::{facts, table},
     protect::{self, FailoverArgs, ProtectArgs, SwitchoverArgs, UnprotectArgs},
     update::{self, UpdateArgs},
@@ -139,6 +141,15 @@ pub enum Command {
                             their disks. A node that answers and runs the guest is believed more than you. Nodes with other\n\
                             shadows of it are asked, too; name those that are dead as well: --i-have-fenced node-a,node-c")]
     Failover(FailoverArgs),
+    /// Show a VM's memory, give it more while it runs, or ask for some back
+    #[command(after_help = "Examples:\n  gnomon vm memory web                 what it has, and may have\n  \
+                            gnomon vm memory web --grow 512M\n  \
+                            gnomon vm memory web --shrink 512M\n  \
+                            gnomon vm memory web --auto on       it follows what the guest needs (agent)\n\n\
+                            The VM was started with --max-memory. In a trust group (`gnomon group`) it gets what was staged\n\
+                            for the group; what is not staged is allocated while it waits. Linux uses new memory at once when it\n\
+                            was booted with memhp_default_state=online_movable, and can give it back then.")]
+    Memory(MemoryArgs),
     /// List what was done to a VM as a whole: updates, shadows, takeovers, with their phases
     #[command(after_help = "Examples:\n  gnomon vm events web\n  gnomon vm events web --json")]
     Events {
@@ -156,6 +167,13 @@ pub struct RunArgs {
     /// Its memory: 512M, 2G
     #[arg(long)]
     memory: Bytes,
+    /// What it may be grown to while it runs (`gnomon vm memory`): more than --memory by a multiple of 128 MiB. Such a VM
+    /// cannot be moved, protected or updated while it has more than it began with
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Bytes>,
+    /// The trust group that it joins: it is begun from the group's staged memory where there is a block of its size
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
     /// How many processors
     #[arg(long, default_value_t = 1)]
     cpus: u32,
@@ -257,6 +275,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Ended {
         }
         Command::Console { name } => attach(&name, context).await?,
         Command::Move(args) => move_vm(args, context).await?,
+        Command::Memory(args) => memory::run(args, context).await?,
         Command::Update(args) => update::update(args, context).await?,
         Command::Approve { name } => update::approve(&name, context).await?,
         Command::Events { name } => update::events(&name, context).await?,
@@ -276,6 +295,8 @@ fn request(args: RunArgs) -> Result<RunVm, Failure> {
     Ok(RunVm {
         name: args.name,
         memory: args.memory.0,
+        max_memory: args.max_memory.map(|most| most.0),
+        group: args.group,
         cpus: args.cpus,
         disks: args.disks,
         kernel: args.kernel.map(absolute).transpose()?,

@@ -1,5 +1,6 @@
 //! What the daemon must know again after a restart, as JSON in the store. Nothing else is kept anywhere.
 
+mod group;
 mod landing;
 mod protection;
 
@@ -14,6 +15,7 @@ use gnomon_terms::Epoch;
 use gnomon_volume::volume::{Patience, Source, Standing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use group::GroupRecord;
 pub use landing::LandingRecord;
 pub use protection::{ProtectRecord, ShadowRecord};
 

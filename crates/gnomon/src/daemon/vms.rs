@@ -11,9 +11,9 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NetSpec, NicSpec,
-    PROOF_TIMEOUT, PortSpec, Qemu, QemuBinary, RamBacking, Resolved, Role, RunState, StopDeadlines, Uplink, VmPaths,
-    VmSpec, find_qemu, prove_kvm, resolve,
+    Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NicSpec, PROOF_TIMEOUT,
+    PortSpec, Qemu, QemuBinary, Resolved, Role, RunState, StopDeadlines, Uplink, VmPaths, VmSpec, find_qemu,
+    prove_kvm, resolve,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -324,22 +324,18 @@ impl Vms {
         let nics = request.nics.iter().enumerate().map(|(index, nic)| self.nic(&request.name, index, nic));
         let nics = nics.collect::<Result<_, _>>()?;
         Ok(VmSpec {
-            name: request.name.clone(),
-            memory: request.memory,
+            max_memory: request.max_memory,
             cpus: request.cpus,
             machine: request.machine.clone().unwrap_or_else(|| "q35".to_string()),
             accel,
             cpu_model: request.cpu.clone(),
-            ram: RamBacking::Shared,
             disks: request.disks.iter().map(|disk| self.disk(&request.name, disk)).collect(),
             kernel: request.kernel.clone(),
             initrd: request.initrd.clone(),
             cmdline: request.append.clone(),
             ports: request.ports.iter().map(|port| self.port(&request.name, port)).collect(),
-            net: NetSpec::None,
             nics,
-            console_log: true,
-            extra_args: Vec::new(),
+            ..VmSpec::new(&request.name, request.memory)
         })
     }
 

@@ -1,0 +1,214 @@
+//! Memory that guests get while they run, and trust groups, for which it is made ready ahead.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Asks for a trust group: VMs that may use one pool of staged memory.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreateGroup {
+    /// Its name.
+    pub name: String,
+    /// The most that is staged for it, in bytes.
+    pub budget: u64,
+    /// What is kept staged while nothing is known yet, in bytes.
+    #[serde(default)]
+    pub reserve: u64,
+    /// How far ahead is looked, in seconds.
+    pub horizon_s: u64,
+    /// A size that nobody has asked for in this time is not kept staged, in seconds.
+    pub max_age_s: u64,
+    /// Its blocks are made of the 2 MiB pages that the host has reserved.
+    #[serde(default)]
+    pub huge_pages: bool,
+}
+
+/// Asks to look so far ahead (setShadowingHorizon).
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SetHorizon {
+    /// Seconds.
+    pub seconds: u64,
+}
+
+/// A trust group, and how its staged memory did (getShadowingStats).
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct GroupView {
+    /// Its name.
+    pub name: String,
+    /// Its VMs.
+    pub members: Vec<String>,
+    /// Whether memory is made ready ahead for it.
+    pub shadowing: bool,
+    /// How far ahead is looked, in seconds.
+    pub horizon_s: u64,
+    /// The most that is staged for it.
+    pub budget: u64,
+    /// What is kept staged while nothing is known yet.
+    pub reserve: u64,
+    /// A size that nobody has asked for in this time is not kept staged, in seconds.
+    pub max_age_s: u64,
+    /// Whether its blocks are made of 2 MiB pages.
+    pub huge_pages: bool,
+    /// What is staged, by size of block: bytes, and how many.
+    pub staged: Vec<StockView>,
+    /// What is meant to be staged.
+    pub target: Vec<StockView>,
+    /// Where each of its blocks is.
+    pub accounts: AccountsView,
+    /// What became of requests.
+    pub requests: RequestsView,
+    /// What is expected, and how good that was.
+    pub expected: DemandView,
+    /// Why less is staged than is meant to be, when the host has no memory to spare.
+    pub held_back: Option<String>,
+}
+
+/// Blocks of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StockView {
+    /// Bytes of one.
+    pub size: u64,
+    /// How many.
+    pub blocks: u32,
+}
+
+/// Bytes of blocks, by where they are. Each block is in one place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccountsView {
+    /// Made, or found again after a restart.
+    pub created: u64,
+    /// Being allocated.
+    pub populating: u64,
+    /// Waiting for a request.
+    pub staged: u64,
+    /// Taken for a request and not at a guest yet.
+    pub reserved: u64,
+    /// At guests.
+    pub assigned: u64,
+    /// On their way back to the host.
+    pub leaving: u64,
+    /// Back at the host.
+    pub released: u64,
+}
+
+/// What became of a group's requests since the daemon started.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct RequestsView {
+    /// How many there were.
+    pub requests: u64,
+    /// Bytes that were staged when they were asked for.
+    pub hit_bytes: u64,
+    /// Bytes that were not.
+    pub missed_bytes: u64,
+    /// Percent of the bytes asked for that were staged; nothing before the first request.
+    pub hit_percent: Option<f64>,
+    /// Bytes that lay staged on average.
+    pub idle_bytes: u64,
+    /// Percent of the bytes asked for that a reserve of always that many bytes would have had; nothing before the first request.
+    pub static_hit_percent: Option<f64>,
+    /// Percent of what is meant to be staged that is.
+    pub utilisation_percent: Option<f64>,
+    /// Milliseconds from a request until the guest had memory that was staged: median and 95 of 100.
+    pub staged_ms: Option<[f64; 2]>,
+    /// The same for memory that was not.
+    pub cold_ms: Option<[f64; 2]>,
+    /// Microseconds that it took to decide on a request: median and 99 of 100.
+    pub decision_us: Option<[f64; 2]>,
+}
+
+/// What a group is expected to ask for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct DemandView {
+    /// Steps of the clock that its models have seen.
+    pub steps: u64,
+    /// Bytes that it will ask for in the next step: the middle, and what 95 of 100 steps stay below. Nothing while too little
+    /// is known.
+    pub bytes: Option<[u64; 2]>,
+    /// Percent of steps in which what was asked for stayed below what 95 of 100 should have.
+    pub covered_percent: Option<f64>,
+    /// Who is believed, and how much: weights sum to one.
+    pub believed: Vec<BelievedView>,
+    /// How many times what is forecast is staged, as hits and misses have it.
+    pub scale: f64,
+}
+
+/// A model and its weight.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct BelievedView {
+    /// Its name.
+    pub model: String,
+    /// Its weight.
+    pub weight: f64,
+}
+
+/// Asks for a change of a running VM's memory: one of the two.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ResizeMemory {
+    /// Bytes more.
+    #[serde(default)]
+    pub grow: Option<u64>,
+    /// Bytes less.
+    #[serde(default)]
+    pub shrink: Option<u64>,
+}
+
+/// Asks that a VM's memory follows what its guest needs, or does not any more.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SetMemoryAuto {
+    /// Whether it does.
+    pub on: bool,
+}
+
+/// A VM's memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct MemoryView {
+    /// The VM.
+    pub vm: String,
+    /// Its trust group, if it is in one.
+    pub group: Option<String>,
+    /// What it started with, in bytes.
+    pub boot: u64,
+    /// What it has.
+    pub now: u64,
+    /// What it may have; as `boot` for one that cannot grow.
+    pub most: u64,
+    /// What was added and not taken back.
+    pub dimms: Vec<DimmView>,
+    /// DIMMs that can be added.
+    pub free_slots: u32,
+    /// Whether it follows what the guest needs.
+    pub auto: bool,
+    /// What of the memory it started with the host has really given.
+    pub backed: u64,
+}
+
+/// Memory that was added to a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DimmView {
+    /// What QEMU calls it.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What became of a change of a VM's memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct MemoryChange {
+    /// The VM.
+    pub vm: String,
+    /// Bytes that were asked for; negative: asked back.
+    pub asked: i64,
+    /// Bytes that the guest took, or gave back.
+    pub done: i64,
+    /// Bytes of them that had been staged.
+    pub staged: u64,
+    /// DIMMs that were added or taken away.
+    pub dimms: u32,
+    /// Microseconds to find out what is staged.
+    pub decided_us: f64,
+    /// Milliseconds until the guest had answered.
+    pub took_ms: f64,
+    /// What it has now.
+    pub now: u64,
+    /// Why it was not all, when it was not.
+    pub why: Option<String>,
+}

@@ -1,0 +1,314 @@
+//! A running guest gets memory, or gives some back: a VM's memory request.
+//!
+//! ```text
+//!   request ──► round, cap ──► staging area of its group ──► DIMMs of staged blocks
+//!                                      │ what is missing
+//!                                      └──► the standard path: one DIMM of memory that the host gives as it is touched
+//! ```
+//! A block belongs to the guest from the moment QEMU is given it, whatever happens next: nothing that a QEMU has seen goes
+//! back to the shelf. A DIMM is whole or not there: what a guest does not take is taken away again.
+
+use std::{
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gnomon_memory::{Block, BlockId, Request};
+use gnomon_qemu::{
+    Dimm, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, add_dimm, dimms, remove_dimm, sweep_backends,
+};
+use gnomon_terms::Bytes;
+
+use super::{Memory, Turn, group::Served};
+use crate::{
+    api::{ApiError, types::MemoryChange},
+    daemon::{Daemon, vms::VmHandle},
+};
+
+/// How long a guest may take for one DIMM. Linux takes tens of milliseconds to add one, and up to seconds to move its pages
+/// off one on a busy host.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What DIMMs of staged blocks are called: this, and the block's number.
+const STAGED: &str = "staged-";
+/// What others are called.
+const COLD: &str = "cold-";
+
+/// A guest that can be given memory, and what it has.
+struct Guest {
+    qemu: Arc<Qemu>,
+    name: String,
+    most: u64,
+    boot: u64,
+    slots: u32,
+    dimms: Vec<Dimm>,
+}
+
+impl Guest {
+    fn of(vm: &VmHandle) -> Result<Guest, ApiError> {
+        let name = vm.record().name;
+        let qemu = vm.qemu().ok_or_else(|| {
+            ApiError::refused(format!("VM '{name}' does not run")).then("start it with --max-memory, and with --memory as it is to begin")
+        })?;
+        let (spec, resolved) = (qemu.record().spec.clone(), qemu.record().resolved.clone());
+        let (Some(spec), Some(resolved)) = (spec, resolved) else {
+            return Err(ApiError::refused(format!("VM '{name}' was adopted: what its machine has room for is not known"))
+                .then("change its memory by the tool that started it"));
+        };
+        let most = spec.max_memory.ok_or_else(|| {
+            ApiError::refused(format!("VM '{name}' was started without room for more memory"))
+                .then("stop it, and start it with --max-memory")
+        })?;
+        let dimms = dimms(&qemu)?;
+        Ok(Guest { name, most, boot: resolved.memory, slots: spec.memory_slots, dimms, qemu })
+    }
+
+    fn added(&self) -> u64 {
+        self.dimms.iter().map(|dimm| dimm.size.0).sum()
+    }
+
+    fn free_slots(&self) -> u32 {
+        self.slots.saturating_sub(u32::try_from(self.dimms.len()).unwrap_or(u32::MAX))
+    }
+
+    /// What it may still be given: whole blocks.
+    fn room(&self) -> u64 {
+        let room = self.most.saturating_sub(self.boot).saturating_sub(self.added());
+        room - room % GUEST_BLOCK
+    }
+
+    /// A number that none of its DIMMs has.
+    fn free_number(&self) -> u64 {
+        let numbers = self.dimms.iter().filter_map(|dimm| dimm.id.strip_prefix(COLD)?.parse::<u64>().ok());
+        numbers.max().map_or(1, |newest| newest.saturating_add(1))
+    }
+}
+
+/// How far a change has come.
+#[derive(Default)]
+struct Change {
+    done: u64,
+    staged: u64,
+    dimms: u32,
+    decided: Duration,
+    why: Option<String>,
+}
+
+/// Gives a running guest so many bytes more. Blocks until it has them, or it is known why not. What was done of a part
+/// stays done, and is told.
+pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
+    let begun = Instant::now();
+    let (vm, memory) = (daemon.vms.get(name)?, &daemon.memory);
+    let _turn = Turn::take(memory, name)?;
+    refuse_if_bound(daemon, &vm)?;
+    let guest = Guest::of(&vm)?;
+    let wanted = bytes.checked_next_multiple_of(GUEST_BLOCK).filter(|wanted| (1..=guest.room()).contains(wanted)).ok_or_else(|| {
+        let room = Bytes(guest.room());
+        ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
+            .then("ask for less, or start it with a larger --max-memory")
+    })?;
+    if guest.free_slots() == 0 {
+        return Err(ApiError::refused(format!("all {} memory slots of VM '{name}' are taken", guest.slots))
+            .then("shrink it first: smaller DIMMs make room for larger ones"));
+    }
+    let change = Growth { memory, guest: &guest, left: wanted, change: Change::default() }.run();
+    if let Some(group) = memory.group_of(name) {
+        let (size, hit) = (Bytes(wanted), Bytes(change.staged));
+        group.note(&Served { vm: name, size, whole: false, hit, took: begun.elapsed() });
+    }
+    told(name, wanted as i64, change.done as i64, change, begun, &vm)
+}
+
+/// Asks a running guest for so many bytes back: whole DIMMs, the newest first, never more than asked. Blocks until it has let
+/// go of them, or it is known that it does not.
+pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
+    let begun = Instant::now();
+    let (vm, memory) = (daemon.vms.get(name)?, &daemon.memory);
+    let _turn = Turn::take(memory, name)?;
+    refuse_if_bound(daemon, &vm)?;
+    let guest = Guest::of(&vm)?;
+    let mut change = Change::default();
+    for dimm in guest.dimms.iter().rev().filter(|dimm| dimm.hotplugged) {
+        if dimm.size.0 > bytes.saturating_sub(change.done) {
+            continue;
+        }
+        match remove_dimm(&guest.qemu, &dimm.id, PATIENCE) {
+            Ok(()) => {
+                memory.let_go(&dimm.id);
+                change.done += dimm.size.0;
+                change.dimms += 1;
+            }
+            // It keeps this one; another it may let go.
+            Err(error) => change.why = Some(error.to_string()),
+        }
+    }
+    if change.done == bytes {
+        change.why = None;
+    } else if change.why.is_none() {
+        let sizes: Vec<String> = guest.dimms.iter().map(|dimm| dimm.size.to_string()).collect();
+        change.why = Some(format!("only whole DIMMs can go, and it has {}", if sizes.is_empty() { "none".into() } else { sizes.join(", ") }));
+    }
+    let done = change.done as i64;
+    told(name, -(bytes as i64), -done, change, begun, &vm)
+}
+
+/// What a VM has, and may have.
+pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<crate::api::types::MemoryView, ApiError> {
+    let vm = daemon.vms.get(name)?;
+    let guest = Guest::of(&vm);
+    let mut view = crate::api::types::MemoryView {
+        vm: name.to_string(),
+        group: daemon.memory.group_of(name).map(|group| group.name.to_string()),
+        auto: daemon.memory.is_auto(name),
+        backed: super::demand::backed(&vm).map_or(0, |bytes| bytes.0),
+        ..Default::default()
+    };
+    match guest {
+        Ok(guest) => {
+            (view.boot, view.now, view.most) = (guest.boot, guest.boot + guest.added(), guest.most);
+            view.free_slots = guest.free_slots();
+            let dimm = |dimm: &Dimm| crate::api::types::DimmView { id: dimm.id.clone(), size: dimm.size.0 };
+            view.dimms = guest.dimms.iter().map(dimm).collect();
+        }
+        Err(_) => {
+            let qemu = vm.qemu();
+            let resolved = qemu.as_ref().and_then(|qemu| qemu.record().resolved.as_ref());
+            let boot = resolved.map_or(0, |resolved| resolved.memory);
+            (view.boot, view.now, view.most) = (boot, boot, boot);
+        }
+    }
+    Ok(view)
+}
+
+/// Refuses what would change a guest's memory under somebody who carries it elsewhere.
+fn refuse_if_bound(daemon: &Arc<Daemon>, vm: &VmHandle) -> Result<(), ApiError> {
+    let record = vm.record();
+    daemon.protections.refuse_if_protected(&record.name)?;
+    let moving = |disk: &String| daemon.keeper.get(disk).is_ok_and(|volume| volume.record().move_id.is_some());
+    let why = match (record.beside.is_some(), record.disks.iter().any(moving)) {
+        (true, _) => "is being updated",
+        (_, true) => "is being moved",
+        _ => return Ok(()),
+    };
+    Err(ApiError::refused(format!("VM '{}' {why}: its memory cannot change now", record.name)).then("ask again when that is over"))
+}
+
+/// A guest that is being given memory.
+struct Growth<'a> {
+    memory: &'a Memory,
+    guest: &'a Guest,
+    left: u64,
+    change: Change,
+}
+
+impl Growth<'_> {
+    fn run(mut self) -> Change {
+        // What a daemon left that ended in the middle of this would be in the way.
+        if let Err(error) = sweep_backends(&self.guest.qemu) {
+            tracing::debug!(vm = self.guest.name, %error, "nothing to sweep");
+        }
+        let taken = self.take();
+        for block in taken {
+            let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
+            let added = self.add(&id, &block, size, true);
+            let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
+            if !self.settle(added, size, &id) && !stays {
+                self.memory.returned(block.id());
+                return self.change;
+            }
+            self.change.staged += size.0;
+        }
+        if self.left > 0 && self.change.why.is_none() {
+            self.add_cold();
+        }
+        self.change
+    }
+
+    /// Blocks that serve the request, the guest's own from here on.
+    fn take(&mut self) -> Vec<Arc<Block>> {
+        let request = Request { bytes: Bytes(self.left), whole: false, slots: self.guest.free_slots() };
+        let decided = Instant::now();
+        let taken = self.memory.take(&self.guest.name, request);
+        self.change.decided = decided.elapsed();
+        taken
+    }
+
+    fn add(&self, id: &str, memory: &impl AsFd, size: Bytes, populate: bool) -> Result<(), MemoryDeviceError> {
+        let dimm = NewDimm { id, memory: memory.as_fd(), size, populate };
+        add_dimm(&self.guest.qemu, &dimm, PATIENCE)
+    }
+
+    /// The standard path: memory that the host gives as it is touched.
+    fn add_cold(&mut self) {
+        let (size, id) = (Bytes(self.left), format!("{COLD}{}", self.guest.free_number()));
+        match GuestRam::create(&format!("{}-{id}", self.guest.name), size) {
+            Ok(ram) => {
+                let added = self.add(&id, &ram, size, false);
+                self.settle(added, size, &id);
+            }
+            Err(error) => self.change.why = Some(error.to_string()),
+        }
+    }
+
+    /// Notes how a DIMM ended; false when the guest has not taken it.
+    fn settle(&mut self, added: Result<(), MemoryDeviceError>, size: Bytes, id: &str) -> bool {
+        match added {
+            Ok(()) => {
+                self.change.done += size.0;
+                self.change.dimms += 1;
+                self.left -= size.0;
+                true
+            }
+            Err(error) => {
+                self.change.why = Some(error.to_string());
+                // One that the guest declined would hold a slot for nothing.
+                if matches!(error, MemoryDeviceError::Declined { .. }) && remove_dimm(&self.guest.qemu, id, PATIENCE).is_ok() {
+                    self.memory.let_go(id);
+                }
+                false
+            }
+        }
+    }
+}
+
+impl Memory {
+    /// A DIMM is no guest's any more: its memory goes back to the host.
+    pub(super) fn let_go(&self, id: &str) {
+        if let Some(block) = block_of(id) {
+            self.returned(block);
+        }
+    }
+}
+
+/// The block that a DIMM is of.
+pub(super) fn block_of(id: &str) -> Option<BlockId> {
+    id.strip_prefix(STAGED)?.parse().ok().map(BlockId)
+}
+
+fn told(
+    name: &str,
+    asked: i64,
+    done: i64,
+    change: Change,
+    begun: Instant,
+    vm: &VmHandle,
+) -> Result<MemoryChange, ApiError> {
+    let now = Guest::of(vm).map_or(0, |guest| guest.boot + guest.added());
+    if done == 0
+        && let Some(why) = &change.why
+    {
+        return Err(ApiError::unavailable(format!("the memory of VM '{name}' has not changed: {why}"))
+            .then("see `gnomon vm memory`, and the guest's log: it needs ACPI memory hotplug, and memhp_default_state=online_movable to give memory back"));
+    }
+    Ok(MemoryChange {
+        vm: name.to_string(),
+        asked,
+        done,
+        staged: change.staged,
+        dimms: change.dimms,
+        decided_us: change.decided.as_secs_f64() * 1e6,
+        took_ms: begun.elapsed().as_secs_f64() * 1e3,
+        now,
+        why: change.why,
+    })
+}
