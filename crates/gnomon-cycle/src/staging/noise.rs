@@ -12,7 +12,7 @@ use gnomon_terms::Bytes;
 
 /// What numbers are told in: noise below it would be for nothing.
 const GRAIN: u64 = 1 << 20;
-/// The largest scale, in grains: an exbibyte is beyond any host.
+/// The largest scale: in grains an exbibyte, which is beyond any host.
 const SCALES: u64 = 1 << 40;
 /// The finest ε that is kept apart.
 const FINEST: f64 = 1e-3;
@@ -23,14 +23,18 @@ pub type Bits<'a> = dyn FnMut() -> u64 + 'a;
 /// So many bytes with noise that hides a contribution of `cap` at `epsilon` (above 0.0; the smaller, the more noise), in
 /// whole MiB; never less than nothing.
 pub fn noised(bytes: f64, cap: Bytes, epsilon: f64, bits: &mut Bits) -> f64 {
-    let grains = (bytes / GRAIN as f64).round();
-    (grains + laplace(scale(cap, epsilon), bits) as f64).max(0.0) * GRAIN as f64
+    noised_number(bytes / GRAIN as f64, cap.0.div_ceil(GRAIN), epsilon, bits) * GRAIN as f64
 }
 
-/// The noise's scale in grains.
-fn scale(cap: Bytes, epsilon: f64) -> u64 {
+/// A number, made whole, with noise that hides a contribution of `most`; never less than nothing.
+pub(super) fn noised_number(number: f64, most: u64, epsilon: f64, bits: &mut Bits) -> f64 {
+    (number.round() + laplace(scale(most, epsilon), bits) as f64).max(0.0)
+}
+
+/// The noise's scale.
+fn scale(most: u64, epsilon: f64) -> u64 {
     let epsilon = if epsilon.is_finite() { epsilon.max(FINEST) } else { FINEST };
-    ((cap.0.div_ceil(GRAIN) as f64 / epsilon).ceil() as u64).clamp(1, SCALES)
+    ((most as f64 / epsilon).ceil() as u64).clamp(1, SCALES)
 }
 
 /// A whole number, n with a chance proportional to e^(−|n| / scale).
