@@ -258,7 +258,7 @@ mod tests {
     fn who_asks_and_returns_in_a_loop_turns_ever_more_seldom() {
         let (mut pressure, mut given) = (Pressure::default(), 1024);
         // Five minutes nearly all of 1.5 GiB, five minutes nothing.
-        let uses = |at: u32, _| if at / 300 % 2 == 0 { 1450 } else { 100 };
+        let uses = |at: u32, _| if (at / 300).is_multiple_of(2) { 1450 } else { 100 };
         let day = live(&mut pressure, 86_400, &mut given, uses);
         assert!(day < 30, "{day} turns in 288 changes of mind");
         let next = live(&mut pressure, 86_400, &mut given, uses);
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn after_a_calm_day_shrinking_is_quick_again() {
         let (mut pressure, mut given) = (Pressure::default(), 1024);
-        live(&mut pressure, 20_000, &mut given, |at, _| if at / 200 % 2 == 0 { 1450 } else { 100 });
+        live(&mut pressure, 20_000, &mut given, |at, _| if (at / 200).is_multiple_of(2) { 1450 } else { 100 });
         let patience = pressure.patience();
         assert!(patience > EASY_REPORTS);
         for _ in 0..20 {
