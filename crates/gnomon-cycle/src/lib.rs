@@ -16,6 +16,7 @@ pub mod replay;
 mod score;
 mod shadow;
 mod spare;
+pub mod staging;
 mod stall;
 mod view;
 

@@ -22,6 +22,10 @@ const STATES: usize = 12;
 /// How fast what follows a state, or a place of the hour, is learned: within some hundred steps there, or a day's hours.
 const LEARNS: f64 = 1.0 / 64.0;
 const HOURS: f64 = 1.0 / 24.0;
+/// How long what a leaver asked for still shapes the models: a week of 5-minute steps, of which half is gone after five days.
+const RECALLED: f64 = 1.0 / 2016.0;
+/// With less than this left of the history it was that of leavers, and the models begin anew.
+const LEFT: f64 = 1.0 / 64.0;
 
 /// Who, within a group. Opaque: the caller numbers its members.
 pub type MemberId = u64;
@@ -66,6 +70,10 @@ struct Member {
     most: f64,
     demand: Option<f64>,
     next: Option<f64>,
+    /// What it asked for in the step that is open, where requests are seen themselves.
+    asked: Option<f64>,
+    /// What it asks for in a step, over a day.
+    asks: f64,
     lately: VecDeque<f64>,
     day: f64,
     mean: f64,
@@ -75,17 +83,27 @@ struct Member {
     state: usize,
 }
 
-/// A group and what it will ask for: the sum of its members' rises of demand from one step to the next.
+/// A group and what it will ask for: the sum of what its members said to have asked for ([`GroupDemand::asked`]), or, of
+/// those of whom only the demand is known, of its rises from one step to the next.
+///
+/// A member that leaves takes the weight of its history with it. What is learned from sums cannot be taken out of a model;
+/// but of the sums its share is known, so from then on the models are shown the group as if they had never seen the leaver:
+/// what they say is multiplied by what is left, and what comes is divided by it. That goes back to 1 within two weeks, as the
+/// models forget the sums that the leaver was in.
 pub struct GroupDemand {
     members: BTreeMap<MemberId, Member>,
     steps: usize,
+    season: usize,
+    horizon: usize,
     blend: SeriesBlend,
+    history: f64,
 }
 
 impl GroupDemand {
     /// An empty group; a day is `season` steps, and it is asked up to `horizon` steps after the next.
     pub fn new(season: usize, horizon: usize) -> GroupDemand {
-        GroupDemand { members: BTreeMap::new(), steps: 0, blend: SeriesBlend::new(season, horizon) }
+        let blend = SeriesBlend::new(season, horizon);
+        GroupDemand { members: BTreeMap::new(), steps: 0, season, horizon, blend, history: 1.0 }
     }
 
     /// Adds a member that can need up to `most`; that of one which is there already is changed.
@@ -101,9 +119,37 @@ impl GroupDemand {
         Ok(())
     }
 
-    /// Removes a member; what it had is forgotten, what the group learned stays.
+    /// Removes a member. What was known of it is forgotten, and the group's history counts less by its share of what was
+    /// asked for in the last day or so; the rules that models learned from sums stay.
     pub fn leave(&mut self, id: MemberId) -> Result<(), GroupError> {
-        self.members.remove(&id).map(drop).ok_or(GroupError::Unknown(id))
+        let share = self.share(id);
+        self.members.remove(&id).ok_or(GroupError::Unknown(id))?;
+        self.history *= 1.0 - share;
+        if self.history < LEFT {
+            (self.blend, self.history) = (SeriesBlend::new(self.season, self.horizon), 1.0);
+        }
+        Ok(())
+    }
+
+    /// How much of what the group asked for in the last day or so was asked for by this member: 0.0 to 1.0.
+    pub fn share(&self, id: MemberId) -> f64 {
+        let all: f64 = self.members.values().map(|member| member.asks).sum();
+        self.members.get(&id).map_or(0.0, |member| (member.asks / all.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0))
+    }
+
+    /// How much of the models' history is that of members who are still there: 1.0 when nobody left lately.
+    pub fn history(&self) -> f64 {
+        self.history
+    }
+
+    /// Members at present.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether nobody is a member.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
     }
 
     /// What a member needs in the step that is open. One of whom nothing is said needs what it did.
@@ -119,18 +165,42 @@ impl GroupDemand {
         Ok(())
     }
 
+    /// What a member asked for in the step that is open, where requests are seen themselves: it counts in the place of the
+    /// rise of its demand. Several add up, and together count no more than the most it may have.
+    pub fn asked(&mut self, id: MemberId, bytes: f64) -> Result<(), GroupError> {
+        let member = self.members.get_mut(&id).ok_or(GroupError::Unknown(id))?;
+        if !(0.0..f64::INFINITY).contains(&bytes) {
+            return Err(GroupError::Impossible { member: id, demand: bytes, most: member.most });
+        }
+        member.asked = Some((member.asked.unwrap_or(0.0) + bytes).min(member.most));
+        Ok(())
+    }
+
     /// Ends the step: what members asked for in it, together, and what the models were told.
     pub fn end_step(&mut self) -> Step {
-        let step = self.gather();
-        self.blend.observe(&step);
+        self.end_step_as(|step| step)
+    }
+
+    /// The same, where the models are shown what `shown` makes of the sums: sums with noise. Returned is what they were shown.
+    pub fn end_step_as(&mut self, shown: impl FnOnce(Step) -> Step) -> Step {
+        let step = shown(self.gather());
+        self.blend.observe(&self.as_if_alone(step));
         step
     }
 
     /// The same, with the models tended and each one's time taken by `clock`.
     pub fn end_step_timed(&mut self, clock: &mut dyn FnMut() -> Instant) -> Step {
         let step = self.gather();
-        self.blend.observe_timed(&step, clock);
+        self.blend.observe_timed(&self.as_if_alone(step), clock);
         step
+    }
+
+    /// The step in terms of a history that leavers were part of.
+    fn as_if_alone(&self, step: Step) -> Step {
+        Step {
+            value: step.value.map(|value| value / self.history),
+            beside: step.beside.map(|known| known / self.history),
+        }
     }
 
     fn gather(&mut self) -> Step {
@@ -142,6 +212,7 @@ impl GroupDemand {
             beside.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
         }
         self.steps += 1;
+        self.history += RECALLED * (1.0 - self.history);
         Step { value: heard.then_some(asked), beside }
     }
 
@@ -158,7 +229,8 @@ impl GroupDemand {
     /// How much the group will ask for in the step after the next `ahead` ones, for each of `levels`; never less than
     /// nothing. `None` while too little is known.
     pub fn will_ask(&self, ahead: usize, levels: &[f64]) -> Option<Vec<f64>> {
-        Some(self.blend.quantiles(ahead, levels)?.into_iter().map(|value| value.max(0.0)).collect())
+        let said = self.blend.quantiles(ahead, levels)?;
+        Some(said.into_iter().map(|value| value.max(0.0) * self.history).collect())
     }
 }
 
@@ -168,6 +240,8 @@ impl Member {
             most,
             demand: None,
             next: None,
+            asked: None,
+            asks: 0.0,
             lately: VecDeque::new(),
             day: 0.0,
             mean: 0.0,
@@ -181,10 +255,12 @@ impl Member {
     /// last hour, below that of the day, below its mean; what it has; and how much it rose in the mean when it was as it
     /// is, and at this step of the hour (programs are started by the clock). `None` before it is first heard of.
     fn turn(&mut self, step: usize, heard: &mut bool) -> Option<(f64, [f64; BESIDE])> {
-        *heard |= self.next.is_some();
-        let now = self.next.take().or(self.demand)?;
+        *heard |= self.next.is_some() || self.asked.is_some();
+        let asked = self.asked.take();
+        let now = self.next.take().or(self.demand).or(asked)?;
         let before = self.demand.unwrap_or(now);
-        let rise = (now - before).max(0.0);
+        let rise = asked.unwrap_or((now - before).max(0.0));
+        self.asks += (1.0 - DAY) * (rise - self.asks);
         self.after[self.state] += LEARNS * (rise - self.after[self.state]);
         self.hourly[step % HOUR] += HOURS * (rise - self.hourly[step % HOUR]);
         self.note(now);
@@ -238,6 +314,55 @@ mod tests {
         assert_eq!(group.end_step().value, None, "nobody was heard");
         group.demand(0, 100.0).expect("a good demand");
         assert_eq!(group.end_step().value, Some(85.0), "the others need what they did");
+    }
+
+    #[test]
+    fn requests_that_were_seen_count_in_the_place_of_rises() {
+        let mut group = group();
+        for (demand, asked, counted) in
+            [(10.0, &[][..], 0.0), (90.0, &[16.0, 8.0], 24.0), (90.0, &[900.0, 900.0], 1000.0)]
+        {
+            group.demand(0, demand).expect("a good demand");
+            asked.iter().for_each(|bytes| group.asked(0, *bytes).expect("a good request"));
+            assert_eq!(group.end_step().value, Some(counted));
+        }
+        group.asked(1, 64.0).expect("a guest that starts asks before it needs anything");
+        assert_eq!(group.end_step().value, Some(64.0));
+        assert!(group.asked(1, f64::NAN).is_err() && group.asked(1, -1.0).is_err() && group.asked(9, 1.0).is_err());
+    }
+
+    #[test]
+    fn a_leaver_takes_the_weight_of_its_history_with_it() {
+        let mut group = group();
+        let mut seed = 5;
+        let mut live = |group: &mut GroupDemand, steps: usize, members: u64| {
+            for _ in 0..steps {
+                (0..members).for_each(|id| group.asked(id, [10.0, 10.0, 60.0][id as usize]).expect("a good request"));
+                group.asked(0, 1.0 + noise(&mut seed)).expect("a good request");
+                group.end_step();
+            }
+        };
+        live(&mut group, 900, 3);
+        let middle = |group: &GroupDemand| group.will_ask(0, &[0.5]).expect("seen enough")[0];
+        assert!((middle(&group) - 81.0).abs() < 5.0, "{}", middle(&group));
+        assert!((group.share(2) - 60.0 / 81.0).abs() < 0.05, "{}", group.share(2));
+        group.leave(2).expect("it is a member");
+        assert!((middle(&group) - 21.0).abs() < 3.0, "right after it left: {}", middle(&group));
+        live(&mut group, 900, 2);
+        assert!((middle(&group) - 21.0).abs() < 3.0, "and on: {}", middle(&group));
+        assert!(group.history() > 0.4 && group.history() < 1.0, "{}", group.history());
+    }
+
+    #[test]
+    fn when_all_that_was_learned_was_the_leavers_the_models_begin_anew() {
+        let mut group = group();
+        for _ in 0..50 {
+            group.asked(1, 500.0).expect("a good request");
+            group.end_step();
+        }
+        assert!(group.will_ask(0, &[0.5]).is_some());
+        group.leave(1).expect("it is a member");
+        assert_eq!((group.will_ask(0, &[0.5]), group.history(), group.len()), (None, 1.0, 2));
     }
 
     #[test]
