@@ -21,7 +21,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
@@ -131,6 +131,16 @@ impl GuestRam {
             (0, _) | (_, None) => Err(RamError::NotThere { pid, what: name.to_string() }),
             (count, _) => Err(RamError::Several { pid, what: name.to_string(), count }),
         }
+    }
+
+    /// RAM that somebody else has made: a memfd that cannot shrink, of whole pages, read and write.
+    pub fn of_memfd(memfd: OwnedFd) -> Result<GuestRam, RamError> {
+        let ram = GuestRam::over(memfd, Path::new("/proc/self/fd"))?;
+        if ram.size == 0 || !ram.size.is_multiple_of(PAGE_SIZE) {
+            return Err(RamError::BadSize { size: ram.size() });
+        }
+        ram.refuse_if_it_can_shrink()?;
+        Ok(ram)
     }
 
     /// Opens memory at a path of `/proc/PID/fd`, where another may be by now.

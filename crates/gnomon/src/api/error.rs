@@ -157,12 +157,16 @@ macro_rules! translate {
 
 translate!(
     gnomon_cycle::CycleError,
+    gnomon_cycle::staging::StagingError,
     gnomon_forecast::sequence::ModelError,
     gnomon_forecast::trace::TraceError,
     gnomon_link::LinkError,
     gnomon_proto::bitmap::BitmapError,
     gnomon_proto::handover::OutOfTurn,
+    gnomon_memory::BadGroupName,
+    gnomon_memory::StagingError,
     gnomon_qemu::GuestAgentError,
+    gnomon_qemu::MemoryDeviceError,
     gnomon_qemu::MigrateError,
     gnomon_qemu::ProcessError,
     gnomon_qemu::QmpError,

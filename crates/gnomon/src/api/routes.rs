@@ -2,6 +2,8 @@
 //!
 //! What blocks (disks, QEMU, the store) runs on blocking threads, so that a slow guest never holds up the API.
 
+mod memory;
+
 use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use axum::{
@@ -90,7 +92,8 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         jobs,
         job,
         cancel_job
-    )
+    ),
+    nest((path = "/", api = memory::Document))
 )]
 struct Document;
 
@@ -129,6 +132,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/vms/{name}/unprotect", post(unprotect_vm))
         .route("/v1/vms/{name}/switchover", post(switchover_vm))
         .route("/v1/vms/{name}/failover", post(failover_vm))
+        .merge(memory::router())
         .route("/v1/jobs", get(jobs))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/cancel", post(cancel_job))
@@ -408,7 +412,7 @@ async fn vms(State(daemon): Daemoned) -> Answer<Vec<VmView>> {
 async fn run_vm(State(daemon): Daemoned, Json(ask): Json<RunVm>) -> Answer<VmView> {
     daemon.protections.refuse_if_protected(&ask.name)?;
     blocking(daemon, move |daemon| {
-        let view = daemon.vms.run(&ask)?;
+        let view = crate::daemon::memory::run(daemon, &ask)?;
         daemon.balancing.arrive(&view.name, &daemon.config.node);
         Ok(view)
     })

@@ -230,6 +230,8 @@ fn words(view: &GroupView) -> String {
         ("cold request", range(requests.cold_ms, "ms", "95")),
         ("decision", range(requests.decision_us, "us", "99")),
         ("expected", expects.unwrap_or_else(|| format!("not known yet ({} steps seen)", expected.steps))),
+        ("decided by", expected.mode.clone()),
+        ("gain", percent(expected.gain_percent)),
         ("covered", percent(expected.covered_percent)),
         ("believed", believed.join(", ")),
     ])

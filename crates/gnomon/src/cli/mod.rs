@@ -6,6 +6,7 @@ mod completions;
 mod doctor;
 mod forecast;
 mod group;
+mod hold;
 mod job;
 mod memory;
 mod node;
@@ -85,6 +86,9 @@ enum Command {
     Bench(bench::Command),
     /// Say what this host can do
     Doctor(doctor::Args),
+    /// Keep staged memory while the daemon is away; started by it
+    #[command(hide = true)]
+    HoldMemory(hold::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -153,6 +157,7 @@ fn run(cli: Cli) -> Ended {
     match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::HoldMemory(args) => hold::run(args),
         command => {
             let runtime = asking_runtime()?;
             let ended = runtime.block_on(ask(command, &context));
@@ -174,7 +179,9 @@ async fn ask(command: Command, context: &Context) -> Ended {
         Command::Forecast(command) => forecast::run(command, context).await,
         Command::Bench(command) => bench::run(command),
         Command::Doctor(args) => doctor::run(args, context).await,
-        Command::Serve(_) | Command::Completions(_) => unreachable!("carried out without a client"),
+        Command::Serve(_) | Command::Completions(_) | Command::HoldMemory(_) => {
+            unreachable!("carried out without a client")
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod forecasts;
 pub mod importing;
 pub mod jobs;
 pub mod keeper;
+pub mod memory;
 pub mod moving;
 pub mod protecting;
 pub mod records;
@@ -41,6 +42,7 @@ use self::{
     balancing::Balancing,
     jobs::Jobs,
     keeper::Keeper,
+    memory::Memory,
     moving::Moves,
     protecting::{Protections, Shadows},
     records::Records,
@@ -68,6 +70,8 @@ pub struct Daemon {
     pub keeper: Arc<Keeper>,
     /// Its VMs.
     pub vms: Arc<Vms>,
+    /// Memory that is ready for them.
+    pub memory: Memory,
     /// Its long work.
     pub jobs: Jobs,
     /// The moves it takes part in.
@@ -107,6 +111,7 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     say_where(&daemon);
     moving::resume(&daemon)?;
     protecting::resume(&daemon)?;
+    memory::start(&daemon);
     tokio::select! {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}
@@ -148,6 +153,7 @@ impl Daemon {
         let learning = Learning::new(config.model.as_deref(), config.learn)?;
         let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records), learning)?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
+        let memory = Memory::new(&config, Arc::clone(&records));
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);
         let balancing = Balancing::new(config.balancers.clone(), config.hooks.clone());
@@ -156,6 +162,7 @@ impl Daemon {
             records,
             keeper,
             vms,
+            memory,
             jobs,
             moves,
             vitals,

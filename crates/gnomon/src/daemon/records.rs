@@ -160,6 +160,9 @@ pub struct VmRecord {
     pub beside: Option<BesideRecord>,
     /// The process, while there is one.
     pub qemu: Option<gnomon_qemu::QemuRecord>,
+    /// Whether its memory follows what its guest needs.
+    #[serde(default)]
+    pub follows: bool,
     /// How it ended, when it did.
     pub exit: Option<String>,
     /// What it said when it ended.
@@ -178,6 +181,7 @@ impl VmRecord {
             before: None,
             beside: None,
             qemu: None,
+            follows: false,
             exit: None,
             stderr: None,
         }

@@ -11,10 +11,11 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, Accelerator, DiskSource, DiskSpec, KVM_CPU, KvmProof, Launch, MachineInfo, NicSpec, PROOF_TIMEOUT,
-    PortSpec, Qemu, QemuBinary, Resolved, Role, RunState, StopDeadlines, Uplink, VmPaths, VmSpec, find_qemu,
-    prove_kvm, resolve,
+    Accel, Accelerator, DiskSource, DiskSpec, GuestRam, KVM_CPU, KvmProof, Launch, MachineInfo, NicSpec,
+    PROOF_TIMEOUT, PortSpec, Qemu, QemuBinary, Resolved, Role, RunState, StopDeadlines, Uplink, VmPaths, VmSpec,
+    find_qemu, prove_kvm, resolve,
 };
+use gnomon_terms::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 mod beside;
@@ -99,8 +100,12 @@ impl Vms {
         self.all.read().values().map(|vm| self.view(vm)).collect()
     }
 
-    /// Starts a VM on volumes of this node.
-    pub fn run(self: &Arc<Vms>, request: &RunVm) -> Result<VmView, ApiError> {
+    /// Starts a VM on volumes of this node. `ram` may have memory for it, of just that size.
+    pub fn run(
+        self: &Arc<Vms>,
+        request: &RunVm,
+        ram: impl FnOnce(Bytes) -> Option<GuestRam>,
+    ) -> Result<VmView, ApiError> {
         names::check(&request.name).map_err(|error| ApiError::usage(error.to_string()))?;
         for disk in &request.disks {
             self.refuse_if_in_use(&disk.volume)?;
@@ -109,15 +114,22 @@ impl Vms {
         let host = self.host()?;
         let resolved =
             resolve(&spec, host.qemu.version, &host.machines, self.kvm(&spec).as_deref().map_or(Ok(()), Err))?;
-        self.start(spec, resolved, Role::Boot).map(|vm| self.view(&vm))
+        let ram = ram(Bytes(resolved.memory));
+        self.start(spec, resolved, Role::Boot, ram.as_ref()).map(|vm| self.view(&vm))
     }
 
     /// Starts a QEMU that waits for a guest of another node. Its disks and ports are this node's.
     pub fn receive(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved) -> Result<Arc<VmHandle>, ApiError> {
-        self.start(spec, resolved, Role::Incoming)
+        self.start(spec, resolved, Role::Incoming, None)
     }
 
-    fn start(self: &Arc<Vms>, spec: VmSpec, resolved: Resolved, role: Role) -> Result<Arc<VmHandle>, ApiError> {
+    fn start(
+        self: &Arc<Vms>,
+        spec: VmSpec,
+        resolved: Resolved,
+        role: Role,
+        ram: Option<&GuestRam>,
+    ) -> Result<Arc<VmHandle>, ApiError> {
         let name = spec.name.clone();
         self.refuse_if_reserved(&name)?;
         let disks = spec.disks.iter().map(|disk| disk.name.clone()).collect();
@@ -129,7 +141,7 @@ impl Vms {
         self.end_leftover(&name)?;
         let token = self.records.next_token()?;
         let mut record = VmRecord::new(&name, disks, token);
-        let launched = self.launch(spec, resolved, role, &record).and_then(|qemu| {
+        let launched = self.launch(spec, resolved, role, ram, &record).and_then(|qemu| {
             record.qemu = Some(qemu.record().clone());
             self.records.put_vm(&record)?;
             Ok(qemu)
@@ -147,7 +159,14 @@ impl Vms {
     }
 
     /// Starts the QEMU of a record, on disks that are lent to it alone.
-    fn launch(&self, spec: VmSpec, resolved: Resolved, role: Role, record: &VmRecord) -> Result<Qemu, ApiError> {
+    fn launch(
+        &self,
+        spec: VmSpec,
+        resolved: Resolved,
+        role: Role,
+        ram: Option<&GuestRam>,
+        record: &VmRecord,
+    ) -> Result<Qemu, ApiError> {
         let host = self.host()?;
         let dir = self.dir.join(&record.name);
         std::fs::create_dir_all(&dir)?;
@@ -167,7 +186,7 @@ impl Vms {
             resolved: &resolved,
             dir: &dir,
             role,
-            ram: None,
+            ram: ram.map(GuestRam::shared),
         };
         Ok(Qemu::launch(&launch)?)
     }
@@ -296,6 +315,12 @@ impl Vms {
                 tracing::error!(vm = name, %error, "its end could not be recorded");
             }
         });
+    }
+
+    /// Whether no QEMU of this name is known to run here, nor could be: what one had may be given to others.
+    pub fn is_free(&self, name: &str) -> bool {
+        let none = |vm: &Arc<VmHandle>| vm.qemu().is_none() && !vm.is_unreachable() && vm.record().beside.is_none();
+        self.all.read().get(name).is_none_or(none)
     }
 
     /// Every VM that has a QEMU, by name.
@@ -506,6 +531,11 @@ impl VmHandle {
     /// Its QEMU, while there is one.
     pub fn qemu(&self) -> Option<Arc<Qemu>> {
         self.qemu.lock().clone()
+    }
+
+    /// Whether its memory is to follow what its guest needs; durable before this returns.
+    pub fn set_follows(&self, records: &Records, on: bool) -> Result<(), ApiError> {
+        self.change(records, |record| record.follows = on)
     }
 
     /// Refuses to move a VM that QEMU could not take along: a server of its queues would have to note every page of the

@@ -115,20 +115,29 @@ pub struct RequestsView {
     pub decision_us: Option<[f64; 2]>,
 }
 
-/// What a group is expected to ask for.
+/// What a group is expected to ask for, and what is made of that.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct DemandView {
-    /// Steps of the clock that its models have seen.
-    pub steps: u64,
-    /// Bytes that it will ask for in the next step: the middle, and what 95 of 100 steps stay below. Nothing while too little
-    /// is known.
+    /// What decides how much is staged: `cold` (too little is known: the reserve), `silent` (forecasts are not worth more than
+    /// a reserve of one size) or `forecast`.
+    pub mode: String,
+    /// How sure it is to be: the level of the quantile that is staged.
+    pub level: f64,
+    /// How many times that is staged.
+    pub scale: f64,
+    /// Bytes that it will ask for within the horizon: the middle, and what 95 of 100 stay below. Nothing while too little is
+    /// known, or of fewer than three members.
     pub bytes: Option<[u64; 2]>,
-    /// Percent of steps in which what was asked for stayed below what 95 of 100 should have.
+    /// Steps of which what was forecast could be judged.
+    pub steps: u64,
+    /// Percent of steps in which what was asked for was within what nine of ten should be.
     pub covered_percent: Option<f64>,
+    /// By how many percent forecasts hit more than a reserve of the same idle bytes would have.
+    pub gain_percent: Option<f64>,
+    /// How much of what was learned is of members who are still there.
+    pub history_percent: f64,
     /// Who is believed, and how much: weights sum to one.
     pub believed: Vec<BelievedView>,
-    /// How many times what is forecast is staged, as hits and misses have it.
-    pub scale: f64,
 }
 
 /// A model and its weight.

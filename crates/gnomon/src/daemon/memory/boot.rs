@@ -1,10 +1,6 @@
 //! A VM that starts: in its trust group, from memory that is staged if there is a block of just its size.
 
-use std::{
-    os::fd::AsFd,
-    sync::Arc,
-    time::Instant,
-};
+use std::{os::fd::AsFd, sync::Arc, time::Instant};
 
 use gnomon_memory::{Block, Request};
 use gnomon_qemu::GuestRam;
@@ -57,7 +53,5 @@ pub fn run(daemon: &Arc<Daemon>, request: &RunVm) -> Result<VmView, ApiError> {
 
 fn ram_of(block: &Block) -> Option<GuestRam> {
     let owned = block.as_fd().try_clone_to_owned().ok()?;
-    GuestRam::of_memfd(owned)
-        .map_err(|error| tracing::error!(%error, "a staged block is no memory for a guest"))
-        .ok()
+    GuestRam::of_memfd(owned).map_err(|error| tracing::error!(%error, "a staged block is no memory for a guest")).ok()
 }

@@ -14,10 +14,7 @@ use gnomon_memory::GroupStats;
 use gnomon_terms::Bytes;
 
 use super::{Memory, demand, found, group::Group, resize};
-use crate::{
-    api::ApiError,
-    daemon::Daemon,
-};
+use crate::{api::ApiError, daemon::Daemon};
 
 /// As often as agents report.
 const BEAT: Duration = Duration::from_secs(1);
@@ -106,7 +103,9 @@ fn follow(daemon: &Arc<Daemon>) {
                 Verdict::Stay => return,
             };
             match changed {
-                Ok(change) => tracing::info!(vm = name, done = change.done, staged = change.staged, "its memory followed"),
+                Ok(change) => {
+                    tracing::info!(vm = name, done = change.done, staged = change.staged, "its memory followed")
+                }
                 Err(error) => tracing::warn!(vm = name, error = error.message, "its memory did not follow"),
             }
         });
@@ -131,7 +130,8 @@ impl Memory {
     /// What is to be done about the VMs that follow.
     fn verdicts(&self, daemon: &Daemon) -> Vec<(String, Verdict)> {
         let mut following = self.following.lock();
-        let verdict = |(name, pressure): (&String, &mut Pressure)| Some((name.clone(), judge(daemon, name, pressure)?));
+        let verdict =
+            |(name, pressure): (&String, &mut Pressure)| Some((name.clone(), judge(daemon, name, pressure)?));
         following.iter_mut().filter_map(verdict).filter(|(_, verdict)| *verdict != Verdict::Stay).collect()
     }
 }

@@ -9,10 +9,7 @@ use gnomon_terms::Bytes;
 
 use crate::{
     api::types::AgentView,
-    daemon::{
-        Daemon,
-        vms::VmHandle,
-    },
+    daemon::{Daemon, vms::VmHandle},
 };
 
 /// What the host has really given of the memory that a VM began with; `None` when it cannot be looked at.

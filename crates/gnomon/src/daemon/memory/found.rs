@@ -23,6 +23,7 @@ pub(super) fn bring_back(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
     let left = memory.socket.exists() || !memory.groups.read().is_empty();
     for (name, qemu) in daemon.vms.running() {
         find_blocks(memory, &name, qemu.record().pid)?;
+        memory.set_auto(&name, daemon.vms.get(&name)?.record().follows);
     }
     if left {
         memory.open_staging()?;

@@ -39,6 +39,8 @@ struct Open {
     requests: Vec<Request>,
     staged: Times,
     cold: Times,
+    /// Bytes that had gone unused when the step before ended.
+    unused: Bytes,
 }
 
 /// How long the newest requests took.
@@ -62,11 +64,7 @@ pub struct Served<'a> {
 
 impl Group {
     /// A group of a record; `most` tells how much memory a member may have.
-    pub fn new(
-        record: GroupRecord,
-        config: &MemoryConfig,
-        most: impl Fn(&str) -> Bytes,
-    ) -> Result<Group, ApiError> {
+    pub fn new(record: GroupRecord, config: &MemoryConfig, most: impl Fn(&str) -> Bytes) -> Result<Group, ApiError> {
         let planner = GroupPlanner::new(StagingConfig {
             step: config.step,
             horizon: Duration::from_secs(record.horizon_s),
@@ -138,7 +136,8 @@ impl Group {
         }
     }
 
-    /// Ends the step: members need so much, and so much lay idle; what should be staged from now on.
+    /// Ends the step: members need so much, so much lies idle, and so much has gone unused since the group began; what should
+    /// be staged from now on.
     pub fn end_step(
         &self,
         demands: &[(String, Bytes)],
@@ -150,6 +149,8 @@ impl Group {
             let mut open = self.open.lock();
             let number = |vm: &String| open.numbers.get(vm).copied();
             let demands = demands.iter().filter_map(|(vm, bytes)| Some((number(vm)?, *bytes))).collect();
+            let before = std::mem::replace(&mut open.unused, unused);
+            let unused = Bytes(unused.0.saturating_sub(before.0));
             StepReport { demands, requests: std::mem::take(&mut open.requests), idle, late: Bytes(0), unused }
         };
         self.planner.lock().end_step(&report, bits)

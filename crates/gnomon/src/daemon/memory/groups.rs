@@ -131,7 +131,8 @@ pub fn list(daemon: &Arc<Daemon>) -> Result<Vec<GroupView>, ApiError> {
 
 /// One group.
 pub fn show(daemon: &Arc<Daemon>, name: &str) -> Result<GroupView, ApiError> {
-    view(daemon, &daemon.memory.group(name)?)
+    let group = daemon.memory.group(name)?;
+    view(daemon, &group)
 }
 
 /// How much memory a VM may have; one that is not known yet is counted for when it is started.
@@ -157,7 +158,8 @@ impl Memory {
     }
 
     fn part(&self, group: &Group, vm: &str) -> Result<(), ApiError> {
-        group.change(|record| record.members.retain(|member| member != vm), |record| self.records.put_group(record))?;
+        group
+            .change(|record| record.members.retain(|member| member != vm), |record| self.records.put_group(record))?;
         group.leave(vm)
     }
 }

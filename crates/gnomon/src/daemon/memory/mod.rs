@@ -105,8 +105,7 @@ impl Memory {
         // This very program, also when its file has been replaced by a newer one.
         let args = ["hold-memory".into(), "--at".into(), self.socket.clone().into_os_string()];
         let holder = HolderCommand::new(&self.socket, "/proc/self/exe", args);
-        let limits =
-            HostLimits { budget: self.config.budget, floor: self.config.floor, ..HostLimits::default() };
+        let limits = HostLimits { budget: self.config.budget, floor: self.config.floor, ..HostLimits::default() };
         let mut opening = Opening::new(holder, limits);
         for group in self.groups.read().values() {
             opening = opening.group(group.name.clone(), groups::limits(&group.record()));

@@ -22,7 +22,10 @@ use gnomon_terms::Bytes;
 
 use super::{Memory, Turn, group::Served};
 use crate::{
-    api::{ApiError, types::MemoryChange},
+    api::{
+        ApiError,
+        types::{DimmView, MemoryChange, MemoryView, ResizeMemory},
+    },
     daemon::{Daemon, vms::VmHandle},
 };
 
@@ -48,12 +51,15 @@ impl Guest {
     fn of(vm: &VmHandle) -> Result<Guest, ApiError> {
         let name = vm.record().name;
         let qemu = vm.qemu().ok_or_else(|| {
-            ApiError::refused(format!("VM '{name}' does not run")).then("start it with --max-memory, and with --memory as it is to begin")
+            ApiError::refused(format!("VM '{name}' does not run"))
+                .then("start it with --max-memory, and with --memory as it is to begin")
         })?;
         let (spec, resolved) = (qemu.record().spec.clone(), qemu.record().resolved.clone());
         let (Some(spec), Some(resolved)) = (spec, resolved) else {
-            return Err(ApiError::refused(format!("VM '{name}' was adopted: what its machine has room for is not known"))
-                .then("change its memory by the tool that started it"));
+            return Err(ApiError::refused(format!(
+                "VM '{name}' was adopted: what its machine has room for is not known"
+            ))
+            .then("change its memory by the tool that started it"));
         };
         let most = spec.max_memory.ok_or_else(|| {
             ApiError::refused(format!("VM '{name}' was started without room for more memory"))
@@ -94,6 +100,24 @@ struct Change {
     why: Option<String>,
 }
 
+/// Does as asked.
+pub fn resize(daemon: &Arc<Daemon>, name: &str, ask: &ResizeMemory) -> Result<MemoryChange, ApiError> {
+    match (ask.grow, ask.shrink) {
+        (Some(bytes), None) => grow(daemon, name, bytes),
+        (None, Some(bytes)) => shrink(daemon, name, bytes),
+        _ => Err(ApiError::usage("write either grow or shrink, in bytes")),
+    }
+}
+
+/// Has a VM's memory follow what its guest needs, or not any more.
+pub fn follow(daemon: &Arc<Daemon>, name: &str, on: bool) -> Result<MemoryView, ApiError> {
+    let vm = daemon.vms.get(name)?;
+    Guest::of(&vm)?;
+    vm.set_follows(&daemon.records, on)?;
+    daemon.memory.set_auto(name, on);
+    look(daemon, name)
+}
+
 /// Gives a running guest so many bytes more. Blocks until it has them, or it is known why not. What was done of a part
 /// stays done, and is told.
 pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
@@ -102,11 +126,14 @@ pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange
     let _turn = Turn::take(memory, name)?;
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
-    let wanted = bytes.checked_next_multiple_of(GUEST_BLOCK).filter(|wanted| (1..=guest.room()).contains(wanted)).ok_or_else(|| {
-        let room = Bytes(guest.room());
-        ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
-            .then("ask for less, or start it with a larger --max-memory")
-    })?;
+    let wanted = bytes
+        .checked_next_multiple_of(GUEST_BLOCK)
+        .filter(|wanted| (1..=guest.room()).contains(wanted))
+        .ok_or_else(|| {
+            let room = Bytes(guest.room());
+            ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
+                .then("ask for less, or start it with a larger --max-memory")
+        })?;
     if guest.free_slots() == 0 {
         return Err(ApiError::refused(format!("all {} memory slots of VM '{name}' are taken", guest.slots))
             .then("shrink it first: smaller DIMMs make room for larger ones"));
@@ -146,17 +173,20 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
         change.why = None;
     } else if change.why.is_none() {
         let sizes: Vec<String> = guest.dimms.iter().map(|dimm| dimm.size.to_string()).collect();
-        change.why = Some(format!("only whole DIMMs can go, and it has {}", if sizes.is_empty() { "none".into() } else { sizes.join(", ") }));
+        change.why = Some(format!(
+            "only whole DIMMs can go, and it has {}",
+            if sizes.is_empty() { "none".into() } else { sizes.join(", ") }
+        ));
     }
     let done = change.done as i64;
     told(name, -(bytes as i64), -done, change, begun, &vm)
 }
 
 /// What a VM has, and may have.
-pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<crate::api::types::MemoryView, ApiError> {
+pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<MemoryView, ApiError> {
     let vm = daemon.vms.get(name)?;
     let guest = Guest::of(&vm);
-    let mut view = crate::api::types::MemoryView {
+    let mut view = MemoryView {
         vm: name.to_string(),
         group: daemon.memory.group_of(name).map(|group| group.name.to_string()),
         auto: daemon.memory.is_auto(name),
@@ -167,7 +197,7 @@ pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<crate::api::types::Memor
         Ok(guest) => {
             (view.boot, view.now, view.most) = (guest.boot, guest.boot + guest.added(), guest.most);
             view.free_slots = guest.free_slots();
-            let dimm = |dimm: &Dimm| crate::api::types::DimmView { id: dimm.id.clone(), size: dimm.size.0 };
+            let dimm = |dimm: &Dimm| DimmView { id: dimm.id.clone(), size: dimm.size.0 };
             view.dimms = guest.dimms.iter().map(dimm).collect();
         }
         Err(_) => {
@@ -190,7 +220,8 @@ fn refuse_if_bound(daemon: &Arc<Daemon>, vm: &VmHandle) -> Result<(), ApiError> 
         (_, true) => "is being moved",
         _ => return Ok(()),
     };
-    Err(ApiError::refused(format!("VM '{}' {why}: its memory cannot change now", record.name)).then("ask again when that is over"))
+    Err(ApiError::refused(format!("VM '{}' {why}: its memory cannot change now", record.name))
+        .then("ask again when that is over"))
 }
 
 /// A guest that is being given memory.
@@ -262,7 +293,9 @@ impl Growth<'_> {
             Err(error) => {
                 self.change.why = Some(error.to_string());
                 // One that the guest declined would hold a slot for nothing.
-                if matches!(error, MemoryDeviceError::Declined { .. }) && remove_dimm(&self.guest.qemu, id, PATIENCE).is_ok() {
+                if matches!(error, MemoryDeviceError::Declined { .. })
+                    && remove_dimm(&self.guest.qemu, id, PATIENCE).is_ok()
+                {
                     self.memory.let_go(id);
                 }
                 false
