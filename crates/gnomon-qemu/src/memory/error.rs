@@ -84,7 +84,9 @@ pub enum MemoryDeviceError {
         answer: DimmAnswer,
     },
     /// The guest said nothing while we waited. It may still do as asked, at any time.
-    #[error("the guest did not answer within {after:?} about DIMM '{id}'; does its system take memory while it runs?")]
+    #[error(
+        "the guest did not answer within {after:?} about DIMM '{id}'; does its system take memory while it runs?"
+    )]
     NoAnswer {
         /// Which DIMM.
         id: String,

@@ -146,12 +146,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_list() {
-        for answer in [
-            json!({}),
-            json!(null),
-            json!([{ "type": "dimm" }]),
-            json!([{ "type": "dimm", "data": { "size": -1 } }]),
-        ] {
+        for answer in
+            [json!({}), json!(null), json!([{ "type": "dimm" }]), json!([{ "type": "dimm", "data": { "size": -1 } }])]
+        {
             assert_eq!(dimms_of(&answer), None, "{answer}");
         }
         assert_eq!(virtio_mem_of(&json!({ "size": 1, "max-size": 2, "requested-size": "3", "block-size": 4 })), None);

@@ -110,10 +110,7 @@ fn memory_size(spec: &VmSpec, resolved: &Resolved) -> String {
 fn add_virtio_mem(args: &mut Args, spec: &VmSpec) {
     let Some(size) = spec.virtio_mem else { return };
     args.option("-object", format!("memory-backend-memfd,id={VIRTIO_MEM_BACKEND},size={size},share=on,reserve=off"));
-    args.option(
-        "-device",
-        format!("virtio-mem-pci,id={VIRTIO_MEM},memdev={VIRTIO_MEM_BACKEND},requested-size=0"),
-    );
+    args.option("-device", format!("virtio-mem-pci,id={VIRTIO_MEM},memdev={VIRTIO_MEM_BACKEND},requested-size=0"));
 }
 
 /// The processor model that QEMU is given for one that was named or left open; `None`: it takes its own default.
