@@ -54,6 +54,7 @@ cargo xtask COMMAND
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one, and make the guest with QEMU's agent
+  guest                make the Linux guest of tests and demo again, in target/gnomon-cache
   wire                 a link with a rate and a delay, for hand tests
                          --listen ADDR --to ADDR [--rate 400mbit] [--delay 1ms]
 
@@ -90,6 +91,10 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "test" => args(&[], &[]).map_err(Into::into).and_then(|_| test::run()),
         "check" => args(&[], &[]).map_err(Into::into).and_then(|_| check::run()),
         "tidy" => args(&[], &[]).map_err(Into::into).and_then(|_| tidy::run()),
+        "guest" => {
+            args(&[], &[])?;
+            guest_image::build().map(|_| ExitCode::SUCCESS)
+        }
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => {
             let options = ["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients", "only", "data"];

@@ -49,7 +49,7 @@ pub fn start(
 
 /// Sends all of `bytes`, however long the host end takes to be there: after a move it may be away for a moment, and a
 /// beat dropped then would look like one that the move lost.
-fn send(port: &mut impl Write, mut bytes: &[u8]) {
+pub fn send(port: &mut impl Write, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         match port.write(bytes) {
             Ok(0) | Err(_) => thread::sleep(PORT_RETRY),

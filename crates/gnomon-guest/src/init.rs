@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use crate::{
-    bench, heartbeat, net,
+    bench, heartbeat, memory, net,
     params::Params,
     ram::Ram,
     session::{self, Session},
@@ -62,6 +62,12 @@ fn guest() -> io::Result<()> {
             thread::park();
         }
     }
+    if params.memory {
+        start_agent()?;
+        let mut port = open_port(&params.report)?;
+        let commands = session::listen(port.try_clone()?, memory::Command::parse)?;
+        return memory::serve(&commands, |line| heartbeat::send(&mut port, line.as_bytes()));
+    }
     await_device("disk", || Path::new(&params.disk).exists().then(|| PathBuf::from(&params.disk)))?;
     if params.bench {
         return bench::serve(Path::new(&params.disk), open_port(&params.report)?);
@@ -70,7 +76,7 @@ fn guest() -> io::Result<()> {
     let ram = Arc::new(Ram::new(params.buf_mib, params.seed));
     let ticks = heartbeat::start(open_port(&params.heartbeat)?, params.tick, params.dirty, Arc::clone(&ram))?;
     let port = open_port(&params.report)?;
-    let commands = session::listen(port.try_clone()?)?;
+    let commands = session::listen(port.try_clone()?, session::Command::parse)?;
     let workload = Workload::start(&params)?;
     println!("gnomon-guest: at work on {} with seed {}", params.disk, params.seed);
     Session::new(workload, params.seed, ram, ticks, port).run(&commands, None)

@@ -10,6 +10,7 @@ mod disk;
 mod heartbeat;
 mod init;
 mod latency;
+mod memory;
 mod net;
 mod params;
 mod plan;

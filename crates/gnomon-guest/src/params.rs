@@ -40,6 +40,8 @@ pub struct Params {
     pub report: String,
     /// `bench`: 1 to carry out loads at the report port instead of the workload.
     pub bench: bool,
+    /// `memory`: 1 to take and give back memory as the report port says instead of the workload; no disk is needed then.
+    pub memory: bool,
     /// `ip`: address of the first network card, such as 10.0.0.2/24; left out, none is looked for.
     pub ip: Option<Address>,
     /// `answer`: TCP port where lines are counted and answered; 0 means none.
@@ -71,6 +73,7 @@ impl Default for Params {
             heartbeat: "gnomon.heartbeat".to_owned(),
             report: "gnomon.report".to_owned(),
             bench: false,
+            memory: false,
             ip: None,
             answer: 0,
             idle: false,
@@ -137,6 +140,7 @@ impl Params {
             "heartbeat" => self.heartbeat = value.to_owned(),
             "report" => self.report = value.to_owned(),
             "bench" => self.bench = number()? != 0,
+            "memory" => self.memory = number()? != 0,
             "ip" => self.ip = Some(value.parse().ok()?),
             "answer" => self.answer = value.parse().ok()?,
             "idle" => self.idle = number()? != 0,

@@ -151,9 +151,12 @@ impl<W: Write> Session<W> {
     }
 }
 
-/// Reads commands from `port` on a thread of their own. The host end may close and open again: a guest that was moved
+/// Reads commands from `port` on a thread of their own; lines that `parse` does not know are left out. The host end may close and open again: a guest that was moved
 /// has a new host.
-pub fn listen(port: impl Read + Send + 'static) -> io::Result<Receiver<Command>> {
+pub fn listen<C: Send + 'static>(
+    port: impl Read + Send + 'static,
+    parse: fn(&str) -> Option<C>,
+) -> io::Result<Receiver<C>> {
     let (sender, receiver) = mpsc::sync_channel(COMMAND_QUEUE);
     let listen = move || {
         let mut port = BufReader::new(port);
@@ -163,7 +166,7 @@ pub fn listen(port: impl Read + Send + 'static) -> io::Result<Receiver<Command>>
                 Ok(0) | Err(_) => thread::sleep(PORT_RETRY),
                 Ok(_) if !line.ends_with(b"\n") && (line.len() as u64) < LINE_LIMIT => {}
                 Ok(_) => {
-                    let command = Command::parse(&String::from_utf8_lossy(&line));
+                    let command = parse(&String::from_utf8_lossy(&line));
                     line.clear();
                     if let Some(command) = command
                         && sender.send(command).is_err()
@@ -186,7 +189,7 @@ mod tests {
     fn commands_are_read_and_noise_is_not() {
         let noise = "x".repeat(10_000);
         let text = format!("report\n{noise}\nstop\r\n\n\u{0}\ndump\npoweroff\n");
-        let commands = listen(io::Cursor::new(text.into_bytes())).unwrap();
+        let commands = listen(io::Cursor::new(text.into_bytes()), Command::parse).unwrap();
         let heard: Vec<Command> = (0..4).map(|_| commands.recv().unwrap()).collect();
         assert_eq!(heard, [Command::Report, Command::Stop, Command::Dump, Command::Poweroff]);
     }

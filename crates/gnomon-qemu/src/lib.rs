@@ -11,7 +11,7 @@
 //! after the daemon was restarted, [`Qmp`] talks to it, [`Outgoing`] and [`Incoming`] move it with its RAM,
 //! [`capture`] and [`Standby`] without, [`GuestRam`] is its RAM, [`read_stream`] knows what QEMU writes, [`prove_kvm`] and
 //! [`HostFacts`] say what the host can do. [`track`] tells which pages of a guest's RAM were written. [`GuestAgent`] has a
-//! command run in a guest.
+//! command run in a guest. [`add_dimm`] and [`remove_dimm`] change how much memory a running guest has.
 //!
 //! Everything here blocks and uses plain threads: callers on an async runtime call it from a blocking thread. All
 //! waits are for an event with a deadline; nothing sleeps and looks again.

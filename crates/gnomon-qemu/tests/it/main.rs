@@ -4,6 +4,7 @@ mod disk;
 mod doctor;
 mod guests;
 mod hostile;
+mod memory;
 mod migrate;
 mod process;
 mod qmp;

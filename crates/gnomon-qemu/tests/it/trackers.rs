@@ -122,7 +122,7 @@ impl Writer {
 }
 
 /// A kernel, an initial RAM disk, and the program in it, which also fills disks.
-fn linux_image() -> Option<(PathBuf, PathBuf, PathBuf)> {
+pub fn linux_image() -> Option<(PathBuf, PathBuf, PathBuf)> {
     let cache = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/gnomon-cache");
     let mut kernels = fs::read_dir(cache.join("kernel/boot")).ok()?.flatten().map(|entry| entry.path());
     let kernel = kernels.find(|path| path.to_string_lossy().contains("vmlinuz"))?;

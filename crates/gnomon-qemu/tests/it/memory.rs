@@ -1,0 +1,347 @@
+//! Memory that real guests get and give back: a Linux that says what it has, and a boot sector that hears of nothing.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::{fd::AsFd, unix::net::UnixStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use gnomon_qemu::{
+    Accel, DimmAnswer, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec, Qemu, QemuBinary, Role,
+    VmSpec, add_dimm, dimms, held_memory, remove_dimm, resize_virtio_mem, resolve, sweep_backends, virtio_mem,
+};
+use gnomon_terms::{Bytes, ErrorKind};
+use serde_json::{Value, json};
+
+use crate::{
+    guests::{LONG, Stable, newer_qemu, qemu},
+    trackers::linux_image,
+};
+
+const MIB: u64 = 1 << 20;
+const BLOCK: Bytes = Bytes(128 * MIB);
+/// For guests that never do what is awaited, however long.
+const SHORT: Duration = Duration::from_secs(2);
+
+fn qemus() -> [&'static QemuBinary; 2] {
+    [qemu(), newer_qemu()]
+}
+
+fn launch(stable: &Stable, qemu: &QemuBinary, spec: &VmSpec) -> Qemu {
+    let machines = qemu.machines().expect("it lists its machines");
+    let resolved = resolve(spec, qemu.version, &machines, Err("tests do not need it")).expect("settled");
+    let (dir, host_args) = (stable.home(&spec.name), qemu.host_args());
+    let launch = Launch {
+        qemu: &qemu.path,
+        host_args: &host_args,
+        spec,
+        resolved: &resolved,
+        dir: &dir,
+        role: Role::Boot,
+        ram: None,
+    };
+    Qemu::launch(&launch).expect("QEMU starts")
+}
+
+/// A guest that knows of nothing but its count, with room for so many blocks.
+fn sector(stable: &Stable, blocks: u64, slots: u32) -> VmSpec {
+    let spec = stable.ticker();
+    VmSpec { max_memory: Some(spec.memory + blocks * BLOCK.0), memory_slots: slots, ..spec }
+}
+
+fn block(name: &str) -> GuestRam {
+    GuestRam::create(name, BLOCK).expect("memory")
+}
+
+fn dimm<'a>(id: &'a str, memory: &'a GuestRam) -> NewDimm<'a> {
+    NewDimm { id, memory: memory.as_fd(), size: memory.size(), populate: true }
+}
+
+fn ids(vm: &Qemu) -> Vec<String> {
+    dimms(vm).expect("told").into_iter().map(|dimm| dimm.id).collect()
+}
+
+fn holds(vm: &Qemu, memory: &GuestRam) -> bool {
+    held_memory(vm).expect("looked").iter().any(|held| held.inode == memory.inode())
+}
+
+/// QEMU unmaps memory a moment after it has let go of it, and tells nobody.
+fn closes(vm: &Qemu, memory: &GuestRam) {
+    let begun = Instant::now();
+    while holds(vm, memory) {
+        assert!(begun.elapsed() < LONG, "QEMU keeps the memory of a DIMM that is none");
+        vm.qmp().query_status().expect("answers");
+    }
+    assert_eq!(sweep_backends(vm).expect("swept"), Vec::<String>::new());
+}
+
+/// A Linux that takes and gives back memory as it is told, with 256 MiB from the start and 512 MiB to come.
+struct Linux {
+    vm: Qemu,
+    port: BufReader<UnixStream>,
+    /// KiB, from the start.
+    began_with: u64,
+}
+
+impl Linux {
+    fn spec(stable: &Stable, online: &str) -> VmSpec {
+        let (kernel, initrd, _) = linux_image().expect("a Linux guest in the cache: `cargo xtask guest` makes it");
+        VmSpec {
+            accel: Accel::Tcg,
+            kernel: Some(kernel),
+            initrd: Some(initrd),
+            cmdline: Some(format!("console=ttyS0 panic=-1 memhp_default_state={online} gn.memory=1")),
+            ports: vec![PortSpec { name: "gnomon.report".into(), socket: stable.path().join("report.sock") }],
+            max_memory: Some(768 * MIB),
+            ..VmSpec::new("linux", 256 * MIB)
+        }
+    }
+
+    fn boot(stable: &Stable, qemu: &QemuBinary, spec: &VmSpec) -> Linux {
+        let vm = launch(stable, qemu, spec);
+        let stream = UnixStream::connect(&spec.ports[0].socket).expect("it listens");
+        stream.set_read_timeout(Some(2 * LONG)).expect("set");
+        let mut linux = Linux { vm, port: BufReader::new(stream), began_with: 0 };
+        linux.began_with = linux.hear("ready")["total_kib"].as_u64().expect("a number");
+        linux
+    }
+
+    fn hear(&mut self, kind: &str) -> Value {
+        let mut line = String::new();
+        if let Err(error) = self.port.read_line(&mut line) {
+            let console = self.vm.record().qmp.with_file_name("console.log");
+            panic!("no '{kind}': {error}; it said: {}", std::fs::read_to_string(console).unwrap_or_default());
+        }
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: '{line}'"));
+        assert_eq!(said["kind"], kind, "{line}");
+        said
+    }
+
+    fn ask(&mut self, command: &str, kind: &str) -> Value {
+        writeln!(self.port.get_mut(), "{command}").expect("written");
+        self.hear(kind)
+    }
+
+    /// MiB that it has in all, more than from the start.
+    fn more(&mut self) -> u64 {
+        let total = self.ask("look", "memory")["total_kib"].as_u64().expect("a number");
+        total.checked_sub(self.began_with).expect("not less than from the start") >> 10
+    }
+
+    /// Takes `mib` more and proves that it is memory.
+    fn use_up(&mut self, mib: u64) {
+        let burst = self.ask(&format!("touch {mib}"), "touched");
+        assert_eq!(burst["mib"], mib, "{burst}");
+        assert_eq!(self.ask("check", "checked")["wrong"], 0);
+    }
+
+    fn available(&mut self) -> u64 {
+        self.ask("look", "memory")["available_kib"].as_u64().expect("a number") >> 10
+    }
+}
+
+/// Twice over, by one name, with memory that is there already and with memory that comes as it is touched.
+#[test]
+fn linux_takes_a_dimm_uses_it_and_gives_it_back() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
+        for populate in [true, false] {
+            let memory = block("gnomon-block:red:1");
+            add_dimm(&linux.vm, &NewDimm { populate, ..dimm("block-1", &memory) }, LONG).expect("taken");
+            assert_eq!(linux.more(), 128, "{}", qemu.version);
+            assert_eq!(memory.allocated().expect("told") == BLOCK, populate);
+            let told = dimms(&linux.vm).expect("told");
+            assert_eq!((told.len(), told[0].size, told[0].hotplugged), (1, BLOCK, true));
+            let most = linux.available() - 40;
+            assert!(most > 160, "{most} MiB are available");
+            linux.use_up(most);
+            assert!(memory.allocated().expect("told") > Bytes(64 * MIB), "it used what it was given");
+            linux.ask("drop", "memory");
+            remove_dimm(&linux.vm, "block-1", LONG).expect("given back");
+            assert_eq!((linux.more(), ids(&linux.vm)), (0, Vec::new()));
+            closes(&linux.vm, &memory);
+        }
+        let error = remove_dimm(&linux.vm, "block-1", LONG).expect_err("it is gone");
+        assert!(matches!(error, MemoryDeviceError::NotThere { .. }), "{error}");
+    }
+}
+
+/// Its pages have nowhere to go. It moves what it can, for as long as it takes: it does so once they have.
+#[test]
+fn a_guest_that_uses_all_its_memory_gives_back_nothing_until_it_can() {
+    let stable = Stable::new();
+    let mut linux = Linux::boot(&stable, qemu(), &Linux::spec(&stable, "online_movable"));
+    let memory = block("gnomon-block:red:1");
+    add_dimm(&linux.vm, &dimm("block-1", &memory), LONG).expect("taken");
+    let most = linux.available() - 36;
+    linux.use_up(most);
+    let error = remove_dimm(&linux.vm, "block-1", SHORT).expect_err("it needs it");
+    let kept = matches!(error, MemoryDeviceError::NoAnswer { .. } | MemoryDeviceError::Kept { .. });
+    assert!(kept && error.stays() && error.kind() == ErrorKind::Unavailable, "{error}");
+    assert_eq!(ids(&linux.vm), ["block-1"]);
+    assert!(holds(&linux.vm, &memory));
+    assert_eq!(linux.ask("check", "checked")["wrong"], 0, "whatever it moved is what it was");
+    linux.ask("drop", "memory");
+    let begun = Instant::now();
+    while let Err(error) = remove_dimm(&linux.vm, "block-1", LONG) {
+        assert!(begun.elapsed() < 2 * LONG, "{error}");
+    }
+    assert_eq!((linux.more(), ids(&linux.vm)), (0, Vec::new()));
+    closes(&linux.vm, &memory);
+}
+
+/// Memory that its kernel uses for itself cannot be moved.
+#[test]
+fn a_guest_whose_kernel_lives_in_a_dimm_says_no() {
+    let stable = Stable::new();
+    let mut linux = Linux::boot(&stable, qemu(), &Linux::spec(&stable, "online_kernel"));
+    let memory = block("gnomon-block:red:1");
+    add_dimm(&linux.vm, &dimm("block-1", &memory), LONG).expect("taken");
+    linux.use_up(100);
+    let error = remove_dimm(&linux.vm, "block-1", LONG).expect_err("its kernel is there");
+    assert!(matches!(error, MemoryDeviceError::Kept { answer: DimmAnswer::Kept(_), .. }), "{error}");
+    assert_eq!((linux.more(), ids(&linux.vm)), (128, vec!["block-1".to_string()]));
+    assert_eq!(linux.ask("check", "checked")["wrong"], 0);
+}
+
+#[test]
+fn a_daemon_that_was_restarted_finds_the_memory_again() {
+    let stable = Stable::new();
+    let Linux { vm, port, began_with } = Linux::boot(&stable, qemu(), &Linux::spec(&stable, "online_movable"));
+    let memory = block("gnomon-block:red:7");
+    add_dimm(&vm, &dimm("block-7", &memory), LONG).expect("taken");
+    // The daemon ends between two steps of the next one.
+    let begun = json!({ "qom-type": "memory-backend-ram", "id": "block-8-dimm", "size": BLOCK.0 });
+    vm.qmp().execute("object-add", begun, LONG).expect("added");
+    let inode = memory.inode();
+    drop((vm, memory));
+
+    let vm = Qemu::adopt_dir(&stable.home("linux")).expect("it still runs");
+    let mut linux = Linux { vm, port, began_with };
+    assert_eq!(ids(&linux.vm), ["block-7"]);
+    assert_eq!(sweep_backends(&linux.vm).expect("swept"), ["block-8"]);
+    let held = held_memory(&linux.vm).expect("looked");
+    let block = held.iter().find(|held| held.name == "gnomon-block:red:7").expect("QEMU has it open");
+    assert_eq!((block.inode, block.size), (inode, BLOCK));
+    let memory = block.open().expect("opened");
+    assert_eq!((memory.inode(), memory.allocated().expect("told")), (inode, BLOCK));
+    remove_dimm(&linux.vm, "block-7", LONG).expect("given back");
+    assert_eq!(linux.more(), 0);
+    closes(&linux.vm, &memory);
+}
+
+#[test]
+fn virtio_mem_grows_and_shrinks() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let spec = VmSpec { virtio_mem: Some(256 * MIB), ..Linux::spec(&stable, "online_movable") };
+        let mut linux = Linux::boot(&stable, qemu, &spec);
+        for (mib, grown) in [(160, true), (256, true), (64, false), (0, false)] {
+            let now = resize_virtio_mem(&linux.vm, Bytes(mib * MIB), LONG).expect("done");
+            assert_eq!((now.actual, now.requested, now.most), (Bytes(mib * MIB), now.actual, Bytes(256 * MIB)));
+            // The device counts a block before the guest does, and after.
+            let kib = linux.began_with + (mib << 10);
+            let told = if grown { linux.ask(&format!("grown {kib}"), "memory") } else { Value::Null };
+            assert!(!grown || told["total_kib"].as_u64().is_some_and(|total| total >= kib), "{told}");
+        }
+        // A DIMM beside it.
+        let memory = block("gnomon-block:red:1");
+        add_dimm(&linux.vm, &dimm("block-1", &memory), LONG).expect("taken");
+        linux.use_up(200);
+        let error = resize_virtio_mem(&linux.vm, Bytes(5), LONG).expect_err("no whole block");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    }
+}
+
+#[test]
+fn a_guest_without_virtio_mem_is_told_so() {
+    let stable = Stable::new();
+    let vm = launch(&stable, qemu(), &stable.ticker());
+    let error = virtio_mem(&vm).expect_err("there is none");
+    assert!(matches!(error, MemoryDeviceError::NotThere { .. }), "{error}");
+    let error = resize_virtio_mem(&vm, BLOCK, LONG).expect_err("there is none");
+    assert!(matches!(error, MemoryDeviceError::NotThere { .. }), "{error}");
+}
+
+/// A boot sector never hears of a DIMM. It is QEMU's all the same, and takes a slot.
+#[test]
+fn a_guest_that_knows_no_dimms_never_answers() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let vm = launch(&stable, qemu, &sector(&stable, 2, 1));
+        let (one, two) = (block("one"), block("two"));
+        let error = add_dimm(&vm, &dimm("one", &one), SHORT).expect_err("who should answer?");
+        assert!(matches!(error, MemoryDeviceError::NoAnswer { .. }) && error.stays(), "{error}");
+        let error = remove_dimm(&vm, "one", SHORT).expect_err("who should let go?");
+        assert!(matches!(error, MemoryDeviceError::NoAnswer { .. }), "{error}");
+        let error = add_dimm(&vm, &dimm("two", &two), LONG).expect_err("no slot");
+        assert!(matches!(error, MemoryDeviceError::NoSlot { .. }) && !error.stays(), "{error}");
+        closes(&vm, &two);
+        let error = add_dimm(&vm, &dimm("one", &two), LONG).expect_err("the name is taken");
+        assert!(matches!(error, MemoryDeviceError::Exists { .. }), "{error}");
+        closes(&vm, &two);
+        assert_eq!(ids(&vm), ["one"]);
+        assert!(holds(&vm, &one));
+        assert!(vm.qmp().query_status().expect("answers").running);
+    }
+}
+
+/// QEMU's own RAM is a little larger under an old emulator; all that was promised fits nevertheless.
+#[test]
+fn a_guest_gets_all_that_its_description_allows_and_no_more() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let vm = launch(&stable, qemu, &sector(&stable, 3, 8));
+        let blocks = [block("a"), block("b"), block("c"), block("d")];
+        for (id, memory) in ["a", "b", "c"].into_iter().zip(&blocks) {
+            drop(OfferedDimm::new(&vm, &dimm(id, memory)).expect("offered").plug().expect("plugged"));
+        }
+        let error = add_dimm(&vm, &dimm("d", &blocks[3]), LONG).expect_err("too much");
+        assert!(matches!(error, MemoryDeviceError::NoSpace { .. }), "{error}");
+        closes(&vm, &blocks[3]);
+        assert_eq!(ids(&vm), ["a", "b", "c"]);
+    }
+}
+
+#[test]
+fn what_is_no_memory_for_a_guest_is_refused_and_leaves_nothing() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let vm = launch(&stable, qemu, &sector(&stable, 1, 1));
+        let small = GuestRam::create("small", Bytes(64 * MIB)).expect("memory");
+        let pipe = std::io::pipe().expect("a pipe").0;
+        for memory in [small.as_fd(), pipe.as_fd()] {
+            let wrong = NewDimm { id: "wrong", memory, size: BLOCK, populate: true };
+            let error = add_dimm(&vm, &wrong, LONG).expect_err("no such memory");
+            assert!(matches!(error, MemoryDeviceError::Backend { .. }), "{error}");
+        }
+        closes(&vm, &small);
+        drop(OfferedDimm::new(&vm, &dimm("offered", &block("x"))).expect("offered"));
+        assert_eq!(sweep_backends(&vm).expect("swept"), Vec::<String>::new(), "what is dropped is taken back");
+        let other = Stable::new();
+        let vm = launch(&other, qemu, &other.ticker());
+        let error = add_dimm(&vm, &dimm("a", &block("a")), LONG).expect_err("no room at all");
+        assert!(matches!(error, MemoryDeviceError::NotPrepared { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_qemu_that_dies_in_between_is_told_at_once() {
+    let stable = Stable::new();
+    let spec = sector(&stable, 1, 1);
+    let vm = launch(&stable, qemu(), &spec);
+    let memory = block("a");
+    let offered = OfferedDimm::new(&vm, &dimm("a", &memory)).expect("offered");
+    vm.kill().expect("killed");
+    let error = offered.plug().expect_err("nobody is there");
+    assert!(matches!(error, MemoryDeviceError::Qmp(_)) && error.kind() == ErrorKind::Unavailable, "{error}");
+
+    let vm = launch(&stable, qemu(), &spec);
+    let plugged = OfferedDimm::new(&vm, &dimm("a", &memory)).expect("offered").plug().expect("plugged");
+    let killer = thread::spawn(move || vm.kill().map(drop));
+    let error = plugged.taken(2 * LONG).expect_err("it dies");
+    assert!(matches!(error, MemoryDeviceError::Ended { .. }), "{error}");
+    killer.join().expect("joined").expect("killed");
+}
