@@ -99,9 +99,9 @@ pub struct CreateArgs {
     /// What is kept staged while nothing is known yet of what it needs
     #[arg(long, default_value = "256MiB")]
     reserve: Bytes,
-    /// How far ahead is looked
-    #[arg(long, default_value = "5m", value_parser = span)]
-    horizon: Duration,
+    /// How far ahead is looked [default: a step of the node's clock, memory.step]
+    #[arg(long, value_parser = span)]
+    horizon: Option<Duration>,
     /// A size that nobody has asked for in this time is not kept staged
     #[arg(long, default_value = "1h", value_parser = span)]
     max_age: Duration,
@@ -156,7 +156,7 @@ fn request(args: &CreateArgs) -> CreateGroup {
         name: args.name.clone(),
         budget: args.budget.0,
         reserve: args.reserve.0,
-        horizon_s: args.horizon.as_secs(),
+        horizon_s: args.horizon.map(|horizon| horizon.as_secs()),
         max_age_s: args.max_age.as_secs(),
         huge_pages: args.huge_pages,
     }

@@ -21,9 +21,11 @@ use parking_lot::{Mutex, RwLock};
 mod beside;
 mod cables;
 mod found;
+mod handle;
 mod waiting;
 
 pub use beside::{Beside, Forks, Purpose};
+pub use handle::VmHandle;
 
 use super::{
     cards::{Cards, derived_address},
@@ -44,12 +46,6 @@ const RECONNECT_SECONDS: u32 = 3600;
 
 /// How many times an hour the watch of a QEMU wakes up by itself; it is woken at once when the process ends.
 const WATCH_PATIENCE: Duration = Duration::from_secs(3600);
-
-/// A VM of this node.
-pub struct VmHandle {
-    record: Mutex<VmRecord>,
-    qemu: Mutex<Option<Arc<Qemu>>>,
-}
 
 /// All VMs of this node.
 pub struct Vms {
@@ -510,78 +506,4 @@ fn nic_sockets(dir: &Path, index: usize) -> (PathBuf, PathBuf) {
 
 fn port_view(port: &PortSpec) -> PortView {
     PortView { name: port.name.clone(), socket: port.socket.display().to_string() }
-}
-
-impl VmHandle {
-    /// A copy of its record.
-    pub fn record(&self) -> VmRecord {
-        self.record.lock().clone()
-    }
-
-    /// Changes its record; durable before this returns.
-    fn change(&self, records: &Records, deed: impl FnOnce(&mut VmRecord)) -> Result<(), ApiError> {
-        let mut record = self.record.lock();
-        let mut draft = record.clone();
-        deed(&mut draft);
-        records.put_vm(&draft)?;
-        *record = draft;
-        Ok(())
-    }
-
-    /// Its QEMU, while there is one.
-    pub fn qemu(&self) -> Option<Arc<Qemu>> {
-        self.qemu.lock().clone()
-    }
-
-    /// Whether its memory is to follow what its guest needs; durable before this returns.
-    pub fn set_follows(&self, records: &Records, on: bool) -> Result<(), ApiError> {
-        self.change(records, |record| record.follows = on)
-    }
-
-    /// Refuses to move a VM that QEMU could not take along: a server of its queues would have to note every page of the
-    /// guest's memory that it writes for QEMU's migration, and ours does not.
-    pub fn refuse_unless_movable(&self) -> Result<(), ApiError> {
-        let qemu = self.qemu();
-        let spec = qemu.as_ref().and_then(|qemu| qemu.record().spec.as_ref());
-        let mut disks = spec.iter().flat_map(|spec| &spec.disks);
-        match disks.find(|disk| matches!(disk.source, DiskSource::VhostUser { .. })) {
-            None => Ok(()),
-            Some(disk) => Err(ApiError::refused(format!(
-                "VM '{}' has disk '{}' over vhost-user, which cannot be moved while it runs",
-                self.record().name,
-                disk.name
-            ))
-            .then("stop it and start it again with this disk over NBD (--disk VOLUME), or move its volume and start it there")),
-        }
-    }
-
-    /// Whether it runs as far as is known, and its monitor did not answer when the daemon started.
-    pub fn is_unreachable(&self) -> bool {
-        let record = self.record.lock();
-        self.qemu.lock().is_none() && record.qemu.is_some() && record.exit.is_none()
-    }
-
-    /// Ends a QEMU whose monitor does not answer; does nothing to any other.
-    fn kill_unreachable(&self) -> Result<(), ApiError> {
-        match self.record().qemu.filter(|_| self.is_unreachable()) {
-            Some(qemu) => {
-                qemu.kill()?;
-                self.ended("killed: its monitor did not answer", String::new());
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn uses(&self, disk: &str) -> bool {
-        (self.qemu().is_some() || self.is_unreachable()) && self.record.lock().disks.iter().any(|used| used == disk)
-    }
-
-    fn ended(&self, how: &str, words: String) {
-        let mut record = self.record.lock();
-        *self.qemu.lock() = None;
-        // Of one that was ended on purpose it is known why.
-        record.exit.get_or_insert_with(|| how.to_string());
-        record.stderr = (!words.is_empty()).then_some(words);
-    }
 }

@@ -109,7 +109,6 @@ impl House {
 
     /// Adds to its configuration; it is read when the daemon starts.
     #[cfg(feature = "etcd")]
-    #[cfg(feature = "etcd")]
     pub fn configure(&self, more: &str) {
         let text = fs::read_to_string(self.config()).expect("a configuration") + more;
         fs::write(self.config(), text).expect("a configuration");
@@ -269,6 +268,25 @@ impl House {
         pids.filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())).collect()
     }
 
+    /// The processes that keep the node's staged memory.
+    pub fn holders(&self) -> Vec<String> {
+        let socket = self.text("run/memory.sock");
+        let processes = fs::read_dir("/proc").expect("processes").flatten();
+        let is_it = |pid: &String| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.contains("hold-memory") && line.contains(&socket)
+        };
+        processes.filter_map(|process| process.file_name().into_string().ok()).filter(is_it).collect()
+    }
+
+    /// Ends what keeps the node's staged memory: it outlives a daemon.
+    fn end_holder(&self) {
+        for pid in self.holders() {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        }
+    }
+
     /// Ends the QEMUs that are on record in the node's folder: they outlive a daemon, and must not outlive a test.
     fn end_qemus(&self) {
         for folder in self.vm_folders() {
@@ -290,6 +308,7 @@ impl Drop for House {
     fn drop(&mut self) {
         self.crash();
         self.end_qemus();
+        self.end_holder();
         if thread::panicking() {
             eprintln!("the daemon in {} said:\n{}", self.dir.path().display(), self.log.lock().expect("a log"));
         }

@@ -16,6 +16,7 @@ mod guest_exec;
 mod house;
 mod imports;
 mod kills;
+mod memory;
 mod moves;
 mod nbd_tls;
 mod nics;

@@ -13,8 +13,9 @@ pub struct CreateGroup {
     /// What is kept staged while nothing is known yet, in bytes.
     #[serde(default)]
     pub reserve: u64,
-    /// How far ahead is looked, in seconds.
-    pub horizon_s: u64,
+    /// How far ahead is looked, in seconds; left open, one step of the node's clock.
+    #[serde(default)]
+    pub horizon_s: Option<u64>,
     /// A size that nobody has asked for in this time is not kept staged, in seconds.
     pub max_age_s: u64,
     /// Its blocks are made of the 2 MiB pages that the host has reserved.

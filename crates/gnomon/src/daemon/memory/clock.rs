@@ -40,6 +40,7 @@ pub fn start(daemon: &Arc<Daemon>) {
 fn beat(daemon: &Weak<Daemon>, step_ended: &mut Instant) -> bool {
     let Some(daemon) = daemon.upgrade() else { return false };
     settle_ended(&daemon);
+    daemon.memory.settle_owed(&daemon);
     follow(&daemon);
     if step_ended.elapsed() >= daemon.memory.config.step {
         *step_ended = Instant::now();

@@ -37,7 +37,7 @@ pub fn create(daemon: &Arc<Daemon>, ask: &CreateGroup) -> Result<GroupView, ApiE
         name: ask.name.clone(),
         members: Vec::new(),
         shadowing: true,
-        horizon_s: ask.horizon_s,
+        horizon_s: ask.horizon_s.unwrap_or(memory.config.step.as_secs()),
         budget: ask.budget,
         reserve: ask.reserve.min(ask.budget),
         max_age_s: ask.max_age_s,

@@ -49,6 +49,8 @@ pub struct Memory {
     at_guests: Mutex<BTreeMap<BlockId, Arc<Block>>>,
     /// VMs of which the memory is being changed, or that are being started.
     changing: Mutex<HashSet<String>>,
+    /// VMs that were asked for memory back and have not answered: they may let go at any time.
+    owing: Mutex<HashSet<String>>,
     /// VMs whose memory follows what their guests need.
     following: Mutex<BTreeMap<String, Pressure>>,
 }
@@ -87,6 +89,7 @@ impl Memory {
             staging: Mutex::default(),
             at_guests: Mutex::default(),
             changing: Mutex::default(),
+            owing: Mutex::default(),
             following: Mutex::default(),
         }
     }

@@ -166,7 +166,12 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
                 change.dimms += 1;
             }
             // It keeps this one; another it may let go.
-            Err(error) => change.why = Some(error.to_string()),
+            Err(error) => {
+                if matches!(error, MemoryDeviceError::NoAnswer { .. }) {
+                    memory.owing.lock().insert(name.to_string());
+                }
+                change.why = Some(error.to_string());
+            }
         }
     }
     if change.done == bytes {
@@ -235,9 +240,7 @@ struct Growth<'a> {
 impl Growth<'_> {
     fn run(mut self) -> Change {
         // What a daemon left that ended in the middle of this would be in the way.
-        if let Err(error) = sweep_backends(&self.guest.qemu) {
-            tracing::debug!(vm = self.guest.name, %error, "nothing to sweep");
-        }
+        self.memory.sweep(&self.guest.name, &self.guest.qemu);
         let taken = self.take();
         for block in taken {
             let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
@@ -306,15 +309,38 @@ impl Growth<'_> {
 
 impl Memory {
     /// A DIMM is no guest's any more: its memory goes back to the host.
-    pub(super) fn let_go(&self, id: &str) {
+    fn let_go(&self, id: &str) {
         if let Some(block) = block_of(id) {
             self.returned(block);
+        }
+    }
+
+    /// Takes back what a guest has let go of while nobody waited; whether there was anything. Only while nobody else changes
+    /// its memory.
+    fn sweep(&self, vm: &str, qemu: &Qemu) -> bool {
+        let swept = sweep_backends(qemu).unwrap_or_else(|error| {
+            tracing::debug!(vm, %error, "what it has let go of is not known");
+            Vec::new()
+        });
+        swept.iter().for_each(|id| self.let_go(id));
+        !swept.is_empty()
+    }
+
+    /// Looks whether guests that were asked for memory have let go of it since.
+    pub(super) fn settle_owed(&self, daemon: &Daemon) {
+        let owing: Vec<String> = self.owing.lock().iter().cloned().collect();
+        for vm in owing {
+            let Ok(_turn) = Turn::take(self, &vm) else { continue };
+            let qemu = daemon.vms.get(&vm).ok().and_then(|vm| vm.qemu());
+            if qemu.is_none_or(|qemu| self.sweep(&vm, &qemu)) {
+                self.owing.lock().remove(&vm);
+            }
         }
     }
 }
 
 /// The block that a DIMM is of.
-pub(super) fn block_of(id: &str) -> Option<BlockId> {
+fn block_of(id: &str) -> Option<BlockId> {
     id.strip_prefix(STAGED)?.parse().ok().map(BlockId)
 }
 

@@ -1,0 +1,267 @@
+//! Memory that is ready: a Linux guest gets staged memory while it runs, uses it, and gives it back; daemons die in between.
+//!
+//! Whatever happens, the accounts balance at the end: every block that was made is staged, at a guest, or back at the host.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+};
+
+use serde_json::Value;
+
+use crate::{
+    cache,
+    house::{House, PATIENCE, await_some},
+};
+
+const MIB: u64 = 1 << 20;
+/// Steps of a second: a test does not wait five minutes for a plan.
+const QUICK: &str = "[memory]\nstep = 1\nbudget = '1GiB'\nfloor = '256MiB'\n";
+
+/// A node that stages for a group called `shop`.
+struct Shop {
+    house: House,
+}
+
+impl Shop {
+    fn open() -> Shop {
+        let mut house = House::unlit("a", QUICK);
+        house.start();
+        let group =
+            house.ask(&["group", "create", "shop", "--budget", "512M", "--reserve", "256M", "--max-age", "1h"]);
+        assert_eq!((&group["name"], &group["shadowing"]), (&Value::from("shop"), &Value::from(true)), "{group}");
+        let shop = Shop { house };
+        shop.await_staged(256);
+        shop
+    }
+
+    fn group(&self) -> Value {
+        self.house.look("/v1/groups/shop")
+    }
+
+    /// Waits until so many MiB are staged, and nothing is on its way.
+    fn await_staged(&self, mib: u64) {
+        let staged = || {
+            let accounts = &self.group()["accounts"];
+            (accounts["staged"] == mib * MIB && accounts["populating"] == 0 && accounts["leaving"] == 0).then_some(())
+        };
+        await_some(&format!("{mib} MiB to be staged"), || self.group().to_string(), staged);
+    }
+
+    /// Boots a Linux that does what it is told, with 256 MiB and room for so much more.
+    fn boot(&self, name: &str, more: &[&str]) -> Linux {
+        let (kernel, initrd) = (cache::kernel(), cache::initrd("guest.cpio"));
+        let append = "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable gn.memory=1";
+        let run = ["vm", "run", name, "--memory", "256M", "--accel", "tcg", "--kernel", &kernel, "--initrd", &initrd];
+        let rest = ["--append", append, "--port", "gnomon.report", "--agent", "--group", "shop"];
+        let vm = self.house.ask(&[&run[..], &rest[..], more].concat());
+        assert_eq!(vm["status"], "running", "{vm}");
+        Linux::listen(&self.house, name)
+    }
+
+    /// A change of a VM's memory that was made, in whole.
+    fn resize(&self, name: &str, way: &str, mib: u64) -> Value {
+        let change = self.house.ask(&["vm", "memory", name, way, &format!("{mib}M")]);
+        assert_eq!(
+            (change["done"].as_i64().map(i64::unsigned_abs), &change["why"]),
+            (Some(mib * MIB), &Value::Null),
+            "{change}"
+        );
+        change
+    }
+
+    /// Every block is in one place.
+    fn assert_balanced(&self) {
+        let of = |key: &str| self.group()["accounts"][key].as_u64().expect("bytes");
+        let balanced = || {
+            let places = ["populating", "staged", "reserved", "assigned", "leaving", "released"];
+            (of("created") == places.iter().map(|place| of(place)).sum::<u64>()).then_some(())
+        };
+        await_some("the accounts to balance", || self.group().to_string(), balanced);
+    }
+}
+
+/// The guest, as it speaks.
+struct Linux {
+    port: BufReader<UnixStream>,
+    began_with: u64,
+}
+
+impl Linux {
+    fn listen(house: &House, name: &str) -> Linux {
+        let stream = UnixStream::connect(house.path(&format!("run/vm/{name}/gnomon.report.sock"))).expect("its port");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let mut linux = Linux { port: BufReader::new(stream), began_with: 0 };
+        linux.began_with = linux.hear("ready")["total_kib"].as_u64().expect("a number");
+        linux
+    }
+
+    fn hear(&mut self, kind: &str) -> Value {
+        let mut line = String::new();
+        self.port.read_line(&mut line).unwrap_or_else(|error| panic!("no '{kind}': {error}"));
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: '{line}'"));
+        assert_eq!(said["kind"], kind, "{line}");
+        said
+    }
+
+    fn ask(&mut self, command: &str, kind: &str) -> Value {
+        writeln!(self.port.get_mut(), "{command}").expect("written");
+        self.hear(kind)
+    }
+
+    /// Waits until it has so many MiB more than it began with.
+    fn grown(&mut self, mib: u64) {
+        let kib = self.began_with + (mib << 10);
+        let now = self.ask(&format!("grown {kib}"), "memory");
+        assert!(now["total_kib"].as_u64() >= Some(kib), "{now}");
+    }
+
+    /// Takes so many MiB, and they are what it wrote.
+    fn touch(&mut self, mib: u64) {
+        let burst = self.ask(&format!("touch {mib}"), "touched");
+        assert_eq!(burst["mib"], mib, "{burst}");
+        assert_eq!(self.ask("check", "checked")["wrong"], 0);
+    }
+}
+
+fn refused(shop: &Shop, args: &[&str], why: &str) {
+    let ran = shop.house.run(args);
+    assert!(ran.code == 3 && ran.err.contains(why), "{args:?}: {}: {}", ran.code, ran.err);
+}
+
+/// The whole story: grown from staged memory, used, given back; what comes next is staged anew, and the host gets the rest.
+#[test]
+fn a_guest_grows_from_staged_memory_and_gives_it_back() {
+    let shop = Shop::open();
+    let mut linux = shop.boot("web", &["--max-memory", "1280M"]);
+    let change = shop.resize("web", "--grow", 256);
+    assert_eq!((change["staged"].as_u64(), change["now"].as_u64()), (Some(256 * MIB), Some(512 * MIB)), "{change}");
+    linux.grown(256);
+    linux.touch(350);
+    // What nobody has staged comes all the same, and is counted as missed.
+    let room = shop.resize("web", "--grow", 512);
+    assert!(room["staged"].as_u64() <= Some(512 * MIB), "{room}");
+    linux.grown(768);
+    let requests = shop.group()["requests"].clone();
+    let bytes = |key: &str| requests[key].as_u64().expect("bytes");
+    // Its own start is a request too, for which there was no block of its size.
+    assert_eq!(bytes("hit_bytes") + bytes("missed_bytes"), (256 + 256 + 512) * MIB, "{requests}");
+    assert!(bytes("hit_bytes") >= 256 * MIB, "{requests}");
+
+    let view = shop.house.ask(&["vm", "memory", "web"]);
+    assert_eq!((view["now"].as_u64(), view["group"].as_str()), (Some(1024 * MIB), Some("shop")), "{view}");
+    refused(&shop, &["vm", "memory", "web", "--grow", "512M"], "can be given 256.0 MiB more");
+    refused(&shop, &["vm", "update", "web", "--cpu", "qemu64-v1"], "more memory than it began with");
+
+    linux.ask("drop", "memory");
+    shop.resize("web", "--shrink", 768);
+    let gone = || (shop.group()["accounts"]["assigned"] == 0).then_some(());
+    await_some("its blocks to go back", || shop.group().to_string(), gone);
+    shop.assert_balanced();
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+    shop.assert_balanced();
+}
+
+/// The daemon dies, and finds both again: what is staged at its holder, and what is at a guest in its QEMU.
+#[test]
+fn a_daemon_that_died_finds_staged_and_assigned_blocks_again() {
+    let mut shop = Shop::open();
+    let mut linux = shop.boot("web", &["--max-memory", "1280M"]);
+    shop.resize("web", "--grow", 256);
+    linux.grown(256);
+    linux.touch(300);
+    shop.house.ask(&["group", "disable", "shop"]);
+    shop.await_staged(0);
+    shop.house.ask(&["group", "enable", "shop"]);
+    let staged = || shop.group()["accounts"]["staged"].as_u64().filter(|bytes| *bytes > 0);
+    await_some("something to be staged", || shop.group().to_string(), staged);
+    let holders = shop.house.holders();
+    assert_eq!(holders.len(), 1, "{holders:?}");
+    shop.house.crash();
+    shop.house.start();
+    let found = || {
+        let accounts = &shop.group()["accounts"];
+        (accounts["assigned"] == 256 * MIB && accounts["staged"].as_u64() > Some(0)).then_some(())
+    };
+    await_some("its blocks to be found again", || shop.group().to_string(), found);
+    assert_eq!(shop.house.holders(), holders, "the same process has kept them");
+    assert_eq!(shop.group()["members"], Value::from(vec!["web"]));
+    assert_eq!(linux.ask("check", "checked")["wrong"], 0, "its memory is what it was");
+    linux.ask("drop", "memory");
+    shop.resize("web", "--shrink", 256);
+    shop.assert_balanced();
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+}
+
+/// A QEMU that dies takes its memory with it: nothing of it stays on the books.
+#[test]
+fn the_memory_of_a_guest_that_died_goes_back_to_the_host() {
+    let shop = Shop::open();
+    let _linux = shop.boot("web", &["--max-memory", "1280M"]);
+    shop.resize("web", "--grow", 256);
+    let pid = shop.house.ask(&["vm", "show", "web"])["pid"].as_u64().expect("a process").to_string();
+    crate::house::tool("kill", &["-KILL", &pid]);
+    let gone = || (shop.group()["accounts"]["assigned"] == 0).then_some(());
+    await_some("its blocks to go back", || shop.group().to_string(), gone);
+    shop.assert_balanced();
+    shop.house.ask(&["vm", "stop", "web"]);
+    // Nor does anything stay of a group that is gone.
+    shop.house.ask(&["group", "rm", "shop"]);
+    assert_eq!(shop.house.look("/v1/groups"), Value::Array(Vec::new()));
+    let empty = || shop.house.holders().iter().all(|pid| blocks_of(pid) == 0).then_some(());
+    await_some("nothing to be held", || format!("{:?}", shop.house.holders()), empty);
+}
+
+/// How many blocks a process has.
+fn blocks_of(pid: &str) -> usize {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    links
+        .filter_map(|link| fs::read_link(link.path()).ok())
+        .filter(|to| to.to_string_lossy().contains("gnomon-block:"))
+        .count()
+}
+
+/// A VM of a size that was asked for before starts from a block of that size.
+#[test]
+fn a_vm_starts_from_staged_memory() {
+    let shop = Shop::open();
+    let boots = || {
+        let before = shop.group()["requests"]["hit_bytes"].as_u64().expect("bytes");
+        let mut linux = shop.boot("web", &[]);
+        linux.touch(64);
+        let size = shop.house.ask(&["vm", "memory", "web"])["boot"].as_u64().expect("bytes");
+        let hit = shop.group()["requests"]["hit_bytes"].as_u64().expect("bytes") - before;
+        assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+        (size, hit)
+    };
+    let (size, hit) = boots();
+    assert_eq!(hit, 0, "nobody had asked for this size before");
+    let ready = || shop.group()["staged"].as_array()?.iter().any(|stock| stock["size"] == size).then_some(());
+    await_some("a block of its size", || shop.group().to_string(), ready);
+    assert_eq!(boots(), (size, size));
+    shop.assert_balanced();
+}
+
+/// What is asked for wrongly is refused with what to do.
+#[test]
+fn what_cannot_be_done_about_memory_is_said() {
+    let shop = Shop::open();
+    refused(&shop, &["group", "create", "shop"], "already");
+    refused(&shop, &["group", "remove", "shop", "nobody"], "is not in group");
+    assert_eq!(shop.house.run(&["group", "stats", "none"]).code, 1);
+    assert_eq!(shop.house.run(&["group", "horizon", "shop", "0s"]).code, 2);
+    assert_eq!(shop.house.run(&["vm", "memory", "nobody", "--grow", "128M"]).code, 1);
+    assert_ne!(
+        shop.house.run(&["vm", "run", "web", "--memory", "256M", "--kernel", "/nowhere", "--group", "none"]).code,
+        0
+    );
+    let _linux = shop.boot("web", &[]);
+    refused(&shop, &["vm", "memory", "web", "--grow", "128M"], "without room for more");
+    refused(&shop, &["vm", "memory", "web", "--auto", "on"], "without room for more");
+    assert_eq!(shop.house.ask(&["group", "horizon", "shop", "30s"])["horizon_s"], 30);
+    let off = shop.house.ask(&["group", "disable", "shop"]);
+    assert_eq!((&off["shadowing"], &off["target"]), (&Value::from(false), &Value::Array(Vec::new())), "{off}");
+    shop.await_staged(0);
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+}
