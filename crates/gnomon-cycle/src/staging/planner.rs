@@ -96,7 +96,12 @@ impl GroupPlanner {
         self.collector.sizes().blocks(self.bytes(), self.config.budget)
     }
 
-    /// The same in bytes, before it is cut into blocks.
+    /// What is staged at present, and why.
+    pub fn mode(&self) -> Mode {
+        self.contest.mode()
+    }
+
+    /// What should be staged in bytes, before it is cut into blocks.
     pub fn bytes(&self) -> Bytes {
         let wanted = match (self.contest.mode(), self.planned) {
             (Mode::Forecast, Some(planned)) => Bytes(planned as u64),
