@@ -44,6 +44,14 @@ impl Shown {
     }
 }
 
+impl Demands {
+    /// The same in another unit.
+    pub fn times(mut self, unit: f64) -> Demands {
+        self.demand.iter_mut().flatten().chain(&mut self.most).for_each(|value| *value *= unit);
+        self
+    }
+}
+
 /// Lives through the trace with these VMs in one pool.
 pub fn live(all: &Demands, members: &[usize], privacy: Privacy) -> Shown {
     let steps = all.demand[members[0]].len();

@@ -28,6 +28,8 @@ const POOLS: [usize; 3] = [5, 20, 50];
 const PRIVATE: usize = 20;
 /// Idle bytes, in shares of the mean demand.
 const IDLE: [f64; 4] = [0.02, 0.05, 0.1, 0.2];
+/// Google's trace is in percent of a machine: of one with 100 GiB, in MiB.
+const PERCENT: f64 = 1024.0;
 /// The pool that aims are set for.
 const USUAL: usize = 20;
 /// How models are shown sums with noise, for what that costs: a member adds a gibibyte at most.
@@ -54,10 +56,10 @@ pub fn run(folder: &Path, quick: bool) -> Result<Vec<Value>> {
         eprintln!("memory: {} is not there", bitbrains.display());
     }
     if google.exists() {
-        let all = demands::google(&google)?;
+        let all = demands::google(&google)?.times(PERCENT);
         for pool in [1, 5, 20, 50].into_iter().filter(|pool| !quick || *pool == USUAL) {
-            let all = if pool == 1 { all.pick(8 * PRIVATE) } else { all.pick(usize::MAX) };
-            rows.extend(cases("google2011 raw", &all, pool, Privacy::default()));
+            let all = if pool == 1 { &all.pick(8 * PRIVATE) } else { &all };
+            rows.extend(cases("google2011 raw", all, pool, Privacy::default()));
         }
     } else {
         eprintln!("memory: {} is not there", google.display());
