@@ -44,6 +44,8 @@ cargo xtask COMMAND
                          [--json] [--rounds N]
   bench forecast       what forecasts are worth on recorded traces, and cost: reads of a disk, staged memory, traffic between
                        nodes, who reads from where   [--only volume|memory|traffic|location] [--data FOLDER] [--json]
+  bench memory         what staged memory is worth: recorded demand through the planner at 2 to 20 % idle, beside a static
+                       reserve, and what planning costs   [--only replay|overhead] [--data FOLDER] [--quick] [--json]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
   bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
                        primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many
@@ -98,7 +100,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => {
             let options = ["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients", "only", "data"];
-            bench::run(&args(&["json"], &options)?)
+            bench::run(&args(&["json", "quick"], &options)?)
         }
         "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "ram", "seed"])?),
         "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),

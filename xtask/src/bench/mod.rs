@@ -6,6 +6,7 @@
 mod checkpoint;
 mod forecast;
 mod interceptor;
+mod memory;
 mod nbd;
 mod plot;
 mod qmp;
@@ -68,6 +69,7 @@ pub fn run(args: &Args) -> Ended {
         Some("wire") => return tell(args, "wire", &wire::run(rounds)?, wire::words),
         Some("postgres") => return postgres::bench(args),
         Some("forecast") => return forecast::run(args),
+        Some("memory") => return memory::run(args),
         _ => {}
     }
     let rows = match name {
@@ -76,7 +78,7 @@ pub fn run(args: &Args) -> Ended {
         Some("vhost") => vhost::run(rounds)?,
         Some("switchover") => switchover::run(rounds, args)?,
         _ => {
-            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire, forecast, postgres";
+            let all = "nbd, vhost, interceptor, checkpoint, switchover, wire, forecast, memory, postgres";
             return Err(Misuse(format!("which benchmark? There are: {all}")).into());
         }
     };

@@ -316,6 +316,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_of_a_member_is_what_the_list_says() {
+        // Each field by its name: whoever adds one finds this test, and says in the list what it is.
+        let mut collector = collector(1);
+        collector.end_step(&StepReport { requests: vec![asks(0, 1)], ..StepReport::default() }, &mut seeded(6));
+        let Member { most, demand, sizes, asked, hit } = &collector.members[&0];
+        // Its limit is the host's, not the member's; what it asked for is nobody's when the step has ended.
+        assert_eq!((*most, *asked, *hit), (Bytes(4 * GIB), 0, 0));
+        assert_eq!((*demand, sizes.shares()), (Bytes(0), vec![(Bytes(GIB), 1.0)]));
+        assert!(KEPT_OF_A_MEMBER[0].contains("needs now") && KEPT_OF_A_MEMBER[5].contains("by size of block"));
+    }
+
+    #[test]
     fn models_can_learn_from_sums_with_noise() {
         let privacy = Privacy { cap: Bytes(GIB / 2), learned: Some(1.0), ..Privacy::default() };
         let mut collector = Collector::new(24, privacy);

@@ -96,7 +96,12 @@ impl GroupPlanner {
         self.collector.sizes().blocks(self.bytes(), self.config.budget)
     }
 
-    /// The same in bytes, before it is cut into blocks.
+    /// What is staged at present, and why.
+    pub fn mode(&self) -> Mode {
+        self.contest.mode()
+    }
+
+    /// What should be staged in bytes, before it is cut into blocks.
     pub fn bytes(&self) -> Bytes {
         let wanted = match (self.contest.mode(), self.planned) {
             (Mode::Forecast, Some(planned)) => Bytes(planned as u64),
@@ -265,6 +270,40 @@ mod tests {
         assert_eq!(other, other_lied, "another group was moved");
         // Its own cap of 8 GiB and what the others ask for, of whom each may have 8 GiB.
         assert!(most <= Bytes(32 * GIB) && planned <= Bytes(9 * 32 * GIB), "{planned} {most}");
+    }
+
+    #[test]
+    fn who_leaves_takes_its_history_along() {
+        let (mut life, mut bits) = (Life::of(planner(Aim::Hit(0.9))), seeded(6));
+        for _ in 0..600 {
+            life.step(&[(0, 512 * MIB), (1, 512 * MIB), (2, 512 * MIB), (3, 4 * GIB)], &mut bits);
+        }
+        let expected = |planner: &GroupPlanner| planner.would_stage(0.5).expect("seen enough").0 as f64 / GIB as f64;
+        assert!((expected(&life.planner) - 5.5).abs() < 0.3, "{}", expected(&life.planner));
+        life.planner.leave(3).expect("it is a member");
+        assert!((expected(&life.planner) - 1.5).abs() < 0.2, "{}", expected(&life.planner));
+        let sizes: Vec<Bytes> = life.planner.target().blocks.into_iter().map(|(size, _)| size).collect();
+        assert!(sizes.iter().all(|size| size.0 <= 512 * MIB), "nobody asks for 4 GiB any more: {sizes:?}");
+        let view = life.planner.view();
+        assert!((view.history - 1.5 / 5.5).abs() < 0.02 && view.members == 3, "{view:?}");
+    }
+
+    #[test]
+    fn two_members_see_no_sums_and_three_do() {
+        let mut planner = planner(Aim::Hit(0.9));
+        let mut bits = seeded(7);
+        let mut shows = |planner: &mut GroupPlanner| {
+            for _ in 0..20 {
+                let request = Request { member: 1, size: Bytes(GIB), whole: false, hit: Bytes(0) };
+                planner.end_step(&StepReport { requests: vec![request], ..StepReport::default() }, &mut bits);
+            }
+            let view = planner.view();
+            (view.shown.is_some(), view.expected.is_some())
+        };
+        planner.leave(3).expect("it is a member");
+        assert_eq!(shows(&mut planner), (true, true));
+        planner.leave(2).expect("it is a member");
+        assert_eq!(shows(&mut planner), (false, false));
     }
 
     #[test]

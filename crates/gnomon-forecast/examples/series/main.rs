@@ -3,6 +3,7 @@
 //! Prints rows in the form of all benchmarks, as JSON. `cargo xtask bench forecast --only memory` builds and runs it.
 
 mod data;
+mod demands;
 mod location;
 mod memory;
 mod traffic;

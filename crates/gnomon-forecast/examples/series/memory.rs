@@ -19,7 +19,7 @@ use gnomon_terms::Instant;
 use serde_json::{Value, json};
 
 use crate::{
-    data::{self, Demands},
+    demands::{self, Demands},
     round, row,
 };
 
@@ -66,46 +66,28 @@ pub fn run(folder: &Path) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     let bitbrains = folder.join("bitbrains_rnd_300vms.csv.zst");
     if bitbrains.exists() {
-        let all = pick(&data::bitbrains(&bitbrains)?, VMS);
+        let all = demands::bitbrains(&bitbrains)?.pick(VMS);
         ensure!(all.demand.len() >= POOL, "only {} VMs can be used", all.demand.len());
         rows.extend(cases("bitbrains raw", &all, POOL));
-        rows.extend(cases("bitbrains hwm1h", &kept_for_an_hour(&all), POOL));
-        rows.extend(cases("bitbrains raw", &pick(&all, PRIVATE), 1));
+        rows.extend(cases("bitbrains hwm1h", &all.kept_for_an_hour(), POOL));
+        rows.extend(cases("bitbrains raw", &all.pick(PRIVATE), 1));
     } else {
         eprintln!("memory: {} is not there", bitbrains.display());
     }
     let google = folder.join("google2011_GCD_VMs_1600x24h_5min.tar.gz");
     if google.exists() {
-        let all = data::google(&google)?;
+        let all = demands::google(&google)?;
         rows.extend(cases("google2011 raw", &all, POOL));
-        rows.extend(cases("google2011 raw", &pick(&all, 4 * PRIVATE), 1));
+        rows.extend(cases("google2011 raw", &all.pick(4 * PRIVATE), 1));
     } else {
         eprintln!("memory: {} is not there", google.display());
     }
     Ok(rows)
 }
 
-/// So many of the VMs, spread evenly over the trace's numbering.
-fn pick(all: &Demands, number: usize) -> Demands {
-    let vms = all.demand.len();
-    let number = number.min(vms);
-    let chosen = || (0..vms).filter(|at| at * number / vms != (at + 1) * number / vms);
-    Demands {
-        demand: chosen().map(|at| all.demand[at].clone()).collect(),
-        most: chosen().map(|at| all.most[at]).collect(),
-    }
-}
-
-fn kept_for_an_hour(all: &Demands) -> Demands {
-    let hour = |vm: &Vec<f64>| -> Vec<f64> {
-        (0..vm.len()).map(|at| vm[at.saturating_sub(11)..=at].iter().copied().fold(0.0, f64::max)).collect()
-    };
-    Demands { demand: all.demand.iter().map(hour).collect(), most: all.most.clone() }
-}
-
 /// The rows of one trace with pools of so many VMs.
 fn cases(name: &str, all: &Demands, pool: usize) -> Vec<Value> {
-    let pools: Vec<Vec<usize>> = pools(all.demand.len(), pool);
+    let pools: Vec<Vec<usize>> = all.pools(pool);
     let shown = in_parallel(&pools, |members| live(all, members));
     let (asked, held) = (sum(&shown, |s| s.asked), sum(&shown, |s| s.demand));
     let names: Vec<String> = shown[0].curves.iter().map(|(name, _)| name.clone()).collect();
@@ -129,12 +111,6 @@ fn cases(name: &str, all: &Demands, pool: usize) -> Vec<Value> {
     rows.push(json!({ "case": format!("{name}, {kind}, experts"), "pools": pools.len(), "steps": steps,
         "experts": experts(&shown) }));
     rows
-}
-
-/// VM 0, 5, 10 … together: neighbours in the trace are often of one customer.
-fn pools(vms: usize, pool: usize) -> Vec<Vec<usize>> {
-    let number = (vms / pool).max(1);
-    (0..number).map(|at| (0..vms).filter(|vm| vm % number == at).collect()).collect()
 }
 
 /// The life of one pool.

@@ -366,6 +366,20 @@ mod tests {
     }
 
     #[test]
+    fn of_a_member_a_few_numbers_are_kept_and_no_times() {
+        // Each field by its name: what is kept is documented (docs/memory.md), and so is what is added here.
+        let mut group = group();
+        (0..100).for_each(|_| {
+            group.asked(0, 1.0).expect("a good request");
+            group.end_step();
+        });
+        let Member { most: _, demand: _, next, asked, asks: _, lately, day: _, mean: _, after, hourly, state } =
+            &group.members[&0];
+        assert_eq!((*next, *asked), (None, None), "the step has ended");
+        assert!(lately.len() <= HOUR && after.len() == STATES && hourly.len() == HOUR && *state < STATES);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         let mut group = group();
         group.demand(1, 7.0).expect("a good demand");

@@ -1,6 +1,6 @@
 //! `bench forecast`: what forecasts are worth on recorded traces, and what they cost: a part for each kind of forecast.
 
-mod series;
+pub(super) mod series;
 mod volume;
 
 use std::process::ExitCode;

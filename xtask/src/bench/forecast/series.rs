@@ -29,7 +29,7 @@ pub(super) fn rows(part: &str, data: Option<&str>) -> Result<Value> {
 }
 
 /// A line for each row, and one for each expert.
-pub(super) fn words(rows: &Value) -> String {
+pub(in crate::bench) fn words(rows: &Value) -> String {
     let mut text = String::new();
     for row in rows.as_array().into_iter().flatten() {
         text.push_str(row["case"].as_str().unwrap_or_default());

@@ -1,0 +1,51 @@
+//! `bench memory --only replay|overhead`: the planner of gnomon-cycle over recorded demand, and what it costs.
+//!
+//! An example of gnomon-cycle does the measuring; here it is built, run and told. The traces are not in the checkout: they
+//! are looked for in `../shared/data/memory`, or below where `--data` says, and what is not there is said.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{args::Args, sh};
+
+/// Rows of the traces that are there, with `--quick` of pools of 20 alone; none where there are none.
+pub(super) fn rows(args: &Args) -> Result<Value> {
+    let data = args.text("data").map_or_else(|| sh::root().join("../shared/data"), PathBuf::from).join("memory");
+    if !data.is_dir() {
+        eprintln!("replay: the traces are not there (looked in {}): name their folder with --data", data.display());
+        return Ok(Value::Array(Vec::new()));
+    }
+    let mut words = vec!["replay".to_owned(), data.display().to_string()];
+    words.extend(args.has("quick").then(|| "quick".to_owned()));
+    measure(&words)
+}
+
+/// What planning costs for 100 and for 1,000 simulated VMs.
+pub(super) fn overhead(_: &Args) -> Result<Value> {
+    measure(&["overhead".to_owned()])
+}
+
+fn measure(words: &[String]) -> Result<Value> {
+    let build = ["build", "--release", "--quiet", "--package", "gnomon-cycle", "--example", "memory"];
+    sh::stage("build", || sh::run_aside(sh::cargo().args(build)))?;
+    let mut measure = Command::new("nice");
+    measure.args(["-n", "15"]).arg(sh::target().join("release/examples/memory")).args(words);
+    let told = sh::stage(&words[0], || sh::capture(&mut measure))?;
+    serde_json::from_str(&told).context("what the measurement tells is no JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn traces_that_are_not_there_are_no_rows() {
+        let typed = ["--data".to_owned(), "/nowhere/at/all".to_owned()];
+        let args = Args::parse(&typed, &["quick"], &["data"]).unwrap();
+        assert_eq!(rows(&args).unwrap(), json!([]));
+    }
+}
