@@ -24,7 +24,7 @@ const LEAST: f64 = 1.0;
 /// What should be staged for a group: so many blocks of each size, the largest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
-    /// Sizes, each a multiple of [`BLOCK`], falling; and how many of each, at least one.
+    /// Sizes, each a class or the exact size of a start, falling; and how many of each, at least one.
     pub blocks: Vec<(Bytes, u32)>,
 }
 
@@ -62,7 +62,7 @@ impl Sizes {
     /// Notes a request of so many bytes; a `whole` one is served by one block or not at all. Nothing is noted of none.
     pub fn note(&mut self, size: Bytes, whole: bool) {
         if whole {
-            return self.note_whole(size.0.div_ceil(BLOCK.0).saturating_mul(BLOCK.0));
+            return self.note_whole(size.0);
         }
         let mut left = size.0.div_ceil(BLOCK.0);
         for class in (0..CLASSES).rev() {

@@ -153,7 +153,10 @@ impl Memory {
 
     /// Has staged for a group what should be.
     pub(super) fn aim(&self, group: &Group) -> Result<(), ApiError> {
-        let blocks = if group.record().shadowing { group.target().blocks } else { Vec::new() };
+        let (record, mut blocks) = (group.record(), group.target().blocks);
+        let page = limits(&record).pages.size().0;
+        // A start that is no multiple of the group's pages has no block there.
+        blocks.retain(|(size, _)| record.shadowing && size.0.is_multiple_of(page));
         Ok(self.open_staging()?.set_target(&group.name, &blocks)?)
     }
 

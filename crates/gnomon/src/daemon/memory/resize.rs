@@ -61,10 +61,12 @@ impl Guest {
             ))
             .then("change its memory by the tool that started it"));
         };
-        let most = spec.max_memory.ok_or_else(|| {
+        let grows_to = spec.max_memory.ok_or_else(|| {
             ApiError::refused(format!("VM '{name}' was started without room for more memory"))
                 .then("stop it, and start it with --max-memory")
         })?;
+        // QEMU may have been given a little more to begin with, and that much more at most.
+        let most = resolved.memory + grows_to.saturating_sub(spec.memory);
         let dimms = dimms(&qemu)?;
         Ok(Guest { name, most, boot: resolved.memory, slots: spec.memory_slots, dimms, qemu })
     }
