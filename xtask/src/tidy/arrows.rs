@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gnomon-qemu", &["gnomon-terms"]),
     ("gnomon-volume", &["gnomon-link", "gnomon-proto", "gnomon-terms"]),
     ("gnomon-machine", &["gnomon-link", "gnomon-proto", "gnomon-qemu", "gnomon-terms"]),
+    ("gnomon-memory", &["gnomon-terms"]),
     (
         "gnomon",
         &[
@@ -26,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gnomon-forecast",
             "gnomon-link",
             "gnomon-machine",
+            "gnomon-memory",
             "gnomon-proto",
             "gnomon-qemu",
             "gnomon-store",

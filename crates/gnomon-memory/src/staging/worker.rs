@@ -1,0 +1,210 @@
+//! The worker: one thread that does one chore after the other, at the lowest priority.
+//!
+//! It sleeps until something on the books changes, and looks at the host's memory once a second while there is anything
+//! to look after. At most one block is populated at a time: populating is bound by memory bandwidth, and two at once
+//! would only disturb the guests more.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use gnomon_terms::Bytes;
+use rustix::{process::setpriority_process, thread::gettid};
+
+use super::shared::{Shared, log_imbalance};
+use crate::{
+    block::{Block, BlockId, POPULATE_STEP, Populated},
+    groups::{GroupName, PageKind},
+    holder::Holder,
+    pool::Chore,
+};
+
+/// How often the host's memory is looked at while something is staged or wanted. Pressure is told in averages of ten
+/// seconds, and a guest that was started takes longer than one to touch its memory.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After a holder could not be started it is not tried for this time: a program that is not there, or a limit of
+/// processes, is not mended within a second.
+const HOLDER_PAUSE: Duration = Duration::from_secs(10);
+
+/// The lowest priority there is without a policy of its own.
+const NICEST: i32 = 19;
+
+/// A block to be populated.
+struct Job {
+    id: BlockId,
+    group: GroupName,
+    size: Bytes,
+    pages: PageKind,
+}
+
+/// The thread's own state.
+struct Worker<'a> {
+    shared: &'a Shared,
+    /// When a holder may be started again: after a failure not at once.
+    holder_due: Instant,
+}
+
+/// Starts the thread.
+pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("memory-staging".into()).spawn(move || {
+        // Of this thread alone: on Linux a priority belongs to a thread. Without it staging works, at the cost of others.
+        if let Err(error) = setpriority_process(Some(gettid()), NICEST) {
+            tracing::warn!(%error, "staging has an ordinary priority");
+        }
+        Worker { shared: &shared, holder_due: Instant::now() }.run();
+    })
+}
+
+impl Worker<'_> {
+    fn run(&mut self) {
+        while !self.shared.books.lock().stopping {
+            if !self.work() {
+                self.rest();
+            }
+        }
+    }
+
+    /// One chore. False when there was none.
+    fn work(&mut self) -> bool {
+        self.look_after_the_holder();
+        let leaving = self.shared.leaving();
+        if !leaving.is_empty() {
+            return self.let_go(&leaving);
+        }
+        let verdict = self.shared.judge();
+        let chore = self.shared.books.lock().pool.chore(self.shared.clock.now(), verdict);
+        match chore {
+            Ok(Chore::LetGo { id, why }) => {
+                tracing::debug!(%id, ?why, "a staged block goes back to the host");
+                self.let_go(&[id])
+            }
+            Ok(Chore::Stage { id, group, size, pages }) => {
+                self.stage(Job { id, group, size, pages });
+                true
+            }
+            Ok(Chore::Rest) => false,
+            Err(error) => {
+                log_imbalance(Err(error));
+                false
+            }
+        }
+    }
+
+    /// Sleeps until the books change, or until the next look.
+    fn rest(&mut self) {
+        let mut books = self.shared.books.lock();
+        if books.stopping {
+            return;
+        }
+        if !books.unseen {
+            if books.pool.is_idle() && books.leaving.is_empty() {
+                self.shared.changed.wait(&mut books);
+            } else {
+                self.shared.changed.wait_for(&mut books, LOOK);
+            }
+        }
+        books.unseen = false;
+    }
+
+    /// False when a block could not be given back: the next look tries again.
+    fn let_go(&mut self, ids: &[BlockId]) -> bool {
+        match self.shared.let_go(ids) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "a block could not be given back to the host");
+                false
+            }
+        }
+    }
+
+    /// A holder that has died is replaced, and is given what it had.
+    fn look_after_the_holder(&mut self) {
+        let mut holder = self.shared.holder.lock();
+        if !holder.is_up() && !self.shared.books.lock().pool.unseen().is_empty() {
+            self.ensure(&mut holder);
+        }
+    }
+
+    /// Makes sure that there is a holder and that it has what no guest has seen. False when there is none.
+    fn ensure(&mut self, holder: &mut Holder) -> bool {
+        if holder.is_up() {
+            return true;
+        }
+        if Instant::now() < self.holder_due {
+            return false;
+        }
+        match holder.ensure() {
+            Ok(is_new) => {
+                if is_new {
+                    self.shared.hold_again(holder);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "staged memory would not outlive this daemon");
+                self.holder_due = Instant::now() + HOLDER_PAUSE;
+                false
+            }
+        }
+    }
+
+    /// Makes a block, populates it, has it held, and puts it on its shelf.
+    fn stage(&mut self, job: Job) {
+        let began = Instant::now();
+        let populated = Block::create(&job.group, job.id, job.size, job.pages).map(Arc::new).and_then(|block| {
+            let populated = block.populate(POPULATE_STEP, &mut || self.may_go_on(&job));
+            Ok((block, populated?))
+        });
+        let took = began.elapsed();
+        match populated {
+            Ok((block, Populated::Whole)) => self.finish(&job, block, took),
+            Ok((block, Populated::GivenUp)) => {
+                drop(block);
+                tracing::debug!(id = %job.id, group = %job.group, "a population was given up");
+                self.give_up(&job);
+            }
+            Err(error) => {
+                tracing::warn!(group = %job.group, %error, "a block could not be staged");
+                self.shared.books.lock().pool.hold_off(self.shared.clock.now());
+                self.give_up(&job);
+            }
+        }
+    }
+
+    /// Asked between two steps of a population.
+    fn may_go_on(&mut self, job: &Job) -> bool {
+        let (verdict, now) = (self.shared.judge(), self.shared.clock.now());
+        let mut books = self.shared.books.lock();
+        !books.stopping && books.pool.may_go_on(now, &job.group, job.pages, verdict)
+    }
+
+    /// Held first, then on its shelf: from there on it may be taken at any moment, and forgotten.
+    fn finish(&mut self, job: &Job, block: Arc<Block>, took: Duration) {
+        let mut holder = self.shared.holder.lock();
+        if self.ensure(&mut holder)
+            && let Err(error) = holder.keep(&block)
+        {
+            tracing::warn!(%error, "a staged block would not outlive this daemon");
+        }
+        drop(holder);
+        let now = self.shared.clock.now();
+        match self.shared.change(|books| books.pool.populated(now, job.id, block, took)) {
+            Ok(true) => {}
+            Ok(false) => drop(self.let_go(&[job.id])),
+            Err(error) => log_imbalance(Err(error)),
+        }
+    }
+
+    /// The block was dropped, and nobody else had it: its memory is back at the host.
+    fn give_up(&mut self, job: &Job) {
+        let released = self.shared.change(|books| {
+            books.pool.given_up(job.id)?;
+            books.pool.released(job.id)
+        });
+        log_imbalance(released);
+    }
+}

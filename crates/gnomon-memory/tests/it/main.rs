@@ -1,0 +1,6 @@
+//! Staged memory as a daemon uses it: real memfds, real processes.
+
+mod bad_days;
+mod host;
+mod restarts;
+mod staging;
