@@ -211,6 +211,8 @@ mod tests {
     fn no_more_than_so_many_exact_sizes_are_kept_and_never_the_rarest() {
         let mut sizes = Sizes::default();
         (0..9).for_each(|_| sizes.note(Bytes(1 << 30), true));
+        sizes.note(Bytes((1 << 30) + 8192), true);
+        assert_eq!(sizes.wholes.len(), 2, "what is a page more needs another block");
         (1..200).for_each(|n| sizes.note(Bytes(n * BLOCK.0), true));
         assert!(sizes.wholes.len() == WHOLES && sizes.wholes.contains_key(&(1 << 30)), "{:?}", sizes.wholes);
         sizes.note(Bytes(0), true);

@@ -12,6 +12,7 @@
 //! holder again, and QEMU gets it only when the holder has forgotten it.
 
 mod error;
+mod looks;
 mod reserved;
 mod shared;
 mod worker;

@@ -39,6 +39,9 @@ pub fn start(daemon: &Arc<Daemon>) {
 
 fn beat(daemon: &Weak<Daemon>, step_ended: &mut Instant) -> bool {
     let Some(daemon) = daemon.upgrade() else { return false };
+    if let Err(error) = found::look_at_guests(&daemon) {
+        tracing::error!(%error, "staged memory of an earlier daemon");
+    }
     settle_ended(&daemon);
     daemon.memory.settle_owed(&daemon);
     follow(&daemon);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use gnomon_memory::blocks_of;
 
-use super::{Memory, group::Group, groups};
+use super::{Memory, Turn, group::Group, groups};
 use crate::{
     api::ApiError,
     daemon::{Daemon, records::GroupRecord},
@@ -21,10 +21,7 @@ pub(super) fn bring_back(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
         bring_back_group(daemon, record);
     }
     let left = memory.socket.exists() || !memory.groups.read().is_empty();
-    for (name, qemu) in daemon.vms.running() {
-        find_blocks(memory, &name, qemu.record().pid)?;
-        memory.set_auto(&name, daemon.vms.get(&name)?.record().follows);
-    }
+    look_at_guests(daemon)?;
     if left {
         memory.open_staging()?;
     }
@@ -40,6 +37,20 @@ fn bring_back_group(daemon: &Arc<Daemon>, record: GroupRecord) {
     }
 }
 
+/// Looks at each QEMU once: one whose monitor did not answer when the daemon started is looked at when it does.
+pub(super) fn look_at_guests(daemon: &Daemon) -> Result<(), ApiError> {
+    let (memory, running) = (&daemon.memory, daemon.vms.running());
+    memory.looked_at.lock().retain(|pid| running.iter().any(|(_, qemu)| qemu.record().pid == *pid));
+    for (name, qemu) in running {
+        let Ok(_turn) = Turn::take(memory, &name) else { continue };
+        if memory.looked_at.lock().insert(qemu.record().pid) {
+            memory.set_auto(&name, daemon.vms.get(&name)?.record().follows);
+            find_blocks(memory, &name, qemu.record().pid)?;
+        }
+    }
+    Ok(())
+}
+
 fn find_blocks(memory: &Memory, vm: &str, pid: i32) -> Result<(), ApiError> {
     let blocks = match blocks_of(pid) {
         Ok(blocks) => blocks,
@@ -50,8 +61,10 @@ fn find_blocks(memory: &Memory, vm: &str, pid: i32) -> Result<(), ApiError> {
     };
     for block in blocks {
         let id = block.id();
-        let block = memory.open_staging()?.assigned_again(vm, block)?;
-        memory.at_guests.lock().insert(id, block);
+        if !memory.at_guests.lock().contains_key(&id) {
+            let block = memory.open_staging()?.assigned_again(vm, block)?;
+            memory.at_guests.lock().insert(id, block);
+        }
     }
     Ok(())
 }

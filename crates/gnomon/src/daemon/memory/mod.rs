@@ -47,6 +47,8 @@ pub struct Memory {
     staging: Mutex<Option<Arc<Staging>>>,
     /// Blocks that are guests' own. The accounts say whose.
     at_guests: Mutex<BTreeMap<BlockId, Arc<Block>>>,
+    /// QEMUs that were looked at for blocks of an earlier daemon's, by process.
+    looked_at: Mutex<HashSet<i32>>,
     /// VMs of which the memory is being changed, or that are being started.
     changing: Mutex<HashSet<String>>,
     /// VMs that were asked for memory back and have not answered: they may let go at any time.
@@ -88,6 +90,7 @@ impl Memory {
             groups: RwLock::default(),
             staging: Mutex::default(),
             at_guests: Mutex::default(),
+            looked_at: Mutex::default(),
             changing: Mutex::default(),
             owing: Mutex::default(),
             following: Mutex::default(),
