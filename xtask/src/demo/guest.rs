@@ -255,7 +255,8 @@ pub fn listen(socket: PathBuf, started: Instant) -> Stream {
     stream
 }
 
-fn connect(socket: &Path, within: Duration) -> Result<BufReader<UnixStream>> {
+/// Connects to a port, once its socket is there.
+pub fn connect(socket: &Path, within: Duration) -> Result<BufReader<UnixStream>> {
     let started = Instant::now();
     loop {
         match UnixStream::connect(socket) {

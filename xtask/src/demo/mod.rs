@@ -7,6 +7,7 @@ pub mod beats;
 pub mod crash;
 pub mod failover;
 pub mod guest;
+pub mod memory;
 pub mod nodes;
 mod screen;
 pub mod update;
@@ -97,12 +98,13 @@ fn perform(plan: &Plan, image: &guest_image::GuestImage, newer: &Path, folder: &
     let fall = sh::stage("its QEMU dies", || guest.fail_over())?;
     let last = sh::stage("stop and dump", || guest.stop())?;
     let verified = sh::stage("verify every record", || guest.verify(&nodes.a, image))?;
-    facts(&told, (updated, fall), &last, &guest, verified, started)
+    let grown = sh::stage("a guest that bursts", || memory::play(&nodes.b, image))?;
+    facts(&told, (updated, fall, grown), &last, &guest, verified, started)
 }
 
 fn facts(
     job: &Value,
-    (updated, fall): (update::Told, beats::Fall),
+    (updated, fall, grown): (update::Told, beats::Fall, memory::Told),
     last: &Value,
     guest: &Guest,
     verified: bool,
@@ -127,6 +129,7 @@ fn facts(
         verified,
         updated,
         failed_over: failover::Told::of(&fall, corrupt_records),
+        grown,
         seconds: started.elapsed().as_secs_f64(),
     })
 }

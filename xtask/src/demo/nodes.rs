@@ -103,7 +103,7 @@ impl Drop for Nodes {
     /// Both nodes' guests go before either daemon does: in the middle of a move there is a QEMU on each. Shadows go
     /// first: neither they nor what they protect can be stopped.
     fn drop(&mut self) {
-        for work in [Node::end_protections, Node::stop_guests] {
+        for work in [Node::end_protections, Node::stop_guests, Node::end_groups] {
             work(&self.a);
             work(&self.b);
         }
@@ -191,6 +191,16 @@ impl Node {
             let name = vm["name"].as_str().unwrap_or_default();
             if let Err(err) = self.ask(&["vm", "unprotect", name]) {
                 eprintln!("demo: {name} on node {} keeps its shadow: {err:#}", self.name);
+            }
+        }
+    }
+
+    /// What is staged for groups that are no more goes back to the host.
+    fn end_groups(&self) {
+        let Ok(told) = self.ask(&["group", "ls"]) else { return };
+        for group in told.as_array().into_iter().flatten().filter_map(|group| group["name"].as_str()) {
+            if let Err(err) = self.ask(&["group", "rm", group]) {
+                eprintln!("demo: memory stays staged for group {group} on node {}: {err:#}", self.name);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{failover, update};
+use super::{failover, memory, update};
 
 /// All that was found out.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct Facts {
     pub updated: update::Told,
     /// What the third act told.
     pub failed_over: failover::Told,
+    /// What the fourth act told.
+    pub grown: memory::Told,
     /// How long everything took, booting and verifying included.
     pub seconds: f64,
 }
@@ -39,7 +41,7 @@ impl Facts {
     /// Whether nothing was lost.
     pub fn well(&self) -> bool {
         let updated = self.updated.heartbeats_lost == 0 && self.updated.bad_refused;
-        self.verified && self.corrupt_records == 0 && self.heartbeats_lost == 0 && updated
+        self.verified && self.corrupt_records + self.grown.wrong == 0 && self.heartbeats_lost == 0 && updated
     }
 
     /// The one JSON object.
@@ -72,6 +74,11 @@ impl Facts {
                 "lost_ms": tenths(self.failed_over.lost_ms),
                 "corrupt_records": self.failed_over.corrupt_records,
             },
+            "memory": {
+                "staged": burst(&self.grown.staged),
+                "cold": burst(&self.grown.cold),
+                "corrupt_pages": self.grown.wrong,
+            },
             "seconds": tenths(self.seconds),
         })
     }
@@ -91,6 +98,9 @@ impl Facts {
              a bad one: {} · the guest's longest silence meanwhile {:.1} ms\n\n\
              At last it got a shadow on the other node, a checkpoint every {}, and its QEMU was killed.\n\n\
              failover silent for {:.1} ms · {:.0} ms of its work lost · {} corrupt records\n\n\
+             Another guest needed 256 MiB more than it had, at once.\n\n\
+             staged   given after {:.0} ms · its program waited {:.0} ms, and was through after {:.0} ms\n\
+             cold     given after {:.0} ms · its program waited {:.0} ms, and was through after {:.0} ms\n\n\
              time     {:.1} s in all",
             self.gap_ms,
             self.heartbeats_lost,
@@ -109,9 +119,23 @@ impl Facts {
             self.failed_over.gap_ms,
             self.failed_over.lost_ms,
             self.failed_over.corrupt_records,
+            self.grown.staged.given_ms,
+            self.grown.staged.waited_ms,
+            self.grown.staged.whole_ms,
+            self.grown.cold.given_ms,
+            self.grown.cold.waited_ms,
+            self.grown.cold.whole_ms,
             self.seconds,
         )
     }
+}
+
+fn burst(burst: &memory::Burst) -> Value {
+    json!({
+        "given_ms": tenths(burst.given_ms),
+        "waited_ms": tenths(burst.waited_ms),
+        "whole_ms": tenths(burst.whole_ms),
+    })
 }
 
 fn tenths(value: f64) -> f64 {
@@ -136,6 +160,7 @@ mod tests {
             verified: true,
             updated: update::Told { bad_refused: true, ..update::Told::default() },
             failed_over: failover::Told::default(),
+            grown: memory::Told::default(),
             seconds: 61.04,
         }
     }
@@ -144,7 +169,7 @@ mod tests {
     fn the_json_has_exactly_its_keys() {
         let json = facts().json();
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&json), ["bad_update", "failover", "guest", "seconds", "update", "volume"]);
+        assert_eq!(keys(&json), ["bad_update", "failover", "guest", "memory", "seconds", "update", "volume"]);
         assert_eq!(keys(&json["guest"]), ["corrupt_records", "gap_ms", "heartbeats_lost"]);
         let volume = [
             "bytes_moved",
@@ -166,6 +191,7 @@ mod tests {
             Facts { heartbeats_lost: 1, ..facts() },
             Facts { corrupt_records: 1, ..facts() },
             Facts { verified: false, ..facts() },
+            Facts { grown: memory::Told { wrong: 1, ..memory::Told::default() }, ..facts() },
             Facts { updated: update::Told::default(), ..facts() },
         ] {
             assert!(!bad.well(), "{bad:?}");

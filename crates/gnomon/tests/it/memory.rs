@@ -143,7 +143,7 @@ fn a_guest_grows_from_staged_memory_and_gives_it_back() {
         "{change}"
     );
     linux.grown(256);
-    linux.touch(350);
+    linux.touch(300);
     // What nobody has staged comes all the same, and is counted as missed.
     let room = shop.resize("web", "--grow", 512);
     assert!(room["staged"].as_u64() <= Some(512 * MIB), "{room}");
@@ -225,6 +225,23 @@ fn blocks_of(pid: &str) -> usize {
         .filter_map(|link| fs::read_link(link.path()).ok())
         .filter(|to| to.to_string_lossy().contains("gnomon-block:"))
         .count()
+}
+
+/// A guest that is short says so by its agent, and gets more before its program is through.
+#[test]
+fn a_guest_that_is_short_gets_more_by_itself() {
+    let shop = Shop::open();
+    let mut linux = shop.boot("web", &["--max-memory", "1280M"]);
+    let view = shop.house.ask(&["vm", "memory", "web", "--auto", "on"]);
+    assert_eq!(view["auto"], true, "{view}");
+    // More than it has: what it does waits until there is memory.
+    linux.touch(400);
+    let view = shop.house.ask(&["vm", "memory", "web"]);
+    assert!(view["now"].as_u64() >= view["boot"].as_u64().map(|boot| boot + 128 * MIB), "{view}");
+    assert!(shop.group()["requests"]["hit_bytes"].as_u64() > Some(0), "{}", shop.group());
+    shop.house.ask(&["vm", "memory", "web", "--auto", "off"]);
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+    shop.assert_balanced();
 }
 
 /// A VM of a size that was asked for before starts from a block of that size.

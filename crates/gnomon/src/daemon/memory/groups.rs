@@ -22,7 +22,8 @@ const MOST_GROUPS: usize = 256;
 /// What the staging area is told of a group.
 pub(super) fn limits(record: &GroupRecord) -> GroupLimits {
     GroupLimits {
-        budget: Bytes(record.budget),
+        // What a group may not have goes back to the host at once; what it only does not want now lingers.
+        budget: Bytes(if record.shadowing { record.budget } else { 0 }),
         max_age: Duration::from_secs(record.max_age_s),
         pages: if record.huge_pages { PageKind::Huge } else { PageKind::Small },
         ..GroupLimits::default()
@@ -109,6 +110,7 @@ pub fn set_shadowing(daemon: &Arc<Daemon>, name: &str, on: bool) -> Result<Group
     let memory = &daemon.memory;
     let group = memory.group(name)?;
     group.change(|record| record.shadowing = on, |record| memory.records.put_group(record))?;
+    memory.open_staging()?.set_group_limits(&group.name, limits(&group.record()))?;
     memory.aim(&group)?;
     view(daemon, &group)
 }
