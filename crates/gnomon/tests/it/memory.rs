@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
+    path::PathBuf,
 };
 
 use serde_json::Value;
@@ -86,21 +87,25 @@ impl Shop {
 struct Linux {
     port: BufReader<UnixStream>,
     began_with: u64,
+    console: PathBuf,
 }
 
 impl Linux {
     fn listen(house: &House, name: &str) -> Linux {
         let stream = UnixStream::connect(house.path(&format!("run/vm/{name}/gnomon.report.sock"))).expect("its port");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
-        let mut linux = Linux { port: BufReader::new(stream), began_with: 0 };
+        let console = house.path(&format!("run/vm/{name}/console.log"));
+        let mut linux = Linux { port: BufReader::new(stream), began_with: 0, console };
         linux.began_with = linux.hear("ready")["total_kib"].as_u64().expect("a number");
         linux
     }
 
     fn hear(&mut self, kind: &str) -> Value {
         let mut line = String::new();
-        self.port.read_line(&mut line).unwrap_or_else(|error| panic!("no '{kind}': {error}"));
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: '{line}'"));
+        let read = self.port.read_line(&mut line);
+        let console = || fs::read_to_string(&self.console).unwrap_or_default();
+        let said: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("no '{kind}': {read:?}, {error}: {}", console()));
         assert_eq!(said["kind"], kind, "{line}");
         said
     }
