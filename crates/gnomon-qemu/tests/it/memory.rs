@@ -16,7 +16,7 @@ use gnomon_terms::{Bytes, ErrorKind};
 use serde_json::{Value, json};
 
 use crate::{
-    guests::{Console, LONG, Stable, newer_qemu, qemu},
+    guests::{Console, LONG, Stable, newer_qemu, qemu, settled},
     trackers::linux_image,
 };
 
@@ -256,6 +256,20 @@ fn virtio_mem_grows_and_shrinks() {
         linux.use_up(200);
         let error = resize_virtio_mem(&linux.vm, Bytes(5), LONG).expect_err("no whole block");
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    }
+}
+
+#[test]
+fn a_guest_begins_with_memory_that_is_all_there() {
+    let stable = Stable::new();
+    let spec = stable.ticker();
+    for (name, populate) in [("cold", false), ("warm", true)] {
+        let ram = GuestRam::create(name, Bytes(settled(&spec).memory)).expect("memory");
+        let loan = if populate { ram.shared().populated() } else { ram.shared() };
+        let vm = launch_as(&stable, qemu(), &spec, name, Role::BootPaused, Some(loan));
+        assert_eq!(ram.allocated().expect("told") == ram.size(), populate);
+        vm.qmp().cont().expect("runs");
+        Console::open(&stable.home(name)).tick();
     }
 }
 
