@@ -53,7 +53,7 @@ impl Guest {
             resolved: &resolved,
             dir: &folder.path().join("vm"),
             role: Role::Boot,
-            ram: Some(RamLoan { populate: way != Way::Cold, ..ram.shared() }),
+            ram: Some(RamLoan { populate: way.populates(), ..ram.shared() }),
         })?;
         let stream = UnixStream::connect(&socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;

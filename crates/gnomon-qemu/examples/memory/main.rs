@@ -1,7 +1,7 @@
 //! How long a Linux guest waits for memory: a DIMM of memory that was staged, beside one that nobody has allocated yet,
 //! which its first touches or QEMU have to; and the same for what a guest boots with.
 //!
-//! `memory KERNEL INITRD ROUNDS`. The three ways take turns on the same guest, each round beginning with another one, so
+//! `memory KERNEL INITRD ROUNDS`. The ways take turns on the same guest, each round beginning with another one, so
 //! that a busy host falls on all alike. Prints JSON: the samples of each case by way, in milliseconds. `cargo xtask bench
 //! memory` runs it.
 
@@ -38,13 +38,27 @@ const PATIENCE: Duration = Duration::from_secs(120);
 enum Way {
     /// Populated and zeroed before anybody asked; QEMU fills its page tables.
     Staged,
+    /// Populated as well; the page tables are filled as the guest touches it.
+    Unmapped,
     /// Nothing is there until the guest touches it.
     Cold,
     /// QEMU allocates all of it once it is asked for.
     Prealloc,
 }
 
-const WAYS: [(Way, &str); 3] = [(Way::Staged, "gnomon"), (Way::Cold, "cold"), (Way::Prealloc, "prealloc")];
+const WAYS: [(Way, &str); 4] =
+    [(Way::Staged, "gnomon"), (Way::Unmapped, "unmapped"), (Way::Cold, "cold"), (Way::Prealloc, "prealloc")];
+
+impl Way {
+    fn is_staged(self) -> bool {
+        matches!(self, Way::Staged | Way::Unmapped)
+    }
+
+    /// Whether QEMU is told to have all of it there at once.
+    fn populates(self) -> bool {
+        matches!(self, Way::Staged | Way::Prealloc)
+    }
+}
 
 /// Samples by case, in the order in which cases were met, and by way.
 #[derive(Default)]
@@ -108,7 +122,7 @@ struct Request {
 fn dimm(guest: &mut Guest, way: Way, mib: u64) -> Fallible<Request> {
     let (memory, staging) = memory(way, mib * MIB)?;
     let asked = Instant::now();
-    let dimm = NewDimm { id: "burst", memory: memory.as_fd(), size: memory.size(), populate: way != Way::Cold };
+    let dimm = NewDimm { id: "burst", memory: memory.as_fd(), size: memory.size(), populate: way.populates() };
     add_dimm(&guest.vm, &dimm, PATIENCE)?;
     let usable = asked.elapsed();
     let burst = guest.ask(&format!("touch {}", mib - MARGIN), "touched")?;
@@ -132,7 +146,7 @@ fn boot(parts: &Parts, way: Way) -> Fallible<(Duration, Duration)> {
 /// Memory that nobody has had, and how long it took to stage it.
 fn memory(way: Way, size: u64) -> Fallible<(GuestRam, Option<Duration>)> {
     let memory = GuestRam::create("gnomon-bench", Bytes(size))?;
-    let staging = (way == Way::Staged).then(|| staged::populate(&memory)).transpose()?;
+    let staging = way.is_staged().then(|| staged::populate(&memory)).transpose()?;
     Ok((memory, staging))
 }
 
