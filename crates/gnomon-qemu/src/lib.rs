@@ -57,8 +57,8 @@ pub use qmp::{
 pub use ram::{GuestRam, Page, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter};
 pub use spec::{
     Accel, Accelerator, DiskSource, DiskSpec, MAX_INTERFACE, MacAddress, NetSpec, NicSpec, NoMacAddress, NoVersion,
-    PortSpec, QemuVersion, RamBacking, Resolved, Role, SpecError, Uplink, VmPaths, VmSpec, command_line, resolve,
-    safe_memory_size,
+    PortSpec, QemuVersion, RamBacking, RamFd, Resolved, Role, SpecError, Uplink, VmPaths, VmSpec, command_line,
+    resolve, safe_memory_size,
 };
 pub use state::{
     CaptureOptions, CapturePhases, Checkpoint, Frozen, Loaded, STATE_LIMIT, Standby, StateBlob, StateError, capture,

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use gnomon_terms::Bytes;
 use serde_json::Value;
 
-use super::{MemoryDeviceError, VIRTIO_MEM};
+use super::{BACKEND_SUFFIX, MemoryDeviceError, VIRTIO_MEM, VIRTIO_MEM_BACKEND};
 use crate::{
     Qemu,
-    qmp::QmpError,
+    qmp::{MemoryBackend, Qmp, QmpError},
     ram::{self, GuestRam},
 };
 
@@ -63,13 +63,30 @@ pub fn dimms(qemu: &Qemu) -> Result<Vec<Dimm>, MemoryDeviceError> {
 
 /// The guest's virtio-mem device, of the name that gnomon gives it.
 pub fn virtio_mem(qemu: &Qemu) -> Result<VirtioMem, MemoryDeviceError> {
-    let answer = qemu.qmp().query_memory_devices()?;
+    let absent = || MemoryDeviceError::NotThere { what: "virtio-mem device", id: VIRTIO_MEM.to_string() };
+    find_virtio_mem(qemu.qmp())?.ok_or_else(absent)
+}
+
+fn find_virtio_mem(qmp: &Qmp) -> Result<Option<VirtioMem>, QmpError> {
+    let answer = qmp.query_memory_devices()?;
     let devices = answer.as_array().ok_or_else(|| unexpected(&answer))?;
     let is_ours = |device: &&Value| device["type"] == "virtio-mem" && device["data"]["id"] == VIRTIO_MEM;
-    let found = devices.iter().find(is_ours);
-    let absent = || MemoryDeviceError::NotThere { what: "virtio-mem device", id: VIRTIO_MEM.to_string() };
-    let read = virtio_mem_of(&found.ok_or_else(absent)?["data"]);
-    Ok(read.ok_or_else(|| unexpected(&answer))?)
+    let Some(found) = devices.iter().find(is_ours) else { return Ok(None) };
+    virtio_mem_of(&found["data"]).map(Some).ok_or_else(|| unexpected(&answer))
+}
+
+/// Something that a guest has of what can be added while it runs: the name of a DIMM, or of a virtio-mem device that is
+/// not empty. `backends` are what [`Qmp::query_memdev`] told.
+pub(crate) fn added_memory(qmp: &Qmp, backends: &[MemoryBackend]) -> Result<Option<String>, QmpError> {
+    let ids = || backends.iter().filter_map(|backend| backend.id.as_deref());
+    if let Some(dimm) = ids().find_map(|id| id.strip_suffix(BACKEND_SUFFIX)) {
+        return Ok(Some(dimm.to_string()));
+    }
+    if ids().all(|id| id != VIRTIO_MEM_BACKEND) {
+        return Ok(None);
+    }
+    let is_used = |device: &VirtioMem| (device.actual, device.requested) != (Bytes(0), Bytes(0));
+    Ok(find_virtio_mem(qmp)?.filter(is_used).map(|_| VIRTIO_MEM.to_string()))
 }
 
 /// Every memfd that a QEMU has open, each once: also blocks that are its guest's DIMMs, for a daemon that was restarted.

@@ -29,6 +29,7 @@ mod virtio;
 
 pub use error::MemoryDeviceError;
 pub use event::{DimmAnswer, DimmEvent};
+pub(crate) use inventory::added_memory;
 pub use inventory::{Dimm, HeldMemory, VirtioMem, dimms, held_memory, virtio_mem};
 pub use plug::{NewDimm, OfferedDimm, PluggedDimm, add_dimm};
 pub use unplug::{remove_dimm, sweep_backends};

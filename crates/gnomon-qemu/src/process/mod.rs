@@ -41,7 +41,7 @@ pub use watch::{ExitWatch, Exited};
 use crate::{
     qmp::{GREETING_TIMEOUT, Qmp, QmpError, dial},
     ram::{GuestRam, RamError, RamLoan, RamRecord},
-    spec::{RamBacking, Resolved, Role, VmPaths, VmSpec, command_line},
+    spec::{RamBacking, RamFd, Resolved, Role, VmPaths, VmSpec, command_line},
 };
 
 /// How long a process may take to be gone after its monitor closed or it was killed. Freeing a large RAM takes
@@ -107,11 +107,15 @@ impl Qemu {
         let loan = launch.ram.or(made.as_ref().map(GuestRam::shared));
         let listener = listen(&paths.qmp())?;
         paths.qmp_fd = Some(listener.as_raw_fd());
-        paths.ram = loan.map(|loan| (loan.ram.as_fd().as_raw_fd(), loan.sharing));
+        paths.ram = loan.map(|loan| RamFd {
+            fd: loan.ram.as_fd().as_raw_fd(),
+            sharing: loan.sharing,
+            populate: loan.populate,
+        });
 
         let mut args = launch.host_args.to_vec();
         args.extend(command_line(launch.spec, launch.resolved, &paths, launch.role));
-        let inherit: Vec<i32> = [paths.qmp_fd, paths.ram.map(|(fd, _)| fd)].into_iter().flatten().collect();
+        let inherit: Vec<i32> = [paths.qmp_fd, paths.ram.map(|ram| ram.fd)].into_iter().flatten().collect();
         let (pid, pidfd, watch) =
             spawn(&Spawn { program: launch.qemu, args: &args, inherit: &inherit, log: &paths.qemu_log() })?;
         // From here on only QEMU listens: if it ends, whoever waits for its greeting sees the end.

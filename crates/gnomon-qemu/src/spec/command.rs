@@ -10,7 +10,7 @@ use crate::{
     ram::{RAM_ID, RamSharing},
 };
 
-use super::{Accelerator, DiskSource, DiskSpec, NetSpec, NicSpec, PortSpec, Resolved, VmPaths, VmSpec};
+use super::{Accelerator, DiskSource, DiskSpec, NetSpec, NicSpec, PortSpec, RamFd, Resolved, VmPaths, VmSpec};
 
 /// How long QEMU may wait at its start for an NBD server that is not there yet, in seconds. Less than we wait for
 /// QEMU's greeting, so that the error told is QEMU's own.
@@ -77,7 +77,7 @@ fn basics(args: &mut Args, spec: &VmSpec) {
 
 fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths) {
     let machine = escape(&resolved.machine);
-    let backend = paths.ram.map(|(fd, sharing)| ram_backend(resolved.memory, fd, sharing));
+    let backend = paths.ram.map(|ram| ram_backend(resolved.memory, ram));
     match backend {
         Some(backend) => {
             args.option("-object", backend);
@@ -124,12 +124,13 @@ pub(crate) fn cpu_model(named: Option<&str>, accelerator: Accelerator) -> Option
 
 /// A file backend counts as RAM with a name, which newer QEMU demands of what `x-ignore-shared` leaves out; a memfd
 /// backend of QEMU's own does not.
-fn ram_backend(size: u64, fd: i32, sharing: RamSharing) -> String {
-    let share = match sharing {
+fn ram_backend(size: u64, ram: RamFd) -> String {
+    let (fd, prealloc) = (ram.fd, if ram.populate { ",prealloc=on" } else { "" });
+    let share = match ram.sharing {
         RamSharing::Shared => "on",
         RamSharing::Forked => "off",
     };
-    format!("memory-backend-file,id={RAM_ID},size={size},mem-path=/proc/self/fd/{fd},share={share}")
+    format!("memory-backend-file,id={RAM_ID},size={size},mem-path=/proc/self/fd/{fd},share={share}{prealloc}")
 }
 
 fn monitor_and_console(args: &mut Args, spec: &VmSpec, paths: &VmPaths) {
@@ -362,9 +363,14 @@ mod tests {
 
     #[test]
     fn ram_of_ours_is_a_file_to_qemu() {
-        let table = [(RamSharing::Shared, "on"), (RamSharing::Forked, "off")];
-        for (sharing, share) in table {
-            let paths = VmPaths { ram: Some((7, sharing)), qmp_fd: Some(5), ..VmPaths::new(Path::new("/r")) };
+        let table = [
+            (RamSharing::Shared, false, "on"),
+            (RamSharing::Forked, false, "off"),
+            (RamSharing::Shared, true, "on,prealloc=on"),
+        ];
+        for (sharing, populate, share) in table {
+            let ram = Some(RamFd { fd: 7, sharing, populate });
+            let paths = VmPaths { ram, qmp_fd: Some(5), ..VmPaths::new(Path::new("/r")) };
             let spec = VmSpec::new("web", 64 << 20);
             let line = command_line(&spec, &resolved(Accelerator::Kvm), &paths, Role::Boot).join(" ");
             let words = format!(

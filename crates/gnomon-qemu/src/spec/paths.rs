@@ -14,8 +14,19 @@ pub struct VmPaths {
     /// wait for the socket's file to appear, and a QEMU that dies early is seen as a closed connection. Set by
     /// [`crate::Qemu::launch`]; without it QEMU listens on [`VmPaths::qmp`] by itself.
     pub qmp_fd: Option<i32>,
-    /// The guest's RAM: a memfd, inherited under this number, and how QEMU maps it.
-    pub ram: Option<(i32, RamSharing)>,
+    /// The guest's RAM.
+    pub ram: Option<RamFd>,
+}
+
+/// A memfd that QEMU inherits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamFd {
+    /// Under this number.
+    pub fd: i32,
+    /// How it maps it.
+    pub sharing: RamSharing,
+    /// Whether it fills its page tables before the guest runs.
+    pub populate: bool,
 }
 
 impl VmPaths {

@@ -10,6 +10,7 @@ use super::{
     prepare, run, unpace,
 };
 use crate::{
+    memory::added_memory,
     migrate::status_of,
     process::Qemu,
     qmp::{EventError, EventStream, MigrationStatus, Qmp, QmpEvent},
@@ -81,7 +82,7 @@ struct Guard {
 /// says so. Refused at once for a guest whose RAM is not shared, and by QEMU for one that stands because of an earlier
 /// migration or capture: it has to run in between.
 pub fn capture(qemu: &Qemu, options: &CaptureOptions) -> Result<Frozen, StateError> {
-    refuse_unless_shared(qemu.qmp())?;
+    refuse_unless_whole(qemu.qmp())?;
     let attempt = Attempt::begin(qemu.qmp(), options.limit)?;
     let mut times = Times::default();
     let note = |event: &QmpEvent| times.note(&event.name, status_of(event), event.at);
@@ -234,10 +235,16 @@ impl Times {
     }
 }
 
-/// QEMU leaves out shared RAM only: any other would be sent along, all of it, while the guest stands.
-fn refuse_unless_shared(qmp: &Qmp) -> Result<(), StateError> {
-    match qmp.query_memdev()?.into_iter().find(|block| !block.share) {
-        Some(block) => Err(StateError::RamNotShared { id: block.id.unwrap_or_default() }),
+/// QEMU leaves out shared RAM only: any other would be sent along, all of it, while the guest stands. And whoever carries
+/// the RAM carries what the guest began with: a state with more could be loaded nowhere, which nobody may learn when the
+/// guest is gone.
+fn refuse_unless_whole(qmp: &Qmp) -> Result<(), StateError> {
+    let backends = qmp.query_memdev()?;
+    if let Some(block) = backends.iter().find(|block| !block.share) {
+        return Err(StateError::RamNotShared { id: block.id.clone().unwrap_or_default() });
+    }
+    match added_memory(qmp, &backends)? {
+        Some(id) => Err(StateError::RamAdded { id }),
         None => Ok(()),
     }
 }

@@ -23,6 +23,12 @@ pub enum StateError {
         /// Its name; empty when QEMU tells none.
         id: String,
     },
+    /// The guest has memory that it did not begin with, which is not carried with its RAM. The guest runs on.
+    #[error("the guest has '{id}', memory that was added while it ran and cannot be carried; remove it first")]
+    RamAdded {
+        /// What was added.
+        id: String,
+    },
     /// The devices need more than that, or QEMU has sent RAM along. The guest runs on.
     #[error(
         "the devices' state is larger than {} bytes; is all of the guest's RAM shared (hot-added memory too)?", limit.0
@@ -99,6 +105,7 @@ impl StateError {
             StateError::Qmp(e) => e.kind(),
             StateError::Stream(e) => e.kind(),
             StateError::RamNotShared { .. }
+            | StateError::RamAdded { .. }
             | StateError::TooLarge { .. }
             | StateError::OtherMachine { .. }
             | StateError::OtherRam { .. }

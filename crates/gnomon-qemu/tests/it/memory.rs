@@ -8,14 +8,15 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, DimmAnswer, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec, Qemu, QemuBinary, Role,
-    VmSpec, add_dimm, dimms, held_memory, remove_dimm, resize_virtio_mem, resolve, sweep_backends, virtio_mem,
+    Accel, CaptureOptions, DimmAnswer, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec, Qemu,
+    QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture, dimms, held_memory, remove_dimm,
+    resize_virtio_mem, resolve, sweep_backends, virtio_mem,
 };
 use gnomon_terms::{Bytes, ErrorKind};
 use serde_json::{Value, json};
 
 use crate::{
-    guests::{LONG, Stable, newer_qemu, qemu},
+    guests::{Console, LONG, Stable, newer_qemu, qemu, settled},
     trackers::linux_image,
 };
 
@@ -29,18 +30,21 @@ fn qemus() -> [&'static QemuBinary; 2] {
 }
 
 fn launch(stable: &Stable, qemu: &QemuBinary, spec: &VmSpec) -> Qemu {
+    launch_as(stable, qemu, spec, &spec.name, Role::Boot, None)
+}
+
+fn launch_as(
+    stable: &Stable,
+    qemu: &QemuBinary,
+    spec: &VmSpec,
+    name: &str,
+    role: Role,
+    ram: Option<RamLoan<'_>>,
+) -> Qemu {
     let machines = qemu.machines().expect("it lists its machines");
     let resolved = resolve(spec, qemu.version, &machines, Err("tests do not need it")).expect("settled");
-    let (dir, host_args) = (stable.home(&spec.name), qemu.host_args());
-    let launch = Launch {
-        qemu: &qemu.path,
-        host_args: &host_args,
-        spec,
-        resolved: &resolved,
-        dir: &dir,
-        role: Role::Boot,
-        ram: None,
-    };
+    let (dir, host_args) = (stable.home(name), qemu.host_args());
+    let launch = Launch { qemu: &qemu.path, host_args: &host_args, spec, resolved: &resolved, dir: &dir, role, ram };
     Qemu::launch(&launch).expect("QEMU starts")
 }
 
@@ -256,6 +260,20 @@ fn virtio_mem_grows_and_shrinks() {
 }
 
 #[test]
+fn a_guest_begins_with_memory_that_is_all_there() {
+    let stable = Stable::new();
+    let spec = stable.ticker();
+    for (name, populate) in [("cold", false), ("warm", true)] {
+        let ram = GuestRam::create(name, Bytes(settled(&spec).memory)).expect("memory");
+        let loan = if populate { ram.shared().populated() } else { ram.shared() };
+        let vm = launch_as(&stable, qemu(), &spec, name, Role::BootPaused, Some(loan));
+        assert_eq!(ram.allocated().expect("told") == ram.size(), populate);
+        vm.qmp().cont().expect("runs");
+        Console::open(&stable.home(name)).tick();
+    }
+}
+
+#[test]
 fn a_guest_without_virtio_mem_is_told_so() {
     let stable = Stable::new();
     let vm = launch(&stable, qemu(), &stable.ticker());
@@ -302,6 +320,27 @@ fn a_guest_gets_all_that_its_description_allows_and_no_more() {
         assert!(matches!(error, MemoryDeviceError::NoSpace { .. }), "{error}");
         closes(&vm, &blocks[3]);
         assert_eq!(ids(&vm), ["a", "b", "c"]);
+    }
+}
+
+/// What carries a guest carries what it began with. A device that could have memory and has none is no hindrance.
+#[test]
+fn a_guest_with_added_memory_is_not_captured() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let spec = VmSpec { virtio_mem: Some(BLOCK.0), ..sector(&stable, 2, 1) };
+        let vm = launch(&stable, qemu, &spec);
+        Console::open(&stable.home(&spec.name)).tick();
+        let ram = vm.open_ram().expect("opened").expect("ours");
+        let blob = capture(&vm, &CaptureOptions::default()).expect("captured").hand_over();
+        let next = launch_as(&stable, qemu, &spec, "next", Role::IncomingPaused, Some(ram.shared()));
+        Standby::new(&next).expect("ready").load(&blob, LONG).expect("loaded").run(LONG).expect("runs");
+        vm.kill().expect("killed");
+        let vm = next;
+        drop(OfferedDimm::new(&vm, &dimm("a", &block("a"))).expect("offered").plug().expect("plugged"));
+        let error = capture(&vm, &CaptureOptions::default()).expect_err("whose memory is that?");
+        assert!(matches!(&error, StateError::RamAdded { id } if id == "a"), "{error}");
+        assert!(vm.qmp().query_status().expect("answers").running);
     }
 }
 
