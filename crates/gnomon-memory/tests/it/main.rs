@@ -2,5 +2,6 @@
 
 mod bad_days;
 mod host;
+mod huge;
 mod restarts;
 mod staging;
