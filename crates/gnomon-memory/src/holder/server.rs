@@ -320,6 +320,31 @@ mod tests {
         socket
     }
 
+    /// Says that this block of 1 MiB is to be kept.
+    fn keep_one(daemon: &OwnedFd) {
+        let group = GroupName::new("web").expect("a name");
+        let block = Block::create(&group, BlockId(1), Bytes(1 << 20), PageKind::Small).expect("made");
+        block.populate(Bytes(1 << 20), &mut || true).expect("populated");
+        assert_eq!(ask(daemon, Request::Keep(BlockId(1)), Some(&block)), Some(Answer::Done(1)));
+    }
+
+    #[test]
+    fn blocks_that_no_daemon_comes_back_for_go_to_the_host() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("holder.sock");
+        let (tell, told) = mpsc::channel();
+        let patience = Patience { empty: Duration::from_secs(600), alone: Duration::ZERO };
+        thread::scope(|scope| {
+            let holder = scope.spawn(|| hold(&path, patience, &mut || tell.send(()).expect("heard")));
+            told.recv().expect("it listens");
+            let daemon = dial(&path);
+            keep_one(&daemon);
+            drop(daemon);
+            holder.join().expect("no panic").expect("ended by itself");
+        });
+        assert!(!path.exists());
+    }
+
     #[test]
     fn a_host_in_need_gets_its_memory_back_while_no_daemon_is_there_and_not_before() {
         let dir = tempfile::tempdir().expect("a folder");
@@ -330,10 +355,7 @@ mod tests {
             scope.spawn(|| hold_by(&path, patience, &NeedyHost, LOOK, &mut || tell.send(()).expect("heard")));
             told.recv().expect("it listens");
             let first = dial(&path);
-            let group = GroupName::new("web").expect("a name");
-            let block = Block::create(&group, BlockId(1), Bytes(1 << 20), PageKind::Small).expect("made");
-            block.populate(Bytes(1 << 20), &mut || true).expect("populated");
-            assert_eq!(ask(&first, Request::Keep(BlockId(1)), Some(&block)), Some(Answer::Done(1)));
+            keep_one(&first);
             for _ in 0..20 {
                 assert_eq!(ask(&first, Request::Hello, None), Some(Answer::Done(1)), "the daemon looks after it");
             }

@@ -93,7 +93,10 @@ impl Staging {
             shared.books.lock().pool.add_group(shared.clock.now(), name, limits)?;
         }
         for block in found {
-            shared.adopt(block)?;
+            // One that cannot be taken must not keep the daemon from starting. What is to go is tried again by the worker.
+            if let Err(error) = shared.adopt(block) {
+                tracing::error!(%error, "a block that was found staged is not used");
+            }
         }
         let worker = worker::start(Arc::clone(&shared)).map_err(|source| StagingError::Thread { source })?;
         Ok(Arc::new(Staging { shared, worker: Mutex::new(Some(worker)) }))

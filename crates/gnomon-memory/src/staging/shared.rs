@@ -166,6 +166,10 @@ impl Shared {
             if let Err(error) = kept {
                 tracing::warn!(%error, "a staged block would not outlive this daemon");
             }
+            // It has ended meanwhile: the next one is given all of them.
+            if !holder.is_up() {
+                return;
+            }
         }
     }
 }

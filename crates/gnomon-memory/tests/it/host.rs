@@ -114,7 +114,12 @@ impl TestHost {
     /// Opens the staging area, as a daemon that starts.
     pub fn open(&mut self) {
         let opening = self.opening().group(web(), group_limits());
-        self.staging = Some(Staging::open(opening).expect("opened"));
+        self.opened(Staging::open(opening).expect("opened"));
+    }
+
+    /// This is its staging area from now on.
+    pub fn opened(&mut self, staging: Arc<Staging>) {
+        self.staging = Some(staging);
     }
 
     /// What it is opened with, but for groups.

@@ -3,5 +3,6 @@
 mod bad_days;
 mod host;
 mod huge;
+mod lives;
 mod restarts;
 mod staging;
