@@ -16,6 +16,7 @@
 
 mod accounts;
 mod block;
+mod descriptors;
 mod fit;
 mod groups;
 mod guard;

@@ -9,12 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gnomon_terms::Bytes;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, chmod},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, sockopt},
-    process::{Resource, getrlimit, getuid, setrlimit},
+    process::getuid,
 };
 
 use super::{
@@ -22,13 +23,26 @@ use super::{
     link::{Received, receive, send},
     message::{Answer, Request},
 };
-use crate::block::{Block, BlockId, open_fd};
+use crate::{
+    block::{Block, BlockId, open_fd},
+    descriptors::raise_limit,
+    groups::PageKind,
+    guard::{Ruling, judge},
+    host::{Gauge, ProcGauge},
+};
 
 /// The most blocks that are held. A host of 1 TiB in blocks of 128 MiB has twice as many, and stages a fraction of it.
 const MOST_HELD: usize = 4096;
 
 /// Descriptors of the holder that are no blocks: its own, and one that is being received.
 const OTHER_FDS: u64 = 32;
+
+/// How often the host's memory is looked at while no daemon does. Pressure is told in averages of ten seconds.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What must be available on a host whose daemon is away: a thirty-second part of its memory. A daemon knows better, but
+/// only a daemon.
+const FLOOR_SHARE: u64 = 32;
 
 /// Daemons that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -53,8 +67,19 @@ impl Default for Patience {
 /// when daemons can connect. Blocks for as long as it holds: it is the whole life of a process.
 ///
 /// Refused with [`HolderError::AlreadyHeld`] when another process holds for this socket. What it holds goes back to the
-/// host when it ends, unless a daemon has it too.
+/// host when it ends, unless a daemon has it too; and sooner when no daemon is there and the host is in need.
 pub fn hold(socket: &Path, patience: Patience, ready: &mut dyn FnMut()) -> Result<(), HolderError> {
+    hold_by(socket, patience, &ProcGauge, LOOK, ready)
+}
+
+/// The same by another gauge, and another time between two looks at it.
+fn hold_by(
+    socket: &Path,
+    patience: Patience,
+    gauge: &dyn Gauge,
+    look: Duration,
+    ready: &mut dyn FnMut(),
+) -> Result<(), HolderError> {
     // Held until the end, by this process alone: who has it may take the socket's place.
     let _lock = lock(socket)?;
     let mut keeper = Keeper {
@@ -66,7 +91,7 @@ pub fn hold(socket: &Path, patience: Patience, ready: &mut dyn FnMut()) -> Resul
         alone_since: Instant::now(),
     };
     ready();
-    let ended = keeper.run(patience);
+    let ended = keeper.run(patience, gauge, look);
     // While the lock is ours nobody else has made a socket there.
     let _ = fs::remove_file(socket);
     ended
@@ -91,13 +116,14 @@ enum Next {
 }
 
 impl Keeper {
-    fn run(&mut self, patience: Patience) -> Result<(), HolderError> {
+    fn run(&mut self, patience: Patience, gauge: &dyn Gauge, look: Duration) -> Result<(), HolderError> {
         loop {
             let left = self.patience_left(patience);
             if left == Some(Duration::ZERO) {
                 return Ok(());
             }
-            let (daemon, door) = self.wait(left).map_err(|e| self.failed("wait at", e))?;
+            let wait = left.map(|left| left.min(look));
+            let (daemon, door) = self.wait(wait).map_err(|e| self.failed("wait at", e))?;
             // First the daemon that is there: when it has died, the next one may have come already.
             if daemon && self.hear() == Next::End {
                 return Ok(());
@@ -105,6 +131,27 @@ impl Keeper {
             if door {
                 self.answer_the_door();
             }
+            if self.daemon.is_none() && !self.held.is_empty() {
+                self.spare_the_host(gauge);
+            }
+        }
+    }
+
+    /// Nobody else looks after the host now: the oldest blocks go while it is in need. Large pages would not help it.
+    fn spare_the_host(&mut self, gauge: &dyn Gauge) {
+        let Ok(memory) = gauge.read() else { return };
+        let small = |block: &&Block| block.pages() == PageKind::Small;
+        let held = self.held.values().filter(small).map(|block| block.size().0).sum();
+        let floor = Bytes(memory.total.0 / FLOOR_SHARE);
+        let Ruling::GiveBack(mut wanted) = judge(&memory, floor, Bytes(held)).small else { return };
+        let oldest: Vec<(BlockId, Bytes)> =
+            self.held.values().filter(small).map(|block| (block.id(), block.size())).collect();
+        for (id, size) in oldest {
+            if wanted == Bytes(0) {
+                return;
+            }
+            self.held.remove(&id);
+            wanted.0 = wanted.0.saturating_sub(size.0);
         }
     }
 
@@ -231,12 +278,100 @@ fn listener(path: &Path) -> Result<OwnedFd, HolderError> {
     Ok(socket)
 }
 
-/// Raises the limit of open descriptors as far as it goes, and says how many blocks fit into it.
+/// How many blocks fit into the descriptors that this process may have.
 fn room_for_descriptors() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // What cannot be raised is not: then fewer are held.
-    let _ = setrlimit(Resource::Nofile, limit);
-    let room = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(OTHER_FDS);
+    let room = raise_limit().saturating_sub(OTHER_FDS);
     usize::try_from(room).unwrap_or(MOST_HELD).min(MOST_HELD)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use rustix::net::connect;
+
+    use super::{super::link::readable, *};
+    use crate::{
+        groups::GroupName,
+        host::{GaugeError, HostMemory},
+    };
+
+    const LOOK: Duration = Duration::from_millis(5);
+
+    /// A host in need.
+    struct NeedyHost;
+
+    impl Gauge for NeedyHost {
+        fn read(&self) -> Result<HostMemory, GaugeError> {
+            Ok(HostMemory { total: Bytes(32 << 20), available: Bytes(0), huge_free: Bytes(0), pressure: None })
+        }
+    }
+
+    fn ask(socket: &OwnedFd, request: Request, block: Option<&Block>) -> Option<Answer> {
+        send(socket.as_fd(), &request.encode(), block.map(AsFd::as_fd)).expect("sent");
+        assert!(readable(socket.as_fd(), Duration::from_secs(120)).expect("waited"));
+        Answer::decode(&receive(socket.as_fd()).expect("received").packet)
+    }
+
+    fn dial(path: &Path) -> OwnedFd {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let socket = socket.expect("made");
+        connect(&socket, &SocketAddrUnix::new(path).expect("a path")).expect("connected");
+        socket
+    }
+
+    /// Says that this block of 1 MiB is to be kept.
+    fn keep_one(daemon: &OwnedFd) {
+        let group = GroupName::new("web").expect("a name");
+        let block = Block::create(&group, BlockId(1), Bytes(1 << 20), PageKind::Small).expect("made");
+        block.populate(Bytes(1 << 20), &mut || true).expect("populated");
+        assert_eq!(ask(daemon, Request::Keep(BlockId(1)), Some(&block)), Some(Answer::Done(1)));
+    }
+
+    #[test]
+    fn blocks_that_no_daemon_comes_back_for_go_to_the_host() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("holder.sock");
+        let (tell, told) = mpsc::channel();
+        let patience = Patience { empty: Duration::from_secs(600), alone: Duration::ZERO };
+        thread::scope(|scope| {
+            let holder = scope.spawn(|| hold(&path, patience, &mut || tell.send(()).expect("heard")));
+            told.recv().expect("it listens");
+            let daemon = dial(&path);
+            keep_one(&daemon);
+            drop(daemon);
+            holder.join().expect("no panic").expect("ended by itself");
+        });
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_host_in_need_gets_its_memory_back_while_no_daemon_is_there_and_not_before() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("holder.sock");
+        let (tell, told) = mpsc::channel();
+        let patience = Patience { empty: Duration::from_secs(600), alone: Duration::from_secs(600) };
+        thread::scope(|scope| {
+            scope.spawn(|| hold_by(&path, patience, &NeedyHost, LOOK, &mut || tell.send(()).expect("heard")));
+            told.recv().expect("it listens");
+            let first = dial(&path);
+            keep_one(&first);
+            for _ in 0..20 {
+                assert_eq!(ask(&first, Request::Hello, None), Some(Answer::Done(1)), "the daemon looks after it");
+            }
+            drop(first);
+            let end = Instant::now() + Duration::from_secs(120);
+            let last = loop {
+                let daemon = dial(&path);
+                if ask(&daemon, Request::Hello, None) == Some(Answer::Done(0)) {
+                    break daemon;
+                }
+                assert!(Instant::now() < end, "it was not given back");
+                // To hang up is what leaves the holder alone.
+                drop(daemon);
+                thread::sleep(LOOK);
+            };
+            assert_eq!(ask(&last, Request::End, None), Some(Answer::Done(0)));
+        });
+    }
 }

@@ -157,7 +157,7 @@ impl<B: Clone> Pool<B> {
     /// What is to be staged: of all sizes that lack and may be had, the one of which the smallest share is there; of
     /// equals the one that was of use last, then the larger.
     fn incoming(&mut self, now: Instant, verdict: Verdict) -> Option<(GroupName, Bytes)> {
-        if now < self.held_off_until {
+        if now < self.held_off_until || self.ledger.host().living() >= self.most_blocks {
             return None;
         }
         let room = self.host.budget.0.saturating_sub(self.ledger.host().set_aside().0);

@@ -8,6 +8,10 @@
 mod allowance;
 mod chores;
 mod group;
+#[cfg(test)]
+mod lives;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -92,19 +96,22 @@ pub(crate) struct Pool<B> {
     /// Blocks that are at no guest and since when they are staged: what is put back keeps its age.
     since: HashMap<BlockId, Instant>,
     next_id: u64,
+    /// The most blocks that may be anywhere but back at the host.
+    most_blocks: u64,
     /// Nothing is staged before this, because the host was in need.
     held_off_until: Instant,
 }
 
 impl<B: Clone> Pool<B> {
-    /// An empty pool. Ids begin at `first_id`.
-    pub(crate) fn new(host: HostLimits, first_id: u64) -> Pool<B> {
+    /// An empty pool. Ids begin at `first_id`. When there are `most_blocks`, guests' own among them, no more are staged.
+    pub(crate) fn new(host: HostLimits, first_id: u64, most_blocks: u64) -> Pool<B> {
         Pool {
             host,
             groups: BTreeMap::new(),
             ledger: Ledger::default(),
             since: HashMap::new(),
             next_id: first_id,
+            most_blocks,
             held_off_until: Instant::ORIGIN,
         }
     }

@@ -83,6 +83,7 @@ impl Opening {
 impl Staging {
     /// Opens it: finds what an earlier daemon has left staged, and starts the worker. A block that is not fully allocated
     /// goes to the host, and so does one of a group that is not known. What is found stays until its group has a target.
+    /// Raises this process's limit of open descriptors as far as it may: each block is one.
     ///
     /// Refused with [`crate::HolderError::Busy`] when another daemon uses the holder. Blocks for as long as
     /// [`HolderCommand::busy`], for up to two minutes when a holder does not answer, and for 0.2 s per GiB that goes to the host.
@@ -93,7 +94,10 @@ impl Staging {
             shared.books.lock().pool.add_group(shared.clock.now(), name, limits)?;
         }
         for block in found {
-            shared.adopt(block)?;
+            // One that cannot be taken must not keep the daemon from starting. What is to go is tried again by the worker.
+            if let Err(error) = shared.adopt(block) {
+                tracing::error!(%error, "a block that was found staged is not used");
+            }
         }
         let worker = worker::start(Arc::clone(&shared)).map_err(|source| StagingError::Thread { source })?;
         Ok(Arc::new(Staging { shared, worker: Mutex::new(Some(worker)) }))

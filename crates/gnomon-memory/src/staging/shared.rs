@@ -10,6 +10,7 @@ use super::{AllAccounts, StagingError, entry_of};
 use crate::{
     accounts::Imbalance,
     block::{Block, BlockId},
+    descriptors::raise_limit,
     groups::HostLimits,
     guard::{Verdict, judge},
     holder::Holder,
@@ -60,7 +61,9 @@ impl Books {
 
 impl Shared {
     pub(super) fn new(limits: HostLimits, gauge: Box<dyn Gauge>, holder: Holder) -> Shared {
-        let books = Books { pool: Pool::new(limits, first_id()), leaving: Vec::new(), unseen: true, stopping: false };
+        // Half of the descriptors are for whatever else this process does.
+        let pool = Pool::new(limits, first_id(), raise_limit() / 2);
+        let books = Books { pool, leaving: Vec::new(), unseen: true, stopping: false };
         Shared {
             books: Mutex::new(books),
             changed: Condvar::new(),
@@ -162,6 +165,10 @@ impl Shared {
             let kept = block.map_or(Ok(()), |block| holder.keep(&block));
             if let Err(error) = kept {
                 tracing::warn!(%error, "a staged block would not outlive this daemon");
+            }
+            // It has ended meanwhile: the next one is given all of them.
+            if !holder.is_up() {
+                return;
             }
         }
     }

@@ -1,8 +1,9 @@
-//! The worker: one thread that does one chore after the other, at the lowest priority.
+//! The worker: one thread that does one chore after the other, and populates at the lowest priority.
 //!
 //! It sleeps until something on the books changes, and looks at the host's memory once a second while there is anything
 //! to look after. At most one block is populated at a time: populating is bound by memory bandwidth, and two at once
-//! would only disturb the guests more.
+//! would only disturb the guests more. While it populates it gives way to everybody; otherwise it does not, because it
+//! holds locks that requests wait for.
 
 use std::{
     io,
@@ -26,12 +27,17 @@ use crate::{
 /// seconds, and a guest that was started takes longer than one to touch its memory.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Between two looks that found nothing to do there is at least this time: thousands of requests a second are answered
+/// by a hundred looks.
+const BREATH: Duration = Duration::from_millis(10);
+
 /// After a holder could not be started it is not tried for this time: a program that is not there, or a limit of
 /// processes, is not mended within a second.
 const HOLDER_PAUSE: Duration = Duration::from_secs(10);
 
-/// The lowest priority there is without a policy of its own.
+/// The lowest priority there is without a policy of its own, and the ordinary one.
 const NICEST: i32 = 19;
+const ORDINARY: i32 = 0;
 
 /// A block to be populated.
 struct Job {
@@ -46,16 +52,14 @@ struct Worker<'a> {
     shared: &'a Shared,
     /// When a holder may be started again: after a failure not at once.
     holder_due: Instant,
+    /// When it last looked for a chore.
+    looked: Instant,
 }
 
 /// Starts the thread.
 pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("memory-staging".into()).spawn(move || {
-        // Of this thread alone: on Linux a priority belongs to a thread. Without it staging works, at the cost of others.
-        if let Err(error) = setpriority_process(Some(gettid()), NICEST) {
-            tracing::warn!(%error, "staging has an ordinary priority");
-        }
-        Worker { shared: &shared, holder_due: Instant::now() }.run();
+        Worker { shared: &shared, holder_due: Instant::now(), looked: Instant::now() }.run();
     })
 }
 
@@ -70,6 +74,7 @@ impl Worker<'_> {
 
     /// One chore. False when there was none.
     fn work(&mut self) -> bool {
+        self.looked = Instant::now();
         self.look_after_the_holder();
         let leaving = self.shared.leaving();
         if !leaving.is_empty() {
@@ -97,6 +102,8 @@ impl Worker<'_> {
     /// Sleeps until the books change, or until the next look.
     fn rest(&mut self) {
         let mut books = self.shared.books.lock();
+        let breath = self.looked + BREATH;
+        while !books.stopping && !self.shared.changed.wait_until(&mut books, breath).timed_out() {}
         if books.stopping {
             return;
         }
@@ -155,10 +162,12 @@ impl Worker<'_> {
     /// Makes a block, populates it, has it held, and puts it on its shelf.
     fn stage(&mut self, job: Job) {
         let began = Instant::now();
+        set_priority(NICEST);
         let populated = Block::create(&job.group, job.id, job.size, job.pages).map(Arc::new).and_then(|block| {
             let populated = block.populate(POPULATE_STEP, &mut || self.may_go_on(&job));
             Ok((block, populated?))
         });
+        set_priority(ORDINARY);
         let took = began.elapsed();
         match populated {
             Ok((block, Populated::Whole)) => self.finish(&job, block, took),
@@ -206,5 +215,14 @@ impl Worker<'_> {
             books.pool.released(job.id)
         });
         log_imbalance(released);
+    }
+}
+
+/// Of this thread alone: on Linux a priority belongs to a thread. Without the right to raise it again it stays low, and
+/// without either staging works all the same, at the cost of others. Source: setpriority(2), "C library/kernel
+/// differences".
+fn set_priority(nice: i32) {
+    if let Err(error) = setpriority_process(Some(gettid()), nice) {
+        tracing::debug!(%error, nice, "the priority of staging stays as it is");
     }
 }

@@ -25,8 +25,6 @@ pub enum Why {
     Floor,
     /// The target does not want it any more, and it has lingered.
     Target,
-    /// Its group was removed.
-    Removed,
 }
 
 /// What is known of a group since it was added. Bytes are of 1; a share is 0 to 1.
@@ -144,7 +142,6 @@ impl Recorder {
             Why::Budget => self.told.evicted_by_budget.add(size),
             Why::Floor => self.told.evicted_by_floor.add(size),
             Why::Target => self.told.evicted_by_target.add(size),
-            Why::Removed => {}
         }
     }
 
@@ -236,7 +233,7 @@ mod tests {
     #[test]
     fn each_reason_has_its_tally() {
         let mut recorder = Recorder::new(at(0));
-        [Why::Age, Why::Budget, Why::Floor, Why::Target, Why::Removed]
+        [Why::Age, Why::Budget, Why::Floor, Why::Target]
             .into_iter()
             .zip(1..)
             .for_each(|(why, size)| recorder.evicted(Bytes(size), why));

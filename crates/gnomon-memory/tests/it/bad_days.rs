@@ -1,11 +1,11 @@
 //! Bad days: a host in need, groups that go, guests that ask and return, pages that are not there.
 
-use std::{fs, sync::Arc, thread};
+use std::{sync::Arc, thread};
 
 use gnomon_memory::{AllAccounts, GroupLimits, PageKind, Request, StagingError};
 use gnomon_terms::{Bytes, BytesPerSecond};
 
-use crate::host::{MIB, PATIENCE, TestHost, group_limits, wait_for, web};
+use crate::host::{MIB, PATIENCE, TestHost, group_limits, web};
 
 fn mib(count: u64) -> Bytes {
     Bytes(count << 20)
@@ -36,8 +36,8 @@ fn memory_that_the_host_needs_is_given_back_and_that_of_guests_stays() {
 #[test]
 fn a_population_stops_between_two_steps_when_the_host_is_in_need() {
     let host = TestHost::new();
-    // One look for the chore and two for the first steps of eight; then all is gone.
-    host.gauge.fall_after(3);
+    // Two of eight steps; before the third all is gone.
+    host.gauge.fall_at_step(3);
     host.set_target(&web(), &[(mib(128), 1)]).expect("a target");
     assert!(host.wait_until(PATIENCE, |accounts| accounts.host.released.blocks == 1));
     let accounts = host.balanced().host;
@@ -166,20 +166,8 @@ fn a_worker_that_has_stopped_leaves_blocks_to_their_holders() {
 }
 
 #[test]
-fn the_thread_that_stages_has_the_lowest_priority() {
+fn whoever_populates_gives_way_to_everybody() {
     let host = TestHost::new();
     host.stage(&[(MIB, 1)]);
-    // Source: proc_pid_stat(5): nice is field 19, and `rest` begins with field 3.
-    let nice = |stat: String| -> Option<String> {
-        let (name, rest) = stat.split_once(") ")?;
-        name.ends_with("(memory-staging").then(|| rest.split(' ').nth(16).map(str::to_owned)).flatten()
-    };
-    // Other tests have such threads too, and some of them have just begun.
-    wait_for(|| {
-        let tasks = fs::read_dir("/proc/self/task").expect("listed");
-        let stats = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-        let nices: Vec<String> = stats.filter_map(nice).collect();
-        assert!(!nices.is_empty());
-        nices.iter().all(|nice| nice == "19").then_some(())
-    });
+    assert_eq!(host.gauge.nicest(), 19, "as the gauge saw it between two steps");
 }

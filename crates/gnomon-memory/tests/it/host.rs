@@ -17,7 +17,10 @@ use gnomon_memory::{
     Staging, Taken,
 };
 use gnomon_terms::{Bytes, BytesPerSecond};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, getpriority_process, kill_process},
+    thread::gettid,
+};
 use tempfile::TempDir;
 
 /// How long a test waits for what must come.
@@ -30,8 +33,10 @@ pub const MIB: Bytes = Bytes(1 << 20);
 #[derive(Clone, Debug)]
 pub struct TestGauge {
     available: Arc<AtomicU64>,
-    /// So many reads before nothing is available.
-    calm_reads: Arc<AtomicU64>,
+    /// So many steps of populations before nothing is available.
+    calm_steps: Arc<AtomicU64>,
+    /// The lowest priority of a thread that has read it, as its nice value.
+    nicest: Arc<AtomicU64>,
 }
 
 /// A host.
@@ -49,8 +54,8 @@ pub struct TestHost {
 impl Default for TestGauge {
     /// 4 GiB for ever.
     fn default() -> TestGauge {
-        let (available, calm_reads) = (Arc::new(AtomicU64::new(4 << 30)), Arc::new(AtomicU64::new(u64::MAX)));
-        TestGauge { available, calm_reads }
+        let (available, calm_steps) = (Arc::new(AtomicU64::new(4 << 30)), Arc::new(AtomicU64::new(u64::MAX)));
+        TestGauge { available, calm_steps, nicest: Arc::default() }
     }
 }
 
@@ -60,16 +65,27 @@ impl TestGauge {
         self.available.store(available.0, SeqCst);
     }
 
-    /// After so many reads from now on nothing is available any more.
-    pub fn fall_after(&self, reads: u64) {
-        self.calm_reads.store(reads, SeqCst);
+    /// The lowest priority of a thread that has read it, as its nice value.
+    pub fn nicest(&self) -> u64 {
+        self.nicest.load(SeqCst)
+    }
+
+    /// Nothing is available any more from the step of this number on, of whatever population.
+    pub fn fall_at_step(&self, step: u64) {
+        self.calm_steps.store(step, SeqCst);
     }
 }
 
 impl Gauge for TestGauge {
     fn read(&self) -> Result<HostMemory, GaugeError> {
-        let left = self.calm_reads.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
-        let available = Bytes(if left.is_ok() { self.available.load(SeqCst) } else { 0 });
+        let nice = getpriority_process(Some(gettid())).expect("told");
+        self.nicest.fetch_max(u64::try_from(nice).unwrap_or(0), SeqCst);
+        // Only a step of a population is so nice.
+        if nice == 19 {
+            let _ = self.calm_steps.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        }
+        let calm = self.calm_steps.load(SeqCst) > 0;
+        let available = Bytes(if calm { self.available.load(SeqCst) } else { 0 });
         Ok(HostMemory { total: Bytes(8 << 30), available, huge_free: Bytes(0), pressure: None })
     }
 }
@@ -98,7 +114,12 @@ impl TestHost {
     /// Opens the staging area, as a daemon that starts.
     pub fn open(&mut self) {
         let opening = self.opening().group(web(), group_limits());
-        self.staging = Some(Staging::open(opening).expect("opened"));
+        self.opened(Staging::open(opening).expect("opened"));
+    }
+
+    /// This is its staging area from now on.
+    pub fn opened(&mut self, staging: Arc<Staging>) {
+        self.staging = Some(staging);
     }
 
     /// What it is opened with, but for groups.
@@ -121,6 +142,11 @@ impl TestHost {
     pub fn kill(&mut self) {
         let staging = self.staging.take();
         self.holders.extend(staging.and_then(|staging| staging.holder_pid()));
+    }
+
+    /// Ends this holder with the host.
+    pub fn kill_later(&mut self, holder: i32) {
+        self.holders.push(holder);
     }
 
     /// Waits until there is a holder, and says which process it is.

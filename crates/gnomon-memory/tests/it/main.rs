@@ -2,5 +2,7 @@
 
 mod bad_days;
 mod host;
+mod huge;
+mod lives;
 mod restarts;
 mod staging;
