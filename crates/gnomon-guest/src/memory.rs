@@ -205,9 +205,11 @@ impl Area {
     /// `bytes` that the kernel has not given yet; an empty area has one page.
     fn map(bytes: usize) -> io::Result<Area> {
         let bytes = bytes.max(PAGE);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // More than there is may be asked for: the rest is to come while it waits.
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new private mapping at an address of the kernel's choice disturbs nobody's memory.
-        let at =
-            unsafe { mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)? };
+        let at = unsafe { mmap_anonymous(ptr::null_mut(), bytes, protection, flags)? };
         let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at zero"))?;
         Ok(Area { at, bytes, written: 0 })
     }
