@@ -147,16 +147,6 @@ impl GuestRam {
         }
     }
 
-    /// RAM that somebody else has made: a memfd that cannot shrink, of whole pages, read and write.
-    pub fn of_memfd(memfd: OwnedFd) -> Result<GuestRam, RamError> {
-        let ram = GuestRam::over(memfd, Path::new("/proc/self/fd"))?;
-        if ram.size == 0 || !ram.size.is_multiple_of(PAGE_SIZE) {
-            return Err(RamError::BadSize { size: ram.size() });
-        }
-        ram.refuse_if_it_can_shrink()?;
-        Ok(ram)
-    }
-
     /// Opens memory at a path of `/proc/PID/fd`, where another may be by now.
     pub(crate) fn open_inode(path: &Path, inode: u64) -> Result<GuestRam, RamError> {
         let ram = GuestRam::open(path)?;
