@@ -165,16 +165,15 @@ impl Staging {
     }
 
     /// A guest let a block go (its DIMM was unplugged, or never came to be): its memory is back at the host when this
-    /// returns, whatever QEMU still has open. Refused when the block is not on the books as assigned. Blocks for 0.2 s per
-    /// GiB.
+    /// returns, whatever QEMU still has open. Only for a caller who knows that the guest has no access to it any more: what
+    /// it had there is zeros from now on. Refused when the block is not on the books as assigned. Blocks for 0.2 s per GiB.
     pub fn returned(&self, block: &Block) -> Result<(), StagingError> {
-        let id = block.id();
-        self.shared.change(|books| books.pool.returned(id))?;
-        self.shared.let_go(&[id])
+        self.shared.give_back(block.id())
     }
 
     /// A VM has ended, in whatever way: everything that was assigned to it is back at the host when this returns. Says how
-    /// many blocks that were. Blocks for 0.2 s per GiB.
+    /// many blocks that were. Only for a caller who knows that no QEMU of the VM lives, and that no request for it is
+    /// under way. Blocks for 0.2 s per GiB.
     pub fn vm_ended(&self, vm: &str) -> Result<usize, StagingError> {
         let ids = self.shared.change(|books| books.pool.ended(vm))?;
         self.shared.let_go(&ids)?;

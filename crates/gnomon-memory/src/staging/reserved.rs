@@ -1,6 +1,6 @@
 //! Blocks that were taken for a request and are not at a guest yet.
 
-use std::{fmt, mem, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use gnomon_terms::Bytes;
 
@@ -22,12 +22,12 @@ pub struct Taken {
 /// their group was removed meanwhile.
 pub struct Reserved {
     shared: Arc<Shared>,
-    blocks: Vec<(BlockId, Arc<Block>)>,
+    blocks: VecDeque<(BlockId, Arc<Block>)>,
 }
 
 impl Reserved {
     pub(super) fn new(shared: Arc<Shared>, blocks: Vec<(BlockId, Arc<Block>)>) -> Reserved {
-        Reserved { shared, blocks }
+        Reserved { shared, blocks: blocks.into() }
     }
 
     /// The blocks, largest first. No guest may see them before they are assigned.
@@ -40,24 +40,35 @@ impl Reserved {
         self.blocks.is_empty()
     }
 
-    /// Makes them a VM's: they are on the books as its own, the holder has forgotten them, and QEMU may be given their
-    /// descriptors. From here on a block can only go back to the host, whether the guest took it or not: see
-    /// [`super::Staging::returned`] and [`super::Staging::vm_ended`].
+    /// Makes the largest of them a VM's: it is on the books as its own, the holder has forgotten it, and QEMU may be given
+    /// its descriptor. From here on the block can only go back to the host, whether the guest took it or not: see
+    /// [`super::Staging::returned`] and [`super::Staging::vm_ended`]. `None` when there is none left.
     ///
-    /// After an error none of them is assigned, and all are back at the host. Blocks for some 50 µs for each, and longer
-    /// when the holder does not answer.
-    pub fn assign(mut self, vm: &str) -> Result<Vec<Arc<Block>>, StagingError> {
-        let blocks = mem::take(&mut self.blocks);
-        let ids: Vec<BlockId> = blocks.iter().map(|(id, _)| *id).collect();
+    /// After an error the block is not assigned and never will be. Blocks for some 50 µs, and longer when the holder does
+    /// not answer.
+    pub fn assign_next(&mut self, vm: &str) -> Result<Option<Arc<Block>>, StagingError> {
+        let Some((id, block)) = self.blocks.pop_front() else { return Ok(None) };
         // The books first: what is a guest's is never handed to a new holder.
-        self.shared.change(|books| ids.iter().try_for_each(|id| books.pool.assign(*id, vm)))?;
-        let forgotten = ids.iter().try_for_each(|id| self.shared.forget(*id));
-        if let Err(error) = forgotten {
-            self.shared.change(|books| ids.iter().try_for_each(|id| books.pool.returned(*id)))?;
-            self.shared.let_go(&ids)?;
-            return Err(error);
+        self.shared.change(|books| books.pool.assign(id, vm))?;
+        match self.shared.forget(id) {
+            Ok(()) => Ok(Some(block)),
+            Err(error) => self.shared.give_back(id).and(Err(error)),
         }
-        Ok(blocks.into_iter().map(|(_, block)| block).collect())
+    }
+
+    /// Makes all of them a VM's, as [`Reserved::assign_next`] does for each. After an error none of them is.
+    pub fn assign(mut self, vm: &str) -> Result<Vec<Arc<Block>>, StagingError> {
+        let mut assigned: Vec<Arc<Block>> = Vec::new();
+        loop {
+            match self.assign_next(vm) {
+                Ok(Some(block)) => assigned.push(block),
+                Ok(None) => return Ok(assigned),
+                Err(error) => {
+                    assigned.iter().try_for_each(|block| self.shared.give_back(block.id()))?;
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 

@@ -114,6 +114,12 @@ impl Shared {
         Ok(self.holder.lock().forget(id)?)
     }
 
+    /// Gives a block that is assigned back to the host.
+    pub(super) fn give_back(&self, id: BlockId) -> Result<(), StagingError> {
+        self.change(|books| books.pool.returned(id))?;
+        self.let_go(&[id])
+    }
+
     /// Gives leaving blocks back to the host, and strikes them out. Returns the first error; a block that could not be
     /// given back for certain stays on the books as leaving, and is tried again by the worker.
     pub(super) fn let_go(&self, ids: &[BlockId]) -> Result<(), StagingError> {

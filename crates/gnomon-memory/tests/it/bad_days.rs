@@ -92,6 +92,23 @@ fn a_vm_that_dies_between_reserve_and_assign_costs_nothing() {
 }
 
 #[test]
+fn a_guest_that_takes_one_block_and_refuses_the_next_leaves_the_rest_to_others() {
+    let host = TestHost::new();
+    host.stage(&[(mib(2), 1), (MIB, 3)]);
+    host.set_target(&web(), &[]).expect("nothing is staged anew");
+    let mut reserved = host.take_web(mib(5)).reserved;
+    let taken = reserved.assign_next("vm").expect("assigned").expect("the first");
+    let refused = reserved.assign_next("vm").expect("assigned").expect("the second");
+    assert_eq!((taken.size(), refused.size(), reserved.blocks().len()), (mib(2), MIB, 2));
+    host.returned(&refused).expect("no guest has it");
+    assert_eq!(host.balanced().host.reserved.blocks, 2);
+    drop(reserved);
+    let accounts = host.balanced().host;
+    assert_eq!((accounts.assigned.bytes, accounts.reserved.blocks), (mib(2), 0));
+    assert!(accounts.released.blocks >= 1);
+}
+
+#[test]
 fn a_guest_that_asks_and_returns_in_a_loop_costs_no_more_than_the_refill() {
     let host = TestHost::new();
     let rate = 4 << 20;

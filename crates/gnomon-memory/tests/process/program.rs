@@ -9,11 +9,23 @@ use std::{
     time::Duration,
 };
 
-use gnomon_memory::{GroupLimits, GroupName, HolderCommand, HostLimits, Opening, Patience, Staging, hold};
+use gnomon_memory::{
+    Gauge, GaugeError, GroupLimits, GroupName, HolderCommand, HostLimits, HostMemory, Opening, Patience, Staging,
+    hold,
+};
 use gnomon_terms::Bytes;
 
 /// How long a holder of a test stays when the test has been killed.
 const PATIENCE: Patience = Patience { empty: Duration::from_secs(20), alone: Duration::from_secs(120) };
+
+/// A host that is always well.
+struct CalmHost;
+
+impl Gauge for CalmHost {
+    fn read(&self) -> Result<HostMemory, GaugeError> {
+        Ok(HostMemory { total: Bytes(8 << 30), available: Bytes(8 << 30), huge_free: Bytes(0), pressure: None })
+    }
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -31,9 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Stages so many blocks of 1 MiB for the group `web`, says so, and waits for the end of its standard input.
 fn stage(socket: &str, blocks: u32) -> Result<(), Box<dyn Error>> {
     let holder = HolderCommand::new(socket, env::current_exe()?, ["hold", socket]);
-    let limits = HostLimits { floor: Bytes(0), ..HostLimits::default() };
     let web = GroupName::new("web")?;
-    let staging = Staging::open(Opening::new(holder, limits).group(web.clone(), GroupLimits::default()))?;
+    let opening = Opening::new(holder, HostLimits::default()).gauge(CalmHost);
+    let staging = Staging::open(opening.group(web.clone(), GroupLimits::default()))?;
     staging.set_target(&web, &[(Bytes(1 << 20), blocks)])?;
     if staging.wait_until(Duration::from_secs(120), |accounts| accounts.host.staged.blocks == u64::from(blocks)) {
         say();
