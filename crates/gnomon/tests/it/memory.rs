@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    cache,
+    cache, guest,
     house::{House, PATIENCE, await_some},
 };
 
@@ -230,6 +230,30 @@ fn blocks_of(pid: &str) -> usize {
         .filter_map(|link| fs::read_link(link.path()).ok())
         .filter(|to| to.to_string_lossy().contains("gnomon-block:"))
         .count()
+}
+
+/// A guest that knows nothing of new memory holds one block at most: the next is not risked on it, and when it ends the host
+/// has all of it back.
+#[test]
+fn a_guest_that_never_answers_holds_one_block_at_most() {
+    let shop = Shop::open();
+    fs::write(shop.house.path("ticker"), guest::ticker()).expect("written");
+    let kernel = shop.house.text("ticker");
+    let run =
+        ["vm", "run", "deaf", "--memory", "16M", "--max-memory", "1040M", "--kernel", &kernel, "--accel", "tcg"];
+    shop.house.ask(&[&run[..], &["--group", "shop"]].concat());
+    let ran = shop.house.run(&["vm", "memory", "deaf", "--grow", "256M"]);
+    assert!(ran.code == 1 && ran.err.contains("deaf"), "{}: {}", ran.code, ran.err);
+    let accounts = shop.group()["accounts"].clone();
+    assert_eq!(
+        (accounts["assigned"].as_u64(), accounts["reserved"].as_u64()),
+        (Some(128 * MIB), Some(0)),
+        "{accounts}"
+    );
+    assert_eq!(shop.house.run(&["vm", "stop", "deaf", "--force"]).code, 0);
+    let gone = || (shop.group()["accounts"]["assigned"] == 0).then_some(());
+    await_some("its block to go back", || shop.group().to_string(), gone);
+    shop.assert_balanced();
 }
 
 /// A guest that is short says so by its agent, and gets more before its program is through.

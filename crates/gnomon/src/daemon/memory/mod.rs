@@ -24,7 +24,7 @@ use std::{
 };
 
 use gnomon_cycle::staging::Pressure;
-use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, Opening, Request, Staging};
+use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, Opening, Request, Reserved, Staging};
 use parking_lot::{Mutex, RwLock};
 
 use self::group::Group;
@@ -127,20 +127,32 @@ impl Memory {
         groups.values().find(|group| group.record().members.iter().any(|member| member == vm)).cloned()
     }
 
-    /// Staged blocks that serve a VM's request, the VM's own from here on; none when nothing fits, or something is wrong:
-    /// then the standard path is there.
-    fn take(&self, vm: &str, request: Request) -> Vec<Arc<Block>> {
-        let (Some(group), Some(staging)) = (self.group_of(vm), self.staging()) else { return Vec::new() };
-        let taken = staging.take(&group.name, request).and_then(|taken| match taken.reserved.is_empty() {
-            true => Ok(Vec::new()),
-            false => taken.reserved.assign(vm),
-        });
-        let blocks = taken.unwrap_or_else(|error| {
-            tracing::warn!(vm, %error, "what is staged cannot be used");
-            Vec::new()
-        });
-        self.at_guests.lock().extend(blocks.iter().map(|block| (block.id(), Arc::clone(block))));
-        blocks
+    /// Staged blocks that serve a VM's request; those that are not made its own go back to the shelf. `None` when nothing is
+    /// staged for it, or something is wrong: then the standard path is there.
+    fn take(&self, vm: &str, request: Request) -> Option<Reserved> {
+        let (group, staging) = (self.group_of(vm)?, self.staging()?);
+        match staging.take(&group.name, request) {
+            Ok(taken) => Some(taken.reserved),
+            Err(error) => {
+                tracing::warn!(vm, %error, "what is staged cannot be used");
+                None
+            }
+        }
+    }
+
+    /// Makes the next of these blocks a VM's own: from here on it can only go back to the host.
+    fn assign(&self, reserved: &mut Reserved, vm: &str) -> Option<Arc<Block>> {
+        match reserved.assign_next(vm) {
+            Ok(block) => {
+                let block = block?;
+                self.at_guests.lock().insert(block.id(), Arc::clone(&block));
+                Some(block)
+            }
+            Err(error) => {
+                tracing::warn!(vm, %error, "what is staged cannot be used");
+                None
+            }
+        }
     }
 
     /// A guest has let a block go, or never had it: its memory goes back to the host.

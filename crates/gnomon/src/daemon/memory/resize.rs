@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_memory::{Block, BlockId, Request};
+use gnomon_memory::{BlockId, Request};
 use gnomon_qemu::{
     Dimm, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, add_dimm, dimms, remove_dimm, sweep_backends,
 };
@@ -243,30 +243,32 @@ impl Growth<'_> {
     fn run(mut self) -> Change {
         // What a daemon left that ended in the middle of this would be in the way.
         self.memory.sweep(&self.guest.name, &self.guest.qemu);
-        let taken = self.take();
-        for block in taken {
-            let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
-            let added = self.add(&id, &block, size, true);
-            let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
-            if !self.settle(added, size, &id) && !stays {
-                self.memory.returned(block.id());
-                return self.change;
-            }
-            self.change.staged += size.0;
-        }
-        if self.left > 0 && self.change.why.is_none() {
+        if self.add_staged() && self.left > 0 {
             self.add_cold();
         }
         self.change
     }
 
-    /// Blocks that serve the request, the guest's own from here on.
-    fn take(&mut self) -> Vec<Arc<Block>> {
+    /// What is staged first. A guest that does not take one is not given the next, which stays on the shelf; false then.
+    fn add_staged(&mut self) -> bool {
         let request = Request { bytes: Bytes(self.left), whole: false, slots: self.guest.free_slots() };
         let decided = Instant::now();
         let taken = self.memory.take(&self.guest.name, request);
         self.change.decided = decided.elapsed();
-        taken
+        let Some(mut reserved) = taken else { return true };
+        while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {
+            let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
+            let added = self.add(&id, &block, size, true);
+            let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
+            if !self.settle(added, size, &id) {
+                if !stays {
+                    self.memory.returned(block.id());
+                }
+                return false;
+            }
+            self.change.staged += size.0;
+        }
+        true
     }
 
     fn add(&self, id: &str, memory: &impl AsFd, size: Bytes, populate: bool) -> Result<(), MemoryDeviceError> {
