@@ -91,6 +91,8 @@ impl Worker<'_> {
         }
         let verdict = self.shared.judge();
         let chore = self.shared.books.lock().pool.chore(self.shared.clock.now(), verdict);
+        // What is begun is a change for whoever waits for one, and none for this thread.
+        self.shared.changed.notify_all();
         match chore {
             Ok(Chore::LetGo { id, why }) => {
                 tracing::debug!(%id, ?why, "a staged block goes back to the host");
