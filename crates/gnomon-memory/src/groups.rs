@@ -112,7 +112,7 @@ impl PageKind {
 }
 
 impl Default for GroupLimits {
-    /// 2 GiB, an hour, 64 MiB a second (a sixteenth of what one processor populates), 4 KiB pages.
+    /// 2 GiB, an hour, 64 MiB a second (a twentieth of what one processor populates), 4 KiB pages.
     fn default() -> GroupLimits {
         GroupLimits {
             budget: Bytes(2 << 30),

@@ -5,7 +5,7 @@ use std::{sync::Arc, thread};
 use gnomon_memory::{AllAccounts, GroupLimits, PageKind, Request, StagingError};
 use gnomon_terms::{Bytes, BytesPerSecond};
 
-use crate::host::{MIB, PATIENCE, TestHost, group_limits, web};
+use crate::host::{MIB, PATIENCE, TestHost, group_limits, own_nice, web};
 
 fn mib(count: u64) -> Bytes {
     Bytes(count << 20)
@@ -183,8 +183,8 @@ fn a_worker_that_has_stopped_leaves_blocks_to_their_holders() {
 }
 
 #[test]
-fn whoever_populates_gives_way_to_everybody() {
+fn whoever_populates_gives_way_to_others() {
     let host = TestHost::new();
     host.stage(&[(MIB, 1)]);
-    assert_eq!(host.gauge.nicest(), 19, "as the gauge saw it between two steps");
+    assert_eq!(host.gauge.nicest(), (own_nice() + 5).min(19), "as the gauge saw it between two steps");
 }

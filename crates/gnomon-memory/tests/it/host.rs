@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicI32, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use gnomon_memory::{
 };
 use gnomon_terms::{Bytes, BytesPerSecond};
 use rustix::{
-    process::{Pid, Signal, getpriority_process, kill_process},
+    process::{Pid, Signal, getpid, getpriority_process, kill_process},
     thread::gettid,
 };
 use tempfile::TempDir;
@@ -36,7 +36,7 @@ pub struct TestGauge {
     /// So many steps of populations before nothing is available.
     calm_steps: Arc<AtomicU64>,
     /// The lowest priority of a thread that has read it, as its nice value.
-    nicest: Arc<AtomicU64>,
+    nicest: Arc<AtomicI32>,
 }
 
 /// A host.
@@ -55,7 +55,7 @@ impl Default for TestGauge {
     /// 4 GiB for ever.
     fn default() -> TestGauge {
         let (available, calm_steps) = (Arc::new(AtomicU64::new(4 << 30)), Arc::new(AtomicU64::new(u64::MAX)));
-        TestGauge { available, calm_steps, nicest: Arc::default() }
+        TestGauge { available, calm_steps, nicest: Arc::new(AtomicI32::new(i32::MIN)) }
     }
 }
 
@@ -66,7 +66,7 @@ impl TestGauge {
     }
 
     /// The lowest priority of a thread that has read it, as its nice value.
-    pub fn nicest(&self) -> u64 {
+    pub fn nicest(&self) -> i32 {
         self.nicest.load(SeqCst)
     }
 
@@ -78,10 +78,10 @@ impl TestGauge {
 
 impl Gauge for TestGauge {
     fn read(&self) -> Result<HostMemory, GaugeError> {
-        let nice = getpriority_process(Some(gettid())).expect("told");
-        self.nicest.fetch_max(u64::try_from(nice).unwrap_or(0), SeqCst);
-        // Only a step of a population is so nice.
-        if nice == 19 {
+        let nice = own_nice();
+        self.nicest.fetch_max(nice, SeqCst);
+        // Only a step of a population is nicer than this process.
+        if nice > process_nice() {
             let _ = self.calm_steps.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
         }
         let calm = self.calm_steps.load(SeqCst) > 0;
@@ -208,6 +208,16 @@ pub fn end(pid: i32) {
 fn is_ours(pid: Pid) -> bool {
     let program_of = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
     program_of.is_ok_and(|of| of == program())
+}
+
+/// How nice the calling thread is.
+pub fn own_nice() -> i32 {
+    getpriority_process(Some(gettid())).expect("told")
+}
+
+/// How nice the first thread of this process is.
+fn process_nice() -> i32 {
+    getpriority_process(Some(getpid())).expect("told")
 }
 
 /// Looks until there is something. For what tells nobody when it comes.

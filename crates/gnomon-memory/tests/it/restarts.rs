@@ -213,6 +213,19 @@ fn what_was_staged_for_a_group_that_is_gone_goes_to_the_host() {
 }
 
 #[test]
+fn a_block_that_is_not_whole_any_more_goes_to_the_host() {
+    let mut host = TestHost::new();
+    host.stage(&[(MIB, 2)]);
+    let broken = held(host.holder()).remove(0);
+    host.kill();
+    broken.release().expect("somebody punched it");
+    host.open();
+    let accounts = host.balanced().host;
+    assert_eq!((accounts.created.blocks, accounts.staged.blocks, accounts.released.blocks), (2, 1, 1));
+    assert!(held(host.holder()).iter().all(|block| block.id() != broken.id()));
+}
+
+#[test]
 fn strangers_get_nothing_from_the_holder() {
     let host = TestHost::closed();
     let holder = Command::new(program()).arg("hold").arg(host.socket()).stdout(Stdio::piped()).spawn();
