@@ -10,7 +10,7 @@ use std::time::Duration;
 use gnomon_terms::{Access, Bytes, Instant};
 
 use crate::reason::{Clock, Expected, Reason};
-use crate::sequence::{Lesson, Model};
+use crate::sequence::{Experience, Lesson, Model};
 use crate::{BlockMap, Geometry, UnitIndex};
 
 /// What a predictor expects of one unit.
@@ -123,6 +123,11 @@ pub trait Predictor: Send {
 
     /// What came of a lesson.
     fn adopt(&mut self, _model: Model) {}
+
+    /// What it has learned that another process should know again. Copies less than 1 MiB.
+    fn experience(&self) -> Experience {
+        Experience::default()
+    }
 }
 
 /// How far ahead reactive forecasts look at first. Ten seconds: a guest's scan has passed by then, and a link of

@@ -82,7 +82,7 @@ fn the_same_seed_gives_the_same_numbers() {
 fn said(prefix: &[Access], geometry: Geometry) -> (Vec<Chance>, Vec<UnitIndex>, Vec<u32>) {
     let (model, _) = model(&boot(0), |_| {});
     let recordings = vec![Recording::of(&path_of(geometry, &boot(0).accesses))];
-    let knowledge = Knowledge { model: Some(model), recordings, learns: true };
+    let knowledge = Knowledge { model: Some(model), recordings, learns: true, ..Knowledge::default() };
     let all = BlockMap::full(geometry.blocks());
     let mut blend = Ensemble::knowing(geometry, &all, knowledge);
     let (mut chances, mut order) = (Vec::new(), Vec::new());

@@ -12,6 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use gnomon_forecast::sequence::Experience;
 use tokio::net::UnixListener;
 use utoipa::OpenApi;
 
@@ -24,7 +25,7 @@ use super::{
     },
 };
 use crate::{
-    daemon::{Daemon, forecasts, moving, protecting, updating},
+    daemon::{Daemon, forecasts, learned, moving, protecting, updating},
     metrics, trace,
 };
 
@@ -170,8 +171,9 @@ async fn volumes(State(daemon): Daemoned) -> Json<Vec<VolumeView>> {
 /// Makes an empty volume.
 #[utoipa::path(post, path = "/v1/volumes", request_body = CreateVolume, responses((status = 200, body = VolumeView)))]
 async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -> Answer<VolumeView> {
+    let like = like(&daemon, ask.like.as_deref()).await?;
     blocking(daemon, move |daemon| {
-        let handle = daemon.keeper.create(&ask.name, ask.size)?;
+        let handle = daemon.keeper.create(&ask.name, ask.size, &like)?;
         Ok(daemon.keeper.view(&handle))
     })
     .await
@@ -180,7 +182,16 @@ async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -
 /// Makes a volume of a disk image.
 #[utoipa::path(post, path = "/v1/volumes/import", request_body = ImportVolume, responses((status = 200, body = JobView)))]
 async fn import_volume(State(daemon): Daemoned, Json(ask): Json<ImportVolume>) -> Answer<JobView> {
-    crate::daemon::importing::start(&daemon, ask).map(Json)
+    let like = like(&daemon, ask.like.as_deref()).await?;
+    crate::daemon::importing::start(&daemon, ask, like).map(Json)
+}
+
+/// What the forecasts of a new volume begin with.
+async fn like(daemon: &Daemon, volume: Option<&str>) -> Result<Experience, ApiError> {
+    match volume {
+        Some(name) => learned::of(&*daemon.keeper.get(name)?).await,
+        None => Ok(Experience::default()),
+    }
 }
 
 /// One volume.

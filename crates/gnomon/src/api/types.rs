@@ -73,6 +73,9 @@ pub struct CreateVolume {
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
+    /// Its forecasts begin with what those of this volume have learned.
+    #[serde(default)]
+    pub like: Option<String>,
 }
 
 /// Asks for a volume with the content of a disk image.
@@ -86,6 +89,9 @@ pub struct ImportVolume {
     /// The volume's size in bytes, if it is to be larger than the image.
     #[serde(default)]
     pub size: Option<u64>,
+    /// Its forecasts begin with what those of this volume have learned.
+    #[serde(default)]
+    pub like: Option<String>,
 }
 
 /// A volume.

@@ -11,6 +11,7 @@ pub mod forecasts;
 pub mod importing;
 pub mod jobs;
 pub mod keeper;
+pub mod learned;
 pub mod moving;
 pub mod protecting;
 pub mod records;
@@ -110,10 +111,12 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     tokio::select! {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}
+        () = learned::keep(&daemon.keeper) => {}
         told = serve_file::until_told_to_stop() => told?,
     }
     tracing::info!("stopping; guests go on and are found again");
     protecting::rest(&daemon).await;
+    learned::keep_now(&daemon.keeper).await;
     if daemon.shared.is_some() {
         let leaving = Arc::clone(&daemon);
         let left = move || leaving.shared.iter().for_each(Shared::leave);

@@ -17,7 +17,7 @@ use std::{
 };
 
 use gnomon_cycle::{Cycle, Forecast};
-use gnomon_forecast::sequence::{Knowledge, LARGEST_FILE, Lesson, Model, Student};
+use gnomon_forecast::sequence::{Experience, Knowledge, LARGEST_FILE, Lesson, Model, Student};
 use gnomon_terms::ResourceId;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -70,10 +70,14 @@ impl Learning {
         Ok(Learning { model, teacher })
     }
 
-    /// The forecast of a volume's loop.
-    pub fn forecast(&self) -> Forecast {
-        let (model, learns) = (self.model.clone(), self.teacher.is_some());
-        Forecast::Knowing(Knowledge { model, learns, ..Knowledge::default() })
+    /// The forecast of a volume's loop, with what was learned before. A network that has learned goes on if that is still
+    /// wished, and if it began as one would begin now.
+    pub fn forecast(&self, before: Experience) -> Forecast {
+        let Experience { recordings, tables, network, .. } = before;
+        let (learns, model) = (self.teacher.is_some(), self.model.clone());
+        let about = model.as_ref().map(|model| model.about.clone()).unwrap_or_default();
+        let model = network.filter(|own| learns && own.about == about).or(model);
+        Forecast::Knowing(Box::new(Knowledge { model, recordings, tables, learns }))
     }
 
     /// A volume's place at the teacher's, if there is one.
@@ -177,7 +181,7 @@ fn thought() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use gnomon_forecast::sequence::{Cell, Network, Shape, Vocabulary, judge};
+    use gnomon_forecast::sequence::{About, Cell, Network, Shape, Source, Vocabulary, judge};
 
     use super::*;
 
@@ -211,6 +215,26 @@ mod tests {
         // The first volume begins anew with other tokens: its student does as well.
         let anew = tell(1, lesson(vec![7, 6, 5])).recv_timeout(PATIENCE).expect("anew");
         assert_eq!(anew.vocabulary.deltas(), [7, 6, 5]);
+    }
+
+    #[test]
+    fn a_network_goes_on_where_learning_is_wished_and_began_the_same() {
+        let network = |name: &str| {
+            let Lesson { vocabulary, network, blocks_per_unit, .. } = lesson(vec![1, 5, 9]);
+            let traces = vec![Source { name: name.to_owned(), digest: String::new(), head: 1.0 }];
+            Model { network, vocabulary, blocks_per_unit, about: About { traces, ..About::default() } }
+        };
+        let begun = |model: Option<&str>, learn: bool, own: &str| {
+            let teacher = learn.then(|| Teacher::start().expect("a thread"));
+            let learning = Learning { model: model.map(network), teacher };
+            let before = Experience { network: Some(network(own)), ..Experience::default() };
+            let Forecast::Knowing(knowledge) = learning.forecast(before) else { panic!("not a blend") };
+            knowledge.model.map(|model| model.about.traces[0].name.clone())
+        };
+        assert_eq!(begun(Some("a"), true, "a").as_deref(), Some("a"));
+        assert_eq!(begun(Some("a"), true, "b").as_deref(), Some("a"), "another model was configured since");
+        assert_eq!(begun(None, true, "b"), None, "none was configured, and it began with one");
+        assert_eq!(begun(None, false, "b"), None, "nothing is to be learned any more");
     }
 
     #[test]

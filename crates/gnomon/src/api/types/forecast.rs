@@ -23,6 +23,8 @@ pub struct ForecastView {
     pub role: String,
     /// Accesses that were learned from since the daemon started; with none, nothing is known yet.
     pub accesses: u64,
+    /// Whether it began with what was learned before: by an earlier daemon, or of another volume.
+    pub before: bool,
     /// The chance below which a forecast is not acted on.
     pub threshold: f32,
     /// How far ahead forecasts look.

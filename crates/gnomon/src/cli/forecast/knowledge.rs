@@ -30,7 +30,7 @@ impl KnowledgeArgs {
     pub(super) fn load(&self) -> Result<Knowledge, ApiError> {
         let boots: Result<Vec<Recording>, ApiError> = self.boot.iter().map(|file| boot(file)).collect();
         let model = self.model.as_deref().map(load_model).transpose()?;
-        Ok(Knowledge { model, recordings: boots?, learns: self.learn })
+        Ok(Knowledge { model, recordings: boots?, learns: self.learn, ..Knowledge::default() })
     }
 }
 
