@@ -14,6 +14,7 @@ mod guest_image;
 mod initramfs;
 mod kernel;
 mod load_image;
+mod model;
 mod newer_qemu;
 mod postgres;
 mod setup;
@@ -52,6 +53,7 @@ cargo xtask COMMAND
                        clients heard nothing for, and whether anything is missing that they were told of (root)
                          [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
+  model                train the network that is shipped anew, from the recordings that are shipped
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one, and make the guest with QEMU's agent
   wire                 a link with a rate and a delay, for hand tests
@@ -90,6 +92,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         "test" => args(&[], &[]).map_err(Into::into).and_then(|_| test::run()),
         "check" => args(&[], &[]).map_err(Into::into).and_then(|_| check::run()),
         "tidy" => args(&[], &[]).map_err(Into::into).and_then(|_| tidy::run()),
+        "model" => args(&[], &[]).map_err(Into::into).and_then(|_| model::run()),
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => {
             let options = ["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients", "only", "data"];

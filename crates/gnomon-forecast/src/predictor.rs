@@ -100,8 +100,8 @@ pub trait Predictor: Send {
         Vec::new()
     }
 
-    /// Up to `most` of the forecasts that no read has made true so far, those that still may come true first and the
-    /// latest of them first. Asking changes nothing, here as below.
+    /// Up to `most` of the forecasts that no read has made true so far, those that still may come true first, of these
+    /// what a move would act on, and the latest first. Asking changes nothing, here as below.
     fn expected(&self, _now: Instant, _most: usize) -> Vec<Expected> {
         Vec::new()
     }

@@ -140,7 +140,7 @@ pub struct Config {
     /// Whether the volumes' networks go on learning while guests run.
     pub learn: bool,
     /// The network with which they begin.
-    pub model: Option<PathBuf>,
+    pub model: ModelChoice,
     /// Load balancers that send connections to its VMs.
     pub balancers: Vec<Balancer>,
     /// Who hears of what is done to its VMs.
@@ -158,6 +158,30 @@ pub struct Balancer {
     pub server: String,
     /// Where the VM answers, `host:port` by node.
     pub address: BTreeMap<String, String>,
+}
+
+/// With which network forecasts of reads begin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ModelChoice {
+    /// The one that is part of the program.
+    #[default]
+    Shipped,
+    /// With none.
+    Nothing,
+    /// One in a file.
+    File(PathBuf),
+}
+
+impl ModelChoice {
+    /// As it is written: `shipped`, which is also meant when nothing is, `none`, or a file.
+    pub fn of(written: Option<PathBuf>) -> ModelChoice {
+        match written {
+            None => ModelChoice::Shipped,
+            Some(word) if word == Path::new("shipped") => ModelChoice::Shipped,
+            Some(word) if word == Path::new("none") => ModelChoice::Nothing,
+            Some(file) => ModelChoice::File(file),
+        }
+    }
 }
 
 /// Who hears of events.
@@ -285,7 +309,7 @@ impl Config {
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
             nbd_tcp: nbd_tcp(raw.volume.nbd_tcp, raw.volume.nbd_pki)?,
             learn: raw.forecast.learn,
-            model: raw.forecast.model,
+            model: ModelChoice::of(raw.forecast.model),
             balancers: raw.balancer.into_iter().map(balancer).collect::<Result<_, _>>()?,
             hooks: raw.hook.into_iter().map(hook).collect::<Result<_, _>>()?,
             run_dir,

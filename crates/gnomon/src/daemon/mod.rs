@@ -148,7 +148,7 @@ impl Daemon {
             ))
             .then("set node.name to the name given to `gnomon node init`, or make certificates for this name"));
         }
-        let learning = Learning::new(config.model.as_deref(), config.learn)?;
+        let learning = Learning::new(&config.model, config.learn)?;
         let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records), learning)?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
         let moves = Moves::default();

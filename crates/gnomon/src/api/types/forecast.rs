@@ -33,7 +33,8 @@ pub struct ForecastView {
     pub experts: Vec<ExpertView>,
     /// The last reads, the latest first: what the forecasts come from.
     pub reads: Vec<ReadView>,
-    /// What is expected to be read soon: forecasts that no read has made true, those still out before those run out.
+    /// What is expected to be read soon: forecasts that no read has made true, those still out before those run out, and
+    /// what a move would act on before what it would not.
     pub expected: Vec<ExpectedView>,
     /// What goes first in the move that is on, or in one that began now.
     pub first: Vec<FirstView>,
