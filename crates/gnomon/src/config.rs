@@ -3,6 +3,8 @@
 //! Every key has a default, so `gnomon serve` works without a file: root keeps its state in `/var/lib/gnomon` and
 //! its sockets in `/run/gnomon`; others use their XDG folders. A key that is not known is an error, not a guess.
 
+mod forecast;
+
 use std::{
     collections::BTreeMap,
     env, io,
@@ -15,6 +17,8 @@ use gnomon_store::{EtcdAddress, EtcdTls, OwnCertificate};
 use gnomon_terms::BytesPerSecond;
 use serde::Deserialize;
 
+pub use self::forecast::ModelChoice;
+use self::forecast::RawForecast;
 use crate::names::{self, NameError};
 
 /// A unix socket's path must fit `sockaddr_un.sun_path` (108 bytes with its closing zero), and the longest name we
@@ -85,13 +89,6 @@ struct RawVolume {
     nbd_pki: Option<PathBuf>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawForecast {
-    learn: bool,
-    model: Option<PathBuf>,
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawBalancer {
@@ -158,30 +155,6 @@ pub struct Balancer {
     pub server: String,
     /// Where the VM answers, `host:port` by node.
     pub address: BTreeMap<String, String>,
-}
-
-/// With which network forecasts of reads begin.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ModelChoice {
-    /// The one that is part of the program.
-    #[default]
-    Shipped,
-    /// With none.
-    Nothing,
-    /// One in a file.
-    File(PathBuf),
-}
-
-impl ModelChoice {
-    /// As it is written: `shipped`, which is also meant when nothing is, `none`, or a file.
-    pub fn of(written: Option<PathBuf>) -> ModelChoice {
-        match written {
-            None => ModelChoice::Shipped,
-            Some(word) if word == Path::new("shipped") => ModelChoice::Shipped,
-            Some(word) if word == Path::new("none") => ModelChoice::Nothing,
-            Some(file) => ModelChoice::File(file),
-        }
-    }
 }
 
 /// Who hears of events.
