@@ -17,8 +17,8 @@ use gnomon_store::{EtcdAddress, EtcdTls, OwnCertificate};
 use gnomon_terms::BytesPerSecond;
 use serde::Deserialize;
 
-pub use self::forecast::ModelChoice;
-use self::forecast::RawForecast;
+pub use self::forecast::{FeedConfig, FeedSource, ModelChoice};
+use self::forecast::{RawFeed, RawForecast};
 use crate::names::{self, NameError};
 
 /// A unix socket's path must fit `sockaddr_un.sun_path` (108 bytes with its closing zero), and the longest name we
@@ -39,6 +39,7 @@ struct RawConfig {
     forecast: RawForecast,
     balancer: Vec<RawBalancer>,
     hook: Vec<RawHook>,
+    feed: Vec<RawFeed>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,6 +143,8 @@ pub struct Config {
     pub balancers: Vec<Balancer>,
     /// Who hears of what is done to its VMs.
     pub hooks: Vec<Hook>,
+    /// What the world outside says.
+    pub feeds: Vec<FeedConfig>,
 }
 
 /// A target of a load balancer that is a VM.
@@ -285,6 +288,7 @@ impl Config {
             model: ModelChoice::of(raw.forecast.model),
             balancers: raw.balancer.into_iter().map(balancer).collect::<Result<_, _>>()?,
             hooks: raw.hook.into_iter().map(hook).collect::<Result<_, _>>()?,
+            feeds: forecast::feeds(raw.feed)?,
             run_dir,
             state_dir,
         })
@@ -390,7 +394,10 @@ fn hook(raw: RawHook) -> Result<Hook, ConfigError> {
         name("hook.vm", vm)?;
     }
     let to = match (raw.url, raw.command) {
-        (Some(url), None) => url_of(&url)?,
+        (Some(url), None) => {
+            let (host, path) = url_of("hook.url", &url)?;
+            HookTo::Url { host, path }
+        }
         (None, Some(program)) => HookTo::Command(program),
         (url, _) => {
             return Err(value("hook.url", &url.unwrap_or_default(), "a hook has either a url or a command"));
@@ -399,15 +406,16 @@ fn hook(raw: RawHook) -> Result<Hook, ConfigError> {
     Ok(Hook { vm: raw.vm, to })
 }
 
-fn url_of(url: &str) -> Result<HookTo, ConfigError> {
-    let wrong = || value("hook.url", url, "write http://HOST:PORT/PATH; for anything else let a command do it");
+/// Host with port, and path, of an address.
+fn url_of(key: &'static str, url: &str) -> Result<(String, String), ConfigError> {
+    let wrong = || value(key, url, "write http://HOST:PORT/PATH; for anything else let a command do it");
     let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
-    host_and_port("hook.url", &host).map_err(|_| wrong())?;
+    host_and_port(key, &host).map_err(|_| wrong())?;
     let path = if path.is_empty() { "/" } else { path };
     match path.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(HookTo::Url { host, path: path.to_string() }),
+        true => Ok((host, path.to_string())),
         false => Err(wrong()),
     }
 }

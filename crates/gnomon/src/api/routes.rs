@@ -19,9 +19,10 @@ use utoipa::OpenApi;
 use super::{
     ApiError,
     types::{
-        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ForecastQuery, ForecastView, ImportVolume, JobView,
-        MoveOutlook, MoveRequest, NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm,
-        SwitchVm, TraceQuery, UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
+        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, FeedView, ForecastQuery, ForecastView, ImportVolume,
+        JobView, MoveOutlook, MoveRequest, NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth,
+        StopVm, SwitchVm, TraceQuery, UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView,
+        WatchQuery,
     },
 };
 use crate::{
@@ -72,6 +73,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         trace_volume,
         forecast_volume,
         forecast_vm,
+        feeds,
         vms,
         run_vm,
         adopt_vm,
@@ -115,6 +117,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/trace", get(trace_volume))
         .route("/v1/volumes/{name}/forecast", get(forecast_volume))
         .route("/v1/vms/{name}/forecast", get(forecast_vm))
+        .route("/v1/feeds", get(feeds))
         .route("/v1/vms", get(vms).post(run_vm))
         .route("/v1/vms/adopt", post(adopt_vm))
         .route("/v1/vms/{name}", get(vm))
@@ -412,6 +415,12 @@ async fn forecast_vm(
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [VmView])))]
 async fn vms(State(daemon): Daemoned) -> Answer<Vec<VmView>> {
     blocking(daemon, |daemon| Ok(protecting::list(daemon))).await
+}
+
+/// What the world outside says.
+#[utoipa::path(get, path = "/v1/feeds", responses((status = 200, body = [FeedView])))]
+async fn feeds(State(daemon): Daemoned) -> Json<Vec<FeedView>> {
+    Json(daemon.feeds.views())
 }
 
 /// Starts a VM on volumes.

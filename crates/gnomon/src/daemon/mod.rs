@@ -7,6 +7,7 @@ mod agent;
 mod balancing;
 pub mod cards;
 pub mod console;
+mod feeds;
 pub mod forecasts;
 pub mod importing;
 pub mod jobs;
@@ -40,6 +41,7 @@ use tokio::net::TcpStream;
 
 use self::{
     balancing::Balancing,
+    feeds::Feeds,
     jobs::Jobs,
     keeper::Keeper,
     moving::Moves,
@@ -77,6 +79,8 @@ pub struct Daemon {
     pub vitals: Arc<Vitals>,
     /// Updates that wait for somebody.
     pub updates: Updates,
+    /// What the world outside says.
+    pub feeds: Feeds,
     /// Who is told where its VMs are.
     pub balancing: Balancing,
     /// VMs of this node that have a shadow elsewhere.
@@ -112,6 +116,7 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}
         () = learned::keep(&daemon.keeper) => {}
+        () = daemon.feeds.run() => {}
         told = serve_file::until_told_to_stop() => told?,
     }
     tracing::info!("stopping; guests go on and are found again");
@@ -153,6 +158,7 @@ impl Daemon {
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);
+        let feeds = Feeds::new(&config.feeds);
         let balancing = Balancing::new(config.balancers.clone(), config.hooks.clone());
         let daemon = Arc::new(Daemon {
             config,
@@ -163,6 +169,7 @@ impl Daemon {
             moves,
             vitals,
             updates: Updates::default(),
+            feeds,
             balancing,
             protections: Protections::default(),
             shadows: Shadows::default(),

@@ -151,3 +151,49 @@ pub struct MovingView {
     /// Parts that failed and were asked for again.
     pub failed: u64,
 }
+
+/// How a feed does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FeedState {
+    /// Nothing was fetched yet.
+    #[default]
+    Pending,
+    /// Its last text came and is understood.
+    Current,
+    /// The last fetch brought nothing; what was said before holds until it is too old.
+    Late,
+    /// The last text is wrong: nothing is known until a good one comes.
+    Wrong,
+}
+
+impl FeedState {
+    /// As a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            FeedState::Pending => "pending",
+            FeedState::Current => "current",
+            FeedState::Late => "late",
+            FeedState::Wrong => "wrong",
+        }
+    }
+}
+
+/// What the world outside says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct FeedView {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from.
+    pub source: String,
+    /// How it does.
+    pub state: FeedState,
+    /// What it says of now; nothing when that is unknown.
+    pub value: Option<String>,
+    /// How old that is.
+    pub age_s: Option<f64>,
+    /// How long ago a good text came.
+    pub came_s: Option<f64>,
+    /// Why it is late or wrong.
+    pub why: Option<String>,
+}
