@@ -14,6 +14,7 @@ mod guest_image;
 mod initramfs;
 mod kernel;
 mod load_image;
+mod model;
 mod newer_qemu;
 mod postgres;
 mod setup;
@@ -54,6 +55,7 @@ cargo xtask COMMAND
                        clients heard nothing for, and whether anything is missing that they were told of (root)
                          [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
+  model                train the network that is shipped anew, from the recordings that are shipped
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one, and make the guest with QEMU's agent
   guest                make the Linux guest of tests and demo again, in target/gnomon-cache
@@ -97,6 +99,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
             args(&[], &[])?;
             guest_image::build().map(|_| ExitCode::SUCCESS)
         }
+        "model" => args(&[], &[]).map_err(Into::into).and_then(|_| model::run()),
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => {
             let options = ["plot", "rounds", "ram", "rates", "switchovers", "failovers", "clients", "only", "data"];

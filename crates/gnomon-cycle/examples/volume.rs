@@ -4,7 +4,7 @@
 //!
 //! Each file is replayed at two pull rates and for two allocations, with every predictor alone, with the blend, and with
 //! blends that have a network: a GRU and an LSTM trained on the file's own first half (what was there before the
-//! switch), one that begins with nothing and learns while the guest runs, and for files called `vm_boot_N` the boot
+//! switch), one that begins with nothing and learns while the guest runs, the shipped network, and for files called `vm_boot_N` the boot
 //! before it. No network sees anything of the second half but as it happens.
 
 use std::{collections::BTreeMap, env, fs, io::Read, time::Duration};
@@ -15,7 +15,7 @@ use gnomon_cycle::{
 };
 use gnomon_forecast::{
     DEFAULT_BLOCKS_PER_UNIT, Geometry,
-    sequence::{About, Cell, Corpus, Knowledge, Model, Plan, Recording, Trainer, path_of},
+    sequence::{About, Cell, Corpus, Knowledge, Model, Plan, Recording, Trainer, path_of, shipped},
     trace::{Format, Trace},
 };
 use gnomon_terms::BlockCount;
@@ -29,6 +29,9 @@ const CASES: [(&str, Allocation, f64); 4] = [
     ("touched 1x", Allocation::Touched, 1.0),
     ("touched 4x", Allocation::Touched, 4.0),
 ];
+
+/// The blend with the network that new volumes begin with.
+const SHIPPED: &str = "blend+shipped";
 
 /// A recording and what can be known of it before its second half.
 struct Subject {
@@ -81,6 +84,7 @@ fn subject(file: &str, most: Duration, plain: bool) -> Result<Subject, Failure> 
     if !plain {
         knowing.push(("blend+learning", Knowledge { learns: true, ..Knowledge::default() }));
     }
+    knowing.push((SHIPPED, Knowledge { model: Some(shipped()), ..Knowledge::default() }));
     if let Some(earlier) = earlier_boot(file) {
         let boot = load(&earlier)?;
         let recordings = vec![Recording::of(&path_of(geometry(&boot)?, &boot.accesses))];
@@ -148,6 +152,8 @@ fn replay_all(
     all.extend(plain.into_iter().map(|result| (result.predictor, result)));
     for (name, knowledge) in &subject.knowing {
         let alone = match (&knowledge.model, knowledge.recordings.is_empty()) {
+            // There is another network of its cell.
+            _ if *name == SHIPPED => "",
             (Some(model), _) => model.network.shape().cell.name(),
             (None, false) => "recorded",
             (None, true) => "",

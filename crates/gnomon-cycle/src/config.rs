@@ -14,7 +14,7 @@ pub enum Forecast {
     /// All experts, blended by evidence: the default.
     Blend,
     /// The blend with a trained network, or recorded boots.
-    Knowing(Knowledge),
+    Knowing(Box<Knowledge>),
     /// One predictor by its name ([`PREDICTORS`]), for comparison.
     Named(&'static str),
     /// Any other: an oracle, a hostile one, a new one on trial.
@@ -107,7 +107,7 @@ pub(crate) fn predictor(
     let alone = |expert: Box<dyn SequenceExpert>| Box::new(SequencePredictor::new(geometry, expert));
     Ok(match forecast {
         Forecast::Given(predictor) => predictor,
-        Forecast::Knowing(knowledge) => Box::new(Ensemble::knowing(geometry, allocated, knowledge)),
+        Forecast::Knowing(knowledge) => Box::new(Ensemble::knowing(geometry, allocated, *knowledge)),
         Forecast::Blend | Forecast::Named("blend") => Box::new(Ensemble::new(geometry, allocated)),
         Forecast::Named("silence") => Box::new(SilentPredictor),
         Forecast::Named("sequential") => Box::new(SequentialPredictor::new(geometry)),

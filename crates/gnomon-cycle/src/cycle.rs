@@ -16,7 +16,7 @@
 //!
 //! Same events in, same moves out: no clock, no random source.
 
-use gnomon_forecast::sequence::{Lesson, Model};
+use gnomon_forecast::sequence::{Experience, Lesson, Model};
 use gnomon_forecast::{BlockMap, Chance, Geometry, Predictor, UnitIndex};
 use gnomon_terms::{
     Access, BlockCount, Bytes, Event, Extent, Instant, Move, Op, Outcome, Place, Priority, ResourceId, Settled, Verb,
@@ -291,6 +291,11 @@ impl Cycle {
     /// What came of a lesson.
     pub fn adopt(&mut self, model: Model) {
         self.predictor.adopt(model);
+    }
+
+    /// What its predictor has learned that another process should know again.
+    pub fn experience(&self) -> Experience {
+        self.predictor.experience()
     }
 
     /// The next move to begin, if there is one and the window has room: reactive forecasts first, then the

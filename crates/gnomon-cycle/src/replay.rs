@@ -155,9 +155,9 @@ fn known(knowledge: &Knowledge) -> impl Iterator<Item = &'static str> {
 
 /// The predictor called `name`, with what is known.
 fn forecast(name: &'static str, geometry: Geometry, knowledge: &Knowledge) -> Forecast {
-    let Knowledge { model, recordings, learns } = knowledge.clone();
+    let Knowledge { model, recordings, learns, .. } = knowledge.clone();
     match name {
-        "blend" => Forecast::Knowing(knowledge.clone()),
+        "blend" => Forecast::Knowing(Box::new(knowledge.clone())),
         "gru" | "lstm" => {
             let expert = Box::new(RecurrentExpert::new(geometry.blocks_per_unit(), model, learns));
             Forecast::Given(Box::new(SequencePredictor::new(geometry, expert)))

@@ -35,7 +35,8 @@ use crate::reason::{Clock, Expected, Reason};
 use crate::regions::{Regions, region_of};
 use crate::sequence::jury::Jury;
 use crate::sequence::{
-    AssociationExpert, DeltaExpert, Knowledge, Lesson, Model, Order, RecordedExpert, RecurrentExpert, SequenceExpert,
+    AssociationExpert, DeltaExpert, Experience, Knowledge, Lesson, Model, Order, RecordedExpert, RecurrentExpert,
+    SequenceExpert,
 };
 use crate::successor::{Follower, Successors};
 use crate::tally::Tally;
@@ -376,14 +377,18 @@ impl Predictor for Ensemble {
     fn adopt(&mut self, model: Model) {
         self.jury.adopt(&model);
     }
+
+    fn experience(&self) -> Experience {
+        self.jury.experience()
+    }
 }
 
 /// The sequence experts, the plainest first; a network only if there is one, or is to be one.
 fn experts(geometry: Geometry, knowledge: Knowledge) -> Vec<Box<dyn SequenceExpert>> {
     let mut experts: Vec<Box<dyn SequenceExpert>> = vec![
         Box::new(RecordedExpert::new(knowledge.recordings)),
-        Box::new(DeltaExpert::new(Order::Two)),
-        Box::<AssociationExpert>::default(),
+        Box::new(DeltaExpert::knowing(Order::Two, &knowledge.tables)),
+        Box::new(AssociationExpert::knowing(&knowledge.tables)),
     ];
     if knowledge.model.is_some() || knowledge.learns {
         let network = RecurrentExpert::new(geometry.blocks_per_unit(), knowledge.model, knowledge.learns);

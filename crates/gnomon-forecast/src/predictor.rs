@@ -10,7 +10,7 @@ use std::time::Duration;
 use gnomon_terms::{Access, Bytes, Instant};
 
 use crate::reason::{Clock, Expected, Reason};
-use crate::sequence::{Lesson, Model};
+use crate::sequence::{Experience, Lesson, Model};
 use crate::{BlockMap, Geometry, UnitIndex};
 
 /// What a predictor expects of one unit.
@@ -100,8 +100,8 @@ pub trait Predictor: Send {
         Vec::new()
     }
 
-    /// Up to `most` of the forecasts that no read has made true so far, those that still may come true first and the
-    /// latest of them first. Asking changes nothing, here as below.
+    /// Up to `most` of the forecasts that no read has made true so far, those that still may come true first, of these
+    /// what a move would act on, and the latest first. Asking changes nothing, here as below.
     fn expected(&self, _now: Instant, _most: usize) -> Vec<Expected> {
         Vec::new()
     }
@@ -123,6 +123,11 @@ pub trait Predictor: Send {
 
     /// What came of a lesson.
     fn adopt(&mut self, _model: Model) {}
+
+    /// What it has learned that another process should know again. Copies less than 1 MiB.
+    fn experience(&self) -> Experience {
+        Experience::default()
+    }
 }
 
 /// How far ahead reactive forecasts look at first. Ten seconds: a guest's scan has passed by then, and a link of

@@ -4,6 +4,7 @@
 //! its sockets in `/run/gnomon`; others use their XDG folders. A key that is not known is an error, not a guess.
 
 mod balancing;
+mod forecast;
 mod memory;
 
 use std::{
@@ -17,11 +18,16 @@ use gnomon_store::{EtcdAddress, EtcdTls, OwnCertificate};
 use gnomon_terms::BytesPerSecond;
 use serde::Deserialize;
 
-pub use balancing::{Balancer, Hook, HookTo};
-use balancing::{RawBalancer, RawHook, balancer, hook};
-pub use memory::MemoryConfig;
-use memory::RawMemory;
-
+pub use self::{
+    balancing::{Balancer, Hook, HookTo},
+    forecast::{FeedConfig, FeedSource, ModelChoice},
+    memory::MemoryConfig,
+};
+use self::{
+    balancing::{RawBalancer, RawHook, balancer, hook, url_of},
+    forecast::{RawFeed, RawForecast},
+    memory::RawMemory,
+};
 use crate::names::{self, NameError};
 
 /// A unix socket's path must fit `sockaddr_un.sun_path` (108 bytes with its closing zero), and the longest name we
@@ -43,6 +49,7 @@ struct RawConfig {
     memory: RawMemory,
     balancer: Vec<RawBalancer>,
     hook: Vec<RawHook>,
+    feed: Vec<RawFeed>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,13 +100,6 @@ struct RawVolume {
     nbd_pki: Option<PathBuf>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawForecast {
-    learn: bool,
-    model: Option<PathBuf>,
-}
-
 /// What the daemon was told to be.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -131,13 +131,15 @@ pub struct Config {
     /// Whether the volumes' networks go on learning while guests run.
     pub learn: bool,
     /// The network with which they begin.
-    pub model: Option<PathBuf>,
+    pub model: ModelChoice,
     /// What is staged for guests to come.
     pub memory: MemoryConfig,
     /// Load balancers that send connections to its VMs.
     pub balancers: Vec<Balancer>,
     /// Who hears of what is done to its VMs.
     pub hooks: Vec<Hook>,
+    /// What the world outside says.
+    pub feeds: Vec<FeedConfig>,
 }
 
 /// How other nodes reach this one.
@@ -236,10 +238,11 @@ impl Config {
             nbd_socket: raw.volume.nbd_socket.unwrap_or_else(|| run_dir.join("nbd.sock")),
             nbd_tcp: nbd_tcp(raw.volume.nbd_tcp, raw.volume.nbd_pki)?,
             learn: raw.forecast.learn,
-            model: raw.forecast.model,
+            model: ModelChoice::of(raw.forecast.model),
             memory: raw.memory.mean()?,
             balancers: raw.balancer.into_iter().map(balancer).collect::<Result<_, _>>()?,
             hooks: raw.hook.into_iter().map(hook).collect::<Result<_, _>>()?,
+            feeds: forecast::feeds(raw.feed)?,
             run_dir,
             state_dir,
         })

@@ -44,7 +44,7 @@ fn hostile_knowledge() -> [Knowledge; 2] {
     [f32::NAN, 1e30].map(|value| {
         let network = Network::of(shape, vec![value; shape.weights()]).unwrap();
         let model = Model { network, vocabulary: vocabulary(), blocks_per_unit: 16, about: About::default() };
-        Knowledge { model: Some(model), recordings: recordings(), learns: true }
+        Knowledge { model: Some(model), recordings: recordings(), learns: true, ..Knowledge::default() }
     })
 }
 
@@ -112,7 +112,7 @@ proptest! {
         let data = tell(&story, Forecast::Given(hostile), budget.map(Bytes)).0;
         prop_assert_eq!(&data, &expected);
         for knowledge in hostile_knowledge() {
-            let data = tell(&story, Forecast::Knowing(knowledge), budget.map(Bytes)).0;
+            let data = tell(&story, Forecast::Knowing(Box::new(knowledge)), budget.map(Bytes)).0;
             prop_assert_eq!(&data, &expected);
         }
     }

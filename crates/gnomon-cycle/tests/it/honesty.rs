@@ -4,13 +4,13 @@
 
 use std::io::Read;
 
-use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
+use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing, replay_some};
 use gnomon_forecast::sequence::{
-    About, Cell, Corpus, Dice, Knowledge, Model, Network, Plan, Recording, Trainer, path_of,
+    About, Cell, Corpus, Dice, Knowledge, Model, Network, Plan, Recording, Trainer, path_of, shipped,
 };
 use gnomon_forecast::trace::{Format, Trace};
 use gnomon_forecast::{BlockMap, Chance, Ensemble, Geometry, Predictor, UnitIndex};
-use gnomon_terms::{Access, BlockCount};
+use gnomon_terms::{Access, BlockCount, Extent, Instant, Op, ResourceId};
 
 const BOOTS: [&[u8]; 2] = [
     include_bytes!("../../../gnomon-forecast/data/vm_boot_1.csv.zst"),
@@ -82,7 +82,7 @@ fn the_same_seed_gives_the_same_numbers() {
 fn said(prefix: &[Access], geometry: Geometry) -> (Vec<Chance>, Vec<UnitIndex>, Vec<u32>) {
     let (model, _) = model(&boot(0), |_| {});
     let recordings = vec![Recording::of(&path_of(geometry, &boot(0).accesses))];
-    let knowledge = Knowledge { model: Some(model), recordings, learns: true };
+    let knowledge = Knowledge { model: Some(model), recordings, learns: true, ..Knowledge::default() };
     let all = BlockMap::full(geometry.blocks());
     let mut blend = Ensemble::knowing(geometry, &all, knowledge);
     let (mut chances, mut order) = (Vec::new(), Vec::new());
@@ -129,5 +129,48 @@ fn hostile_weights_change_no_move() {
         let hostile = Knowledge { model: Some(Model { network, ..good.clone() }), ..Knowledge::default() };
         let (with, without) = (replayed(&trace, &hostile), replayed(&trace, &Knowledge::default()));
         assert_eq!(of(&with, "blend").stalled_pct, of(&without, "blend").stalled_pct, "{value}");
+    }
+}
+
+/// Reads of one unit each, 10 ms apart.
+fn reads(unit: impl Fn(u64) -> u64) -> Trace {
+    let access = |nth: u64| Access {
+        at: Instant::from_micros(nth * 10_000),
+        resource: ResourceId(0),
+        extent: Extent::new(unit(nth) * 16, 16),
+        op: Op::Read,
+    };
+    Trace { accesses: (0..6000).map(access).collect() }
+}
+
+/// The shipped network was not trained on any of these; it may gain nothing, and must not cost anything but noise.
+#[test]
+fn the_shipped_network_harms_no_recording_that_it_has_not_seen() {
+    let scattered = |nth: u64| nth.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    let mixed = move |nth: u64| match nth % 3 {
+        0 => nth,
+        1 => 40_000 + nth * 7 % 20_000,
+        _ => scattered(nth) % 500,
+    };
+    let held_out = [("boot", boot(1)), ("scattered", reads(scattered)), ("mixed", reads(mixed))];
+    let network = Knowledge { model: Some(shipped()), ..Knowledge::default() };
+    for ((name, trace), allocation, rate) in held_out.iter().flat_map(|trace| {
+        let cases = [
+            (Allocation::Half, 1.0),
+            (Allocation::Half, 4.0),
+            (Allocation::Touched, 1.0),
+            (Allocation::Touched, 4.0),
+        ];
+        cases.map(|(allocation, rate)| (trace, allocation, rate))
+    }) {
+        let options = ReplayOptions { allocation, rate, ..ReplayOptions::default() };
+        let stalled = |knowledge: &Knowledge| {
+            let results = replay_some(trace, &options, knowledge, &["sequential", "blend"], &mut || 0).unwrap();
+            of(&results, "blend").stalled_pct
+        };
+        let (with, without) = (stalled(&network), stalled(&Knowledge::default()));
+        // Two reads of a short recording, half a percent of a longer one.
+        let noise = (200.0 / (trace.accesses.len() as f64 / 2.0)).max(0.5);
+        assert!(with <= without + noise, "{name}, {allocation:?} {rate}: {with} % stalled, {without} % without it");
     }
 }

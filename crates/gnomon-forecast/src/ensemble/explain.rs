@@ -19,7 +19,8 @@ const LOOKED_AT: usize = 1 << 20;
 const WORD: f32 = 0.01;
 
 impl Ensemble {
-    /// Up to `most` forecasts that no read has made true: those that still may come true first, the latest first.
+    /// Up to `most` forecasts that no read has made true: those that still may come true first, of
+    /// these what a move would act on, the latest first.
     pub(super) fn out(&self, now: Instant, most: usize) -> Vec<Expected> {
         let (now, bar) = (Tick::at(now), self.adjuster.threshold());
         let plain = self.gate.pending().map(|(class, forecast)| {
@@ -28,7 +29,7 @@ impl Ensemble {
             forecast.expected(now, REACTIVE[at], probability, would_act)
         });
         let mut all: Vec<Expected> = plain.chain(self.jury.pending(now, bar)).collect();
-        all.sort_by_key(|expected| (expected.left.is_none(), expected.made, expected.unit));
+        all.sort_by_key(|expected| (expected.left.is_none(), !expected.is_heard, expected.made, expected.unit));
         all.truncate(most);
         all
     }

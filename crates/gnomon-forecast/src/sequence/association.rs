@@ -14,6 +14,7 @@
 
 use gnomon_terms::{Bytes, Instant};
 
+use super::experience::{Experience, Tables};
 use super::expert::{Foreseen, SequenceExpert};
 use crate::UnitIndex;
 
@@ -30,6 +31,8 @@ const CANDIDATES: usize = 256;
 const WITHIN: usize = 32;
 /// Partners of one unit.
 const WIDTH: usize = 2;
+/// Numbers of a row of partners as it is kept: the unit, its partners, and the credits in one.
+pub(super) const KEPT_ROW: usize = 2 + WIDTH;
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,17 @@ impl Default for AssociationExpert {
 }
 
 impl AssociationExpert {
+    /// With the partners that another has kept.
+    pub fn knowing(tables: &Tables) -> AssociationExpert {
+        let mut expert = AssociationExpert::default();
+        for [unit, one, other, credits] in tables.partners.iter().copied() {
+            let [a, b, ..] = credits.to_le_bytes();
+            let (unit, with) = (unit.cast_unsigned(), [one, other].map(i32::cast_unsigned));
+            expert.partners[slot(unit, KNOWN)] = Partners { unit, with, credit: [a, b] };
+        }
+        expert
+    }
+
     fn mine(&mut self) {
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.sort_unstable_by_key(|(unit, at)| (at[0], *unit));
@@ -122,12 +136,30 @@ impl SequenceExpert for AssociationExpert {
         }));
     }
 
+    fn keep(&self, into: &mut Experience) {
+        let known =
+            self.partners.iter().filter(|row| row.unit != NONE && row.credit.iter().any(|credit| *credit > 0));
+        into.tables.partners = known.map(kept).collect();
+    }
+
     fn bytes(&self) -> Bytes {
         let bytes = SIGHTED * size_of::<Sightings>()
             + CANDIDATES * size_of::<(u32, [u32; SUPPORT])>()
             + KNOWN * size_of::<Partners>();
         Bytes(bytes as u64)
     }
+}
+
+/// A row as it is kept.
+fn kept(row: &Partners) -> [i32; KEPT_ROW] {
+    let ([one, other], [a, b]) = (row.with.map(u32::cast_signed), row.credit);
+    [row.unit.cast_signed(), one, other, i32::from_le_bytes([a, b, 0, 0])]
+}
+
+/// Whether rows are as they are kept: of one unit each, in the order of the table.
+pub(super) fn is_kept(rows: &[[i32; KEPT_ROW]]) -> bool {
+    let slots: Vec<usize> = rows.iter().map(|row| slot(row[0].cast_unsigned(), KNOWN)).collect();
+    rows.len() <= KNOWN && slots.is_sorted_by(|one, other| one < other) && rows.iter().all(|row| row[0] != -1)
 }
 
 fn close(a: u32, b: u32) -> bool {

@@ -10,6 +10,7 @@
 
 use gnomon_terms::{Bytes, Instant};
 
+use super::experience::{Experience, Tables};
 use super::expert::{Foreseen, SequenceExpert};
 use super::vocabulary::delta;
 use crate::UnitIndex;
@@ -20,6 +21,8 @@ const ROWS: usize = 1 << 13;
 const WIDTH: usize = 3;
 /// Steps that a forecast follows at most.
 const DEPTH: usize = 4;
+/// Numbers of a row as it is kept: its place, its tag, what follows, and the credits in one.
+pub(super) const KEPT_ROW: usize = 3 + WIDTH;
 /// Below this sureness (of all steps together) a forecast is not made.
 const LEAST: f32 = 0.15;
 
@@ -85,6 +88,19 @@ impl DeltaExpert {
         DeltaExpert { order, tables, last: None, steps: [0; 2] }
     }
 
+    /// With the rows that another of this order has kept.
+    pub fn knowing(order: Order, tables: &Tables) -> DeltaExpert {
+        let mut expert = DeltaExpert::new(order);
+        for [place, tag, next @ .., credits] in tables.deltas.iter().copied() {
+            let (table, at) = (place as usize / ROWS, place as usize % ROWS);
+            let [credit @ .., _] = credits.to_le_bytes();
+            if let Some(table) = expert.tables.get_mut(table) {
+                table[at] = Row { tag: tag.cast_unsigned(), next, credit };
+            }
+        }
+        expert
+    }
+
     fn note(&mut self, next: i32) {
         for (order, table) in self.tables.iter_mut().enumerate() {
             let (tag, at) = place(order, self.steps);
@@ -138,9 +154,27 @@ impl SequenceExpert for DeltaExpert {
         }
     }
 
+    fn keep(&self, into: &mut Experience) {
+        let all = self.tables.iter().flatten().zip(0..);
+        let known = all.filter(|(row, _)| row.credit.iter().any(|credit| *credit > 0));
+        into.tables.deltas = known.map(|(row, place)| kept(row, place)).collect();
+    }
+
     fn bytes(&self) -> Bytes {
         Bytes((self.tables.len() * ROWS * size_of::<Row>()) as u64)
     }
+}
+
+/// A row as it is kept.
+fn kept(row: &Row, place: i32) -> [i32; KEPT_ROW] {
+    let ([a, b, c], [x, y, z]) = (row.credit, row.next);
+    [place, row.tag.cast_signed(), x, y, z, i32::from_le_bytes([a, b, c, 0])]
+}
+
+/// Whether rows are as they are kept: each at a place of its own.
+pub(super) fn is_kept(rows: &[[i32; KEPT_ROW]]) -> bool {
+    let in_order = rows.windows(2).all(|pair| pair[0][0] < pair[1][0]);
+    in_order && rows.iter().all(|row| (0..2 * ROWS as i32).contains(&row[0]))
 }
 
 /// The tag and the row of a context: the latest delta, and for order two the one before.

@@ -7,6 +7,7 @@ use std::{fmt, time::Duration};
 
 use gnomon_terms::{Access, Bytes, Instant, Op};
 
+use super::experience::Experience;
 use super::model::Model;
 use super::study::Lesson;
 use super::vocabulary::ends;
@@ -46,6 +47,9 @@ pub trait SequenceExpert: Send + fmt::Debug {
 
     /// What came of a lesson.
     fn adopt(&mut self, _model: Model) {}
+
+    /// Adds what it has learned and should know again in another process.
+    fn keep(&self, _into: &mut Experience) {}
 
     /// Memory it takes.
     fn bytes(&self) -> Bytes;

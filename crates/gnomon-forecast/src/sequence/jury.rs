@@ -15,6 +15,7 @@
 
 use gnomon_terms::{Access, Instant, Op};
 
+use super::experience::Experience;
 use super::expert::{Foreseen, SequenceExpert};
 use super::model::Model;
 use super::study::Lesson;
@@ -173,6 +174,13 @@ impl Jury {
     /// What came of a lesson.
     pub fn adopt(&mut self, model: &Model) {
         self.experts.iter_mut().for_each(|expert| expert.adopt(model.clone()));
+    }
+
+    /// What the experts have learned.
+    pub fn experience(&self) -> Experience {
+        let mut kept = Experience { blocks_per_unit: self.geometry.blocks_per_unit(), ..Experience::default() };
+        self.experts.iter().for_each(|expert| expert.keep(&mut kept));
+        kept
     }
 
     /// The experts' weights; what is missing to one is silence's.

@@ -92,7 +92,13 @@ impl Model {
     /// The file. The same model gives the same bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut tensors = Tensors::default();
-        write_network(&mut tensors, "", &self.network);
+        self.write(&mut tensors);
+        tensors.encode()
+    }
+
+    /// Adds it to what else a file holds.
+    pub(super) fn write(&self, tensors: &mut Tensors) {
+        write_network(tensors, "", &self.network);
         let deltas = self.vocabulary.deltas().to_vec();
         let deltas = Tensor { shape: vec![deltas.len()], numbers: Numbers::I32(deltas) };
         tensors.tensors.insert("vocabulary".to_owned(), deltas);
@@ -112,26 +118,28 @@ impl Model {
         ] {
             tensors.metadata.insert(key.to_owned(), text);
         }
-        tensors.encode()
     }
 
     /// Reads a file that nobody vouches for.
     pub fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
-        let tensors = Tensors::decode(bytes)?;
+        Model::read(&Tensors::decode(bytes)?)
+    }
+
+    pub(super) fn read(tensors: &Tensors) -> Result<Model, ModelError> {
         if tensors.metadata.get("gnomon").map(String::as_str) != Some(VERSION) {
             return Err(ModelError::Foreign("gnomon"));
         }
         let deltas = tensors.integers_of("vocabulary").ok_or(ModelError::Foreign("vocabulary"))?;
         let vocabulary = Vocabulary::new(deltas.to_vec())?;
-        let network = read_network(&tensors, "", vocabulary.tokens())?;
-        let blocks_per_unit = number(&tensors, "blocks_per_unit")?;
+        let network = read_network(tensors, "", vocabulary.tokens())?;
+        let blocks_per_unit = number(tensors, "blocks_per_unit")?;
         let about = About {
-            traces: traces(&tensors)?,
-            curve: read_curve(&tensors)?,
-            loss: number(&tensors, "loss")?,
-            plain_loss: number(&tensors, "plain_loss")?,
-            right: number(&tensors, "right")?,
-            seed: number(&tensors, "seed")?,
+            traces: traces(tensors)?,
+            curve: read_curve(tensors)?,
+            loss: number(tensors, "loss")?,
+            plain_loss: number(tensors, "plain_loss")?,
+            right: number(tensors, "right")?,
+            seed: number(tensors, "seed")?,
         };
         Ok(Model { network, vocabulary, blocks_per_unit, about })
     }

@@ -16,6 +16,7 @@ use std::{collections::HashSet, time::Duration};
 
 use gnomon_terms::{Bytes, Instant};
 
+use super::experience::Experience;
 use super::expert::{Foreseen, SequenceExpert};
 use crate::UnitIndex;
 
@@ -27,7 +28,7 @@ const LASTS: Duration = Duration::from_secs(120);
 /// a running guest do not.
 const REST: Duration = Duration::from_secs(5);
 /// Recordings kept.
-const KEPT: usize = 4;
+pub(super) const KEPT: usize = 4;
 /// First reads after which a recording can be recognised.
 const PROOF: u32 = 16;
 /// The share of recent first reads that must be in a recording, near where they should be.
@@ -63,6 +64,11 @@ impl Recording {
     /// True when nothing was read.
     pub fn is_empty(&self) -> bool {
         self.units.is_empty()
+    }
+
+    /// The units, in order.
+    pub fn units(&self) -> &[UnitIndex] {
+        &self.units
     }
 
     fn place(&self, unit: UnitIndex) -> Option<u32> {
@@ -185,6 +191,16 @@ impl SequenceExpert for RecordedExpert {
         let Some((recording, episode, follow)) = self.followed() else { return };
         let unread = |unit: &&UnitIndex| !episode.seen.contains(unit);
         out.extend(recording.units.iter().skip(follow.at as usize).filter(unread));
+    }
+
+    /// The recordings. A boot under way is one as far as it has come, unless it is one that is known: then that is longer.
+    fn keep(&self, into: &mut Experience) {
+        into.recordings.clone_from(&self.recordings);
+        let new = self.episode.as_ref().filter(|episode| episode.path.len() >= PROOF as usize);
+        if let Some(new) = new.filter(|episode| episode.best().is_none()) {
+            into.recordings.drain(..(self.recordings.len() + 1).saturating_sub(KEPT));
+            into.recordings.push(Recording::of(&new.path));
+        }
     }
 
     fn bytes(&self) -> Bytes {

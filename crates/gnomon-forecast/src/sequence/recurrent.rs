@@ -6,6 +6,7 @@
 
 use gnomon_terms::{Bytes, Instant};
 
+use super::experience::Experience;
 use super::expert::{Foreseen, SequenceExpert};
 use super::model::{About, Model};
 use super::network::{State, Work};
@@ -191,11 +192,18 @@ impl SequenceExpert for RecurrentExpert {
         })
     }
 
+    /// It goes on to say where the first weights came from.
     fn adopt(&mut self, model: Model) {
         let fits = |own: &Model| own.vocabulary == model.vocabulary && own.network.shape() == model.network.shape();
         if self.model.as_ref().is_some_and(fits) {
-            self.model = Some(model);
+            let about = self.model.take().map(|own| own.about).unwrap_or_default();
+            self.model = Some(Model { about, ..model });
         }
+    }
+
+    /// The network, if it has become another than it was given.
+    fn keep(&self, into: &mut Experience) {
+        into.network = self.model.clone().filter(|_| self.learns);
     }
 
     fn bytes(&self) -> Bytes {

@@ -14,19 +14,21 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use gnomon_forecast::sequence::Experience;
 use tokio::net::UnixListener;
 use utoipa::OpenApi;
 
 use super::{
     ApiError,
     types::{
-        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, ForecastQuery, ForecastView, ImportVolume, JobView,
-        MoveOutlook, MoveRequest, NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth, StopVm,
-        SwitchVm, TraceQuery, UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView, WatchQuery,
+        AdoptVm, Confirm, CreateVolume, EventView, FailoverVm, FeedView, ForecastQuery, ForecastView, ImportVolume,
+        JobView, MoveOutlook, MoveRequest, NodeView, PeerView, ProtectVm, RemoveQuery, Rollback, RunVm, SetBandwidth,
+        StopVm, SwitchVm, TraceQuery, UnprotectVm, UpdateOutlook, UpdateVm, VerifyRequest, VmView, VolumeView,
+        WatchQuery,
     },
 };
 use crate::{
-    daemon::{Daemon, forecasts, moving, protecting, updating},
+    daemon::{Daemon, forecasts, learned, moving, protecting, updating},
     metrics, trace,
 };
 
@@ -73,6 +75,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> Result<(), Ap
         trace_volume,
         forecast_volume,
         forecast_vm,
+        feeds,
         vms,
         run_vm,
         adopt_vm,
@@ -117,6 +120,7 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/trace", get(trace_volume))
         .route("/v1/volumes/{name}/forecast", get(forecast_volume))
         .route("/v1/vms/{name}/forecast", get(forecast_vm))
+        .route("/v1/feeds", get(feeds))
         .route("/v1/vms", get(vms).post(run_vm))
         .route("/v1/vms/adopt", post(adopt_vm))
         .route("/v1/vms/{name}", get(vm))
@@ -174,8 +178,9 @@ async fn volumes(State(daemon): Daemoned) -> Json<Vec<VolumeView>> {
 /// Makes an empty volume.
 #[utoipa::path(post, path = "/v1/volumes", request_body = CreateVolume, responses((status = 200, body = VolumeView)))]
 async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -> Answer<VolumeView> {
+    let like = like(&daemon, ask.like.as_deref()).await?;
     blocking(daemon, move |daemon| {
-        let handle = daemon.keeper.create(&ask.name, ask.size)?;
+        let handle = daemon.keeper.create(&ask.name, ask.size, &like)?;
         Ok(daemon.keeper.view(&handle))
     })
     .await
@@ -184,7 +189,16 @@ async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -
 /// Makes a volume of a disk image.
 #[utoipa::path(post, path = "/v1/volumes/import", request_body = ImportVolume, responses((status = 200, body = JobView)))]
 async fn import_volume(State(daemon): Daemoned, Json(ask): Json<ImportVolume>) -> Answer<JobView> {
-    crate::daemon::importing::start(&daemon, ask).map(Json)
+    let like = like(&daemon, ask.like.as_deref()).await?;
+    crate::daemon::importing::start(&daemon, ask, like).map(Json)
+}
+
+/// What the forecasts of a new volume begin with.
+async fn like(daemon: &Daemon, volume: Option<&str>) -> Result<Experience, ApiError> {
+    match volume {
+        Some(name) => learned::of(&*daemon.keeper.get(name)?).await,
+        None => Ok(Experience::default()),
+    }
 }
 
 /// One volume.
@@ -405,6 +419,12 @@ async fn forecast_vm(
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [VmView])))]
 async fn vms(State(daemon): Daemoned) -> Answer<Vec<VmView>> {
     blocking(daemon, |daemon| Ok(protecting::list(daemon))).await
+}
+
+/// What the world outside says.
+#[utoipa::path(get, path = "/v1/feeds", responses((status = 200, body = [FeedView])))]
+async fn feeds(State(daemon): Daemoned) -> Json<Vec<FeedView>> {
+    Json(daemon.feeds.views())
 }
 
 /// Starts a VM on volumes.

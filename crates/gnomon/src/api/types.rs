@@ -18,7 +18,8 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
 pub use forecast::{
-    ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP, WorthView,
+    ExpectedView, ExpertView, FeedState, FeedView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP,
+    WorthView,
 };
 pub use memory::{
     AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, MemoryChange, MemoryView, RequestsView,
@@ -78,6 +79,9 @@ pub struct CreateVolume {
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
+    /// Its forecasts begin with what those of this volume have learned.
+    #[serde(default)]
+    pub like: Option<String>,
 }
 
 /// Asks for a volume with the content of a disk image.
@@ -91,6 +95,9 @@ pub struct ImportVolume {
     /// The volume's size in bytes, if it is to be larger than the image.
     #[serde(default)]
     pub size: Option<u64>,
+    /// Its forecasts begin with what those of this volume have learned.
+    #[serde(default)]
+    pub like: Option<String>,
 }
 
 /// A volume.

@@ -30,6 +30,9 @@ pub enum Command {
         /// Its size: 512MiB, 20G
         #[arg(long)]
         size: Bytes,
+        /// Another volume, from whose experience forecasts begin: one of the same image, of a guest that does the same
+        #[arg(long, value_name = "VOLUME")]
+        like: Option<String>,
     },
     /// Make a volume of a disk image: raw, qcow2, or whatever qemu-img reads
     #[command(after_help = "Examples:\n  gnomon volume import root --file debian-12.qcow2")]
@@ -43,6 +46,9 @@ pub enum Command {
         /// The volume's size, if it is to be larger than the image: 40G
         #[arg(long)]
         size: Option<Bytes>,
+        /// Another volume, from whose experience forecasts begin: one of the same image, of a guest that does the same
+        #[arg(long, value_name = "VOLUME")]
+        like: Option<String>,
         /// Do not wait
         #[arg(long)]
         detach: bool,
@@ -232,14 +238,14 @@ fn rate_or_none(text: &str) -> Result<Rate, gnomon_terms::ParseUnitError> {
 pub(super) async fn run(command: Command, context: &Context) -> Ended {
     let Context { client, output } = context;
     match command {
-        Command::Create { name, size } => {
-            let volume: VolumeView = client.post("/v1/volumes", &CreateVolume { name, size: size.0 }).await?;
+        Command::Create { name, size, like } => {
+            let volume: VolumeView = client.post("/v1/volumes", &CreateVolume { name, size: size.0, like }).await?;
             output.result(&volume, words);
         }
-        Command::Import { name, file, size, detach } => {
+        Command::Import { name, file, size, like, detach } => {
             let file = absolute(file)?;
             let job: JobView = client
-                .post("/v1/volumes/import", &ImportVolume { name, file, size: size.map(|size| size.0) })
+                .post("/v1/volumes/import", &ImportVolume { name, file, size: size.map(|size| size.0), like })
                 .await?;
             job::follow_or_detach(&job, detach, context).await?;
         }

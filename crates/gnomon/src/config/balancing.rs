@@ -91,7 +91,10 @@ pub(super) fn hook(raw: RawHook) -> Result<Hook, ConfigError> {
         name("hook.vm", vm)?;
     }
     let to = match (raw.url, raw.command) {
-        (Some(url), None) => url_of(&url)?,
+        (Some(url), None) => {
+            let (host, path) = url_of("hook.url", &url)?;
+            HookTo::Url { host, path }
+        }
         (None, Some(program)) => HookTo::Command(program),
         (url, _) => {
             return Err(value("hook.url", &url.unwrap_or_default(), "a hook has either a url or a command"));
@@ -100,15 +103,16 @@ pub(super) fn hook(raw: RawHook) -> Result<Hook, ConfigError> {
     Ok(Hook { vm: raw.vm, to })
 }
 
-fn url_of(url: &str) -> Result<HookTo, ConfigError> {
-    let wrong = || value("hook.url", url, "write http://HOST:PORT/PATH; for anything else let a command do it");
+/// Host with port, and path, of an address.
+pub(super) fn url_of(key: &'static str, url: &str) -> Result<(String, String), ConfigError> {
+    let wrong = || value(key, url, "write http://HOST:PORT/PATH; for anything else let a command do it");
     let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
-    host_and_port("hook.url", &host).map_err(|_| wrong())?;
+    host_and_port(key, &host).map_err(|_| wrong())?;
     let path = if path.is_empty() { "/" } else { path };
     match path.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(HookTo::Url { host, path: path.to_string() }),
+        true => Ok((host, path.to_string())),
         false => Err(wrong()),
     }
 }

@@ -37,7 +37,12 @@ async fn show(handle: &VolumeHandle, query: ForecastQuery) -> Result<ForecastVie
     let (geometry, score, outlook) = asked?;
     let job = handle.job.lock().clone();
     let view = view(geometry, &score, &outlook, job);
-    Ok(ForecastView { volume: handle.record().name, role: handle.role().to_string(), ..view })
+    Ok(ForecastView {
+        volume: handle.record().name,
+        role: handle.role().to_string(),
+        before: handle.learned.before(),
+        ..view
+    })
 }
 
 /// The loop's answer in the words of the API.

@@ -13,6 +13,7 @@ use std::{
     time::{Instant as Clock, SystemTime, UNIX_EPOCH},
 };
 
+use gnomon_forecast::sequence::Experience;
 use gnomon_terms::{Bytes, ResourceId};
 use gnomon_volume::{
     blockmap::BootId,
@@ -25,6 +26,7 @@ use gnomon_volume::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
+    learned::LearnedFile,
     records::{Records, StandingRecord, VolumeRecord},
     teacher::Learning,
     watcher::Watcher,
@@ -47,6 +49,8 @@ pub struct VolumeHandle {
     pub volume: Arc<Volume>,
     /// Its loop.
     pub watcher: Watcher,
+    /// What that learns, on disk.
+    pub learned: LearnedFile,
     /// The job of the move it takes part in.
     pub job: Mutex<Option<String>>,
 }
@@ -179,8 +183,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes an empty volume. It takes space as it is written.
-    pub fn create(&self, name: &str, size: u64) -> Result<Arc<VolumeHandle>, ApiError> {
+    /// Makes an empty volume, whose loop begins with what another's has learned. It takes space as it is written.
+    pub fn create(&self, name: &str, size: u64, like: &Experience) -> Result<Arc<VolumeHandle>, ApiError> {
         let path = self.place_for(name)?;
         if size == 0 {
             return Err(ApiError::usage("a volume of no bytes is of no use: give it a size such as 20G"));
@@ -188,21 +192,21 @@ impl Keeper {
         self.check_space(0, "a volume")?;
         let local = FileDisk::create(&path, Bytes(size))?;
         let record = self.new_record(name, path, size, 1, StandingRecord::Primary);
-        self.keep(record, local)
+        self.keep(record, local, like)
     }
 
-    /// Takes over a file at the place that [`Keeper::place_for`] gave.
-    pub fn take_over(&self, name: &str, path: PathBuf) -> Result<Arc<VolumeHandle>, ApiError> {
+    /// Takes over a file at the place that [`Keeper::place_for`] gave; the loop begins like another's.
+    pub fn take_over(&self, name: &str, path: PathBuf, like: &Experience) -> Result<Arc<VolumeHandle>, ApiError> {
         let local = FileDisk::open(&path, None, Mode::ReadWrite)?;
         let size = gnomon_volume::disk::Disk::size(&local).0;
         let record = self.new_record(name, path, size, 1, StandingRecord::Primary);
-        self.keep(record, local)
+        self.keep(record, local, like)
     }
 
     /// Makes the volume that a move brings here.
     pub fn create_shadow(&self, draft: VolumeRecord) -> Result<Arc<VolumeHandle>, ApiError> {
         let local = FileDisk::create(&draft.path, Bytes(draft.size))?;
-        self.keep(draft, local)
+        self.keep(draft, local, &Experience::default())
     }
 
     /// A record of a volume that begins now.
@@ -218,7 +222,10 @@ impl Keeper {
         VolumeRecord { name: name.to_string(), path, size, created, epoch, standing, move_id: None, handover: None }
     }
 
-    fn keep(&self, record: VolumeRecord, local: FileDisk) -> Result<Arc<VolumeHandle>, ApiError> {
+    fn keep(&self, record: VolumeRecord, local: FileDisk, like: &Experience) -> Result<Arc<VolumeHandle>, ApiError> {
+        // What an earlier volume of this name may have left is not its own.
+        LearnedFile::beside(&record.path).remove()?;
+        LearnedFile::beside(&record.path).write(like, 0)?;
         self.records.put_volume(&record)?;
         self.show(record, local)
     }
@@ -237,7 +244,8 @@ impl Keeper {
         };
         let volume = Arc::new(Volume::open(parts, record.epoch(), record.standing())?);
         volume.doubt()?;
-        let watcher = Watcher::start(&volume, &self.learning)?;
+        let learned = LearnedFile::beside(&record.path);
+        let watcher = Watcher::start(&volume, &self.learning, learned.read())?;
         self.exports.add(Export {
             name: record.name.clone(),
             description: format!("gnomon volume {}", record.name),
@@ -247,7 +255,8 @@ impl Keeper {
             tap: Some(tap),
         })?;
         let name = record.name.clone();
-        let handle = Arc::new(VolumeHandle { record: Mutex::new(record), volume, watcher, job: Mutex::default() });
+        let handle =
+            Arc::new(VolumeHandle { record: Mutex::new(record), volume, watcher, learned, job: Mutex::default() });
         self.volumes.write().insert(name, Arc::clone(&handle));
         Ok(handle)
     }
@@ -385,6 +394,7 @@ impl Keeper {
         refuse_if_moving(record)?;
         let view = self.view_of(record.clone(), UNUSABLE);
         self.records.remove_volume(name)?;
+        LearnedFile::beside(&record.path).remove()?;
         remove_files(&record.path)?;
         unusable.remove(name);
         Ok(view)
@@ -396,6 +406,7 @@ impl Keeper {
         self.exports.remove(&record.name)?;
         self.volumes.write().remove(&record.name);
         self.records.remove_volume(&record.name)?;
+        handle.learned.remove()?;
         Ok(remove_files(&record.path)?)
     }
 

@@ -7,10 +7,12 @@ mod agent;
 mod balancing;
 pub mod cards;
 pub mod console;
+mod feeds;
 pub mod forecasts;
 pub mod importing;
 pub mod jobs;
 pub mod keeper;
+pub mod learned;
 pub mod memory;
 pub mod moving;
 pub mod protecting;
@@ -40,6 +42,7 @@ use tokio::net::TcpStream;
 
 use self::{
     balancing::Balancing,
+    feeds::Feeds,
     jobs::Jobs,
     keeper::Keeper,
     memory::Memory,
@@ -80,6 +83,8 @@ pub struct Daemon {
     pub vitals: Arc<Vitals>,
     /// Updates that wait for somebody.
     pub updates: Updates,
+    /// What the world outside says.
+    pub feeds: Feeds,
     /// Who is told where its VMs are.
     pub balancing: Balancing,
     /// VMs of this node that have a shadow elsewhere.
@@ -115,10 +120,13 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     tokio::select! {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}
+        () = learned::keep(&daemon.keeper) => {}
+        () = daemon.feeds.run() => {}
         told = serve_file::until_told_to_stop() => told?,
     }
     tracing::info!("stopping; guests go on and are found again");
     protecting::rest(&daemon).await;
+    learned::keep_now(&daemon.keeper).await;
     if daemon.shared.is_some() {
         let leaving = Arc::clone(&daemon);
         let left = move || leaving.shared.iter().for_each(Shared::leave);
@@ -150,12 +158,13 @@ impl Daemon {
             ))
             .then("set node.name to the name given to `gnomon node init`, or make certificates for this name"));
         }
-        let learning = Learning::new(config.model.as_deref(), config.learn)?;
+        let learning = Learning::new(&config.model, config.learn)?;
         let keeper = Arc::new(Keeper::open(&config.volume_dir, &config.nbd_socket, Arc::clone(&records), learning)?);
         let vms = Vms::open(&config.run_dir, Arc::clone(&keeper), Arc::clone(&records))?;
         let memory = Memory::new(&config, Arc::clone(&records));
         let moves = Moves::default();
         let vitals = Vitals::start(&vms);
+        let feeds = Feeds::new(&config.feeds);
         let balancing = Balancing::new(config.balancers.clone(), config.hooks.clone());
         let daemon = Arc::new(Daemon {
             config,
@@ -167,6 +176,7 @@ impl Daemon {
             moves,
             vitals,
             updates: Updates::default(),
+            feeds,
             balancing,
             protections: Protections::default(),
             shadows: Shadows::default(),

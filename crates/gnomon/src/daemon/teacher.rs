@@ -17,11 +17,11 @@ use std::{
 };
 
 use gnomon_cycle::{Cycle, Forecast};
-use gnomon_forecast::sequence::{Knowledge, LARGEST_FILE, Lesson, Model, Student};
+use gnomon_forecast::sequence::{Experience, Knowledge, LARGEST_FILE, Lesson, Model, Student, shipped};
 use gnomon_terms::ResourceId;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::api::ApiError;
+use crate::{api::ApiError, config::ModelChoice};
 
 /// The share of one processor that training may take: a fiftieth.
 const SHARE: u32 = 50;
@@ -63,17 +63,26 @@ pub struct Pupil {
 }
 
 impl Learning {
-    /// Begins with a network from a file, if one is named, and goes on learning if that is wished.
-    pub fn new(model: Option<&Path>, learn: bool) -> Result<Learning, ApiError> {
-        let model = model.map(load).transpose()?;
+    /// Begins with the network that was chosen, and goes on learning if that is wished. Whoever learns begins with what its
+    /// own volume does rather than with the shipped network, whose steps are those of others.
+    pub fn new(model: &ModelChoice, learn: bool) -> Result<Learning, ApiError> {
+        let model = match model {
+            ModelChoice::File(file) => Some(load(file)?),
+            ModelChoice::Shipped if !learn => Some(shipped()),
+            ModelChoice::Shipped | ModelChoice::Nothing => None,
+        };
         let teacher = learn.then(Teacher::start).transpose()?;
         Ok(Learning { model, teacher })
     }
 
-    /// The forecast of a volume's loop.
-    pub fn forecast(&self) -> Forecast {
-        let (model, learns) = (self.model.clone(), self.teacher.is_some());
-        Forecast::Knowing(Knowledge { model, learns, ..Knowledge::default() })
+    /// The forecast of a volume's loop, with what was learned before. A network that has learned goes on if that is still
+    /// wished, and if it began as one would begin now.
+    pub fn forecast(&self, before: Experience) -> Forecast {
+        let Experience { recordings, tables, network, .. } = before;
+        let (learns, model) = (self.teacher.is_some(), self.model.clone());
+        let about = model.as_ref().map(|model| model.about.clone()).unwrap_or_default();
+        let model = network.filter(|own| learns && own.about == about).or(model);
+        Forecast::Knowing(Box::new(Knowledge { model, recordings, tables, learns }))
     }
 
     /// A volume's place at the teacher's, if there is one.
@@ -177,7 +186,7 @@ fn thought() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use gnomon_forecast::sequence::{Cell, Network, Shape, Vocabulary, judge};
+    use gnomon_forecast::sequence::{About, Cell, Network, Shape, Source, Vocabulary, judge};
 
     use super::*;
 
@@ -214,14 +223,49 @@ mod tests {
     }
 
     #[test]
+    fn a_new_volume_begins_with_the_shipped_network_unless_it_learns_or_none_is_wished() {
+        let traces = |written: Option<&str>, learn: bool| {
+            let choice = ModelChoice::of(written.map(Into::into));
+            let learning = Learning::new(&choice, learn).expect("nothing to load");
+            let Forecast::Knowing(knowledge) = learning.forecast(Experience::default()) else {
+                panic!("not a blend")
+            };
+            knowledge.model.map_or(0, |model| model.about.traces.len())
+        };
+        assert_eq!((traces(None, false), traces(Some("shipped"), false), traces(Some("none"), false)), (2, 2, 0));
+        assert_eq!(traces(None, true), 0, "the steps of its own volume are other ones");
+    }
+
+    #[test]
+    fn a_network_goes_on_where_learning_is_wished_and_began_the_same() {
+        let network = |name: &str| {
+            let Lesson { vocabulary, network, blocks_per_unit, .. } = lesson(vec![1, 5, 9]);
+            let traces = vec![Source { name: name.to_owned(), digest: String::new(), head: 1.0 }];
+            Model { network, vocabulary, blocks_per_unit, about: About { traces, ..About::default() } }
+        };
+        let begun = |model: Option<&str>, learn: bool, own: &str| {
+            let teacher = learn.then(|| Teacher::start().expect("a thread"));
+            let learning = Learning { model: model.map(network), teacher };
+            let before = Experience { network: Some(network(own)), ..Experience::default() };
+            let Forecast::Knowing(knowledge) = learning.forecast(before) else { panic!("not a blend") };
+            knowledge.model.map(|model| model.about.traces[0].name.clone())
+        };
+        assert_eq!(begun(Some("a"), true, "a").as_deref(), Some("a"));
+        assert_eq!(begun(Some("a"), true, "b").as_deref(), Some("a"), "another model was configured since");
+        assert_eq!(begun(None, true, "b"), None, "none was configured, and it began with one");
+        assert_eq!(begun(None, false, "b"), None, "nothing is to be learned any more");
+    }
+
+    #[test]
     fn without_a_teacher_nobody_is_taught_and_a_model_that_is_none_is_told() {
-        let alone = Learning::new(None, false).expect("nothing to load");
+        let alone = Learning::new(&ModelChoice::Nothing, false).expect("nothing to load");
         assert!(alone.pupil(ResourceId(1)).is_none());
         let dir = tempfile::tempdir().expect("dir");
         let file = dir.path().join("weights");
-        assert!(Learning::new(Some(&file), false).is_err());
+        let chosen = ModelChoice::of(Some(file.clone()));
+        assert!(Learning::new(&chosen, false).is_err());
         std::fs::write(&file, b"not a model at all").expect("written");
-        let Err(error) = Learning::new(Some(&file), false) else { panic!("it was taken") };
+        let Err(error) = Learning::new(&chosen, false) else { panic!("it was taken") };
         assert_eq!(error.kind, crate::api::Kind::Corrupt, "{error}");
     }
 }

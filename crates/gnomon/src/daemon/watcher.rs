@@ -18,7 +18,7 @@ use std::{
 };
 
 use gnomon_cycle::{Cycle, CycleConfig, turn};
-use gnomon_forecast::BlockMap;
+use gnomon_forecast::{BlockMap, sequence::Experience};
 use gnomon_terms::{Access, Event, Extent, Move, Op, Plane, Routes};
 use gnomon_volume::{plane::VolumePlane, tap::Tap, volume::Volume};
 use parking_lot::{Mutex, MutexGuard};
@@ -65,11 +65,11 @@ struct Shared {
 }
 
 impl Watcher {
-    /// Starts the loop of `volume`. It ends when the handle is dropped.
-    pub fn start(volume: &Volume, learning: &Learning) -> Result<Watcher, ApiError> {
+    /// Starts the loop of `volume` with what was learned `before`. It ends when the handle is dropped.
+    pub fn start(volume: &Volume, learning: &Learning, before: Experience) -> Result<Watcher, ApiError> {
         let allocated = allocated_map(volume)?;
         let mut config = CycleConfig::new(volume.resource(), allocated);
-        config.forecast = learning.forecast();
+        config.forecast = learning.forecast(before);
         let mut cycle = Cycle::new(config)?;
         let pupil = learning.pupil(volume.resource());
         let mut plane =
@@ -229,6 +229,11 @@ fn access_of(event: &Event) -> Option<Access> {
 }
 
 impl AccessCounts {
+    /// All accesses that were told.
+    pub fn total(&self) -> u64 {
+        self.reads + self.writes + self.discards
+    }
+
     /// Adds what a batch of events says.
     fn note(&mut self, events: &[Event]) {
         for access in events.iter().filter_map(access_of) {

@@ -1,5 +1,5 @@
 //! `forecast show`: what is expected of a volume, why, and how good it was. A real client reads, and what it would read
-//! next is what the right expert names.
+//! next is what the right expert names; also after a restart of the daemon, and of a volume that is like another.
 
 use std::fs::{self, OpenOptions};
 
@@ -126,4 +126,62 @@ fn a_move_can_be_asked_for_its_forecast() {
     let stalled = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["stalls"] == 1);
     let view = await_some("the stall", || shown(&pair.a, "data", &[]).to_string(), stalled);
     assert_eq!(view["moving"]["stalled_share"], 1.0, "{view:#}");
+}
+
+/// The place of the nth unit that a guest reads when it starts: the first sector, then all over the disk.
+fn booted(nth: u64) -> u64 {
+    nth * 7919 % 30_011 * UNIT
+}
+
+/// Reads what a guest reads when it starts, from the first unit on.
+fn boot(house: &House, volume: &str, units: u64) {
+    let mut nbd = Nbd::open(&house.path("run/nbd.sock"), volume).expect("the volume is served");
+    (0..units).for_each(|nth| nbd.read(&mut [0; 4096], booted(nth)).expect("read"));
+}
+
+/// What was recorded of a boot is known to the next daemon, however the last one ended, and to a volume that is said to be
+/// like this one. What cannot be believed is told and does no harm, and all of it goes with the volume.
+#[test]
+fn a_boot_is_remembered_over_a_restart_and_for_a_volume_that_is_like_it() {
+    let mut house = House::new();
+    house.ask(&["volume", "create", "root", "--size", "2G"]);
+    boot(&house, "root", 400);
+    assert_eq!(shown(&house, "root", &[])[0]["before"], false);
+    house.stop();
+    let kept = house.path("state/volumes/root.raw.learned");
+    assert!(kept.exists(), "it is written when the daemon ends");
+    house.start();
+    house.crash();
+    house.start();
+    let view = &shown(&house, "root", &[])[0];
+    assert_eq!((&view["before"], &view["accesses"]), (&json!(true), &json!(0)), "{view:#}");
+    house.ask(&["volume", "create", "sibling", "--size", "2G", "--like", "root"]);
+    for volume in ["root", "sibling"] {
+        boot(&house, volume, 100);
+        let view = &shown(&house, volume, &["--top", "64"])[0];
+        names(view, booted(100), "recorded");
+        assert!(house.run(&["forecast", "show", volume]).out.contains("what was kept of before"), "{view:#}");
+    }
+    house.ask(&["volume", "create", "stranger", "--size", "2G"]);
+    boot(&house, "stranger", 100);
+    let expected = shown(&house, "stranger", &["--top", "64"])[0]["expected"].clone();
+    let rows = expected.as_array().expect("a list");
+    assert!(rows.iter().all(|row| row["expert"] != "recorded"), "nobody told it: {expected:#}");
+
+    house.stop();
+    let mut bytes = fs::read(&kept).expect("a file");
+    *bytes.last_mut().expect("some bytes") ^= 1;
+    fs::write(&kept, &bytes).expect("written");
+    house.start();
+    assert_eq!(shown(&house, "root", &[])[0]["before"], false, "a damaged file is not believed");
+    assert!(house.log().contains("set aside") && house.path("state/volumes/root.raw.learned.bad").exists());
+    house.ask(&["volume", "rm", "root", "--yes"]);
+    house.ask(&["volume", "create", "root", "--size", "2G"]);
+    assert_eq!(shown(&house, "root", &[])[0]["before"], false, "another volume of the same name");
+    for volume in ["root", "sibling", "stranger"] {
+        house.ask(&["volume", "rm", volume, "--yes"]);
+    }
+    assert_eq!(fs::read_dir(house.path("state/volumes")).expect("a folder").count(), 0, "nothing is left over");
+    let said = house.run(&["volume", "create", "root", "--size", "2G", "--like", "nobody"]);
+    assert!(said.code == 1 && said.err.contains("nobody"), "{} {}", said.code, said.err);
 }

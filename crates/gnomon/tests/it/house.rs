@@ -129,6 +129,11 @@ impl House {
         self.path("gnomon.toml")
     }
 
+    /// What its daemons have said so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("a log").clone()
+    }
+
     /// Starts the daemon; returns when it listens.
     pub fn start(&mut self) {
         let mut daemon = self.command(&["serve"]).stderr(Stdio::piped()).spawn().expect("a daemon");

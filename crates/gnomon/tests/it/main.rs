@@ -10,6 +10,7 @@ mod confirms;
 mod etcd;
 #[cfg(feature = "etcd")]
 mod failovers;
+mod feeds;
 mod forecasts;
 mod guest;
 mod guest_exec;

@@ -23,6 +23,8 @@ pub struct ForecastView {
     pub role: String,
     /// Accesses that were learned from since the daemon started; with none, nothing is known yet.
     pub accesses: u64,
+    /// Whether it began with what was learned before: by an earlier daemon, or of another volume.
+    pub before: bool,
     /// The chance below which a forecast is not acted on.
     pub threshold: f32,
     /// How far ahead forecasts look.
@@ -31,7 +33,8 @@ pub struct ForecastView {
     pub experts: Vec<ExpertView>,
     /// The last reads, the latest first: what the forecasts come from.
     pub reads: Vec<ReadView>,
-    /// What is expected to be read soon: forecasts that no read has made true, those still out before those run out.
+    /// What is expected to be read soon: forecasts that no read has made true, those still out before those run out, and
+    /// what a move would act on before what it would not.
     pub expected: Vec<ExpectedView>,
     /// What goes first in the move that is on, or in one that began now.
     pub first: Vec<FirstView>,
@@ -147,4 +150,50 @@ pub struct MovingView {
     pub dropped: u64,
     /// Parts that failed and were asked for again.
     pub failed: u64,
+}
+
+/// How a feed does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FeedState {
+    /// Nothing was fetched yet.
+    #[default]
+    Pending,
+    /// Its last text came and is understood.
+    Current,
+    /// The last fetch brought nothing; what was said before holds until it is too old.
+    Late,
+    /// The last text is wrong: nothing is known until a good one comes.
+    Wrong,
+}
+
+impl FeedState {
+    /// As a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            FeedState::Pending => "pending",
+            FeedState::Current => "current",
+            FeedState::Late => "late",
+            FeedState::Wrong => "wrong",
+        }
+    }
+}
+
+/// What the world outside says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct FeedView {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from.
+    pub source: String,
+    /// How it does.
+    pub state: FeedState,
+    /// What it says of now; nothing when that is unknown.
+    pub value: Option<String>,
+    /// How old that is.
+    pub age_s: Option<f64>,
+    /// How long ago a good text came.
+    pub came_s: Option<f64>,
+    /// Why it is late or wrong.
+    pub why: Option<String>,
 }

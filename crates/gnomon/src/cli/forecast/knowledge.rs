@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use gnomon_forecast::{
     DEFAULT_BLOCKS_PER_UNIT, Geometry,
-    sequence::{Knowledge, Model, Recording, path_of},
+    sequence::{Knowledge, Model, Recording, path_of, shipped},
     trace::Trace,
 };
 use gnomon_terms::BlockCount;
 
-use crate::{api::ApiError, trace};
+use crate::{api::ApiError, config::ModelChoice, trace};
 
 /// Options that `replay` and `compare` share.
 #[derive(Debug, Default, clap::Args)]
 pub struct KnowledgeArgs {
-    /// A network that `gnomon forecast train` made
+    /// A network that `gnomon forecast train` made, or `shipped`: the one that new volumes begin with
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// A recording of an earlier boot of the same volume; may be given up to four times
@@ -29,8 +29,12 @@ impl KnowledgeArgs {
     /// Reads the files.
     pub(super) fn load(&self) -> Result<Knowledge, ApiError> {
         let boots: Result<Vec<Recording>, ApiError> = self.boot.iter().map(|file| boot(file)).collect();
-        let model = self.model.as_deref().map(load_model).transpose()?;
-        Ok(Knowledge { model, recordings: boots?, learns: self.learn })
+        let model = match self.model.clone().map(|file| ModelChoice::of(Some(file))) {
+            Some(ModelChoice::File(file)) => Some(load_model(&file)?),
+            Some(ModelChoice::Shipped) => Some(shipped()),
+            Some(ModelChoice::Nothing) | None => None,
+        };
+        Ok(Knowledge { model, recordings: boots?, learns: self.learn, ..Knowledge::default() })
     }
 }
 
@@ -71,4 +75,19 @@ pub(super) fn geometry_of(recorded: &Trace) -> Result<Geometry, ApiError> {
     let end = recorded.accesses.iter().map(|access| access.extent.end().0).max().unwrap_or(0).max(1);
     Geometry::new(BlockCount(end), DEFAULT_BLOCKS_PER_UNIT)
         .map_err(|error| ApiError::new(error.kind().into(), error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_network_is_of_the_recordings_beside_it_and_they_are_told_from_others() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gnomon-forecast/data");
+        let args = KnowledgeArgs { model: Some("shipped".into()), ..KnowledgeArgs::default() };
+        let knowledge = args.load().expect("it is part of the program");
+        let seen = |name: &str| saw_the_future(&knowledge, &data.join(name)).expect("a recording");
+        let told = ["vm_pg_web.csv.zst", "vm_boot_1.csv.zst", "vm_boot_2.csv.zst"].map(seen);
+        assert_eq!(told, [true, true, false]);
+    }
 }

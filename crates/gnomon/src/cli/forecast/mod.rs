@@ -2,6 +2,7 @@
 //! to be worth more.
 
 mod compare;
+mod feeds;
 mod knowledge;
 mod plot;
 mod replay;
@@ -22,6 +23,10 @@ pub enum Command {
                             came true in time. chance: of forecasts like this one, the share that came true.\n\
                             What a move does not act on is told as well.")]
     Show(show::Args),
+    /// Say what the world outside says (weather, events: [[feed]] in the configuration), and whether it can be believed
+    #[command(after_help = "Examples:\n  gnomon forecast feeds\n\n\
+                            late: the last text holds until it is too old. wrong: unknown until a good one comes.")]
+    Feeds,
     /// Replay a recording through the real loop and compare every predictor with address order and the oracle
     #[command(after_help = "Examples:\n  gnomon forecast replay --trace web.csv.zst\n  \
                             gnomon forecast replay --trace web.csv.zst --model web.safetensors\n  \
@@ -46,6 +51,7 @@ pub enum Command {
 pub(super) async fn run(command: Command, context: &Context) -> Ended {
     match command {
         Command::Show(args) => show::run(&args, context).await,
+        Command::Feeds => feeds::run(context).await,
         Command::Replay(args) => replay::run(&args, context),
         Command::Train(args) => train::run(&args, context),
         Command::Compare(args) => compare::run(&args, context),

@@ -73,7 +73,13 @@ fn words(view: &ForecastView) -> String {
 
 fn seen(view: &ForecastView) -> String {
     match view.accesses {
+        0 if view.before => {
+            "what was kept of before: no access has been seen yet since the daemon started".to_string()
+        }
         0 => "nothing: no access has been seen yet since the daemon started".to_string(),
+        accesses if view.before => {
+            format!("what was kept of before, and {accesses} accesses since the daemon started")
+        }
         accesses => format!("{accesses} accesses since the daemon started"),
     }
 }

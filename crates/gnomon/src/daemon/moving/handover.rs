@@ -332,7 +332,7 @@ mod tests {
         let records = Arc::new(Records::new(Arc::new(MemStore::default())));
         let keeper = Keeper::open(dir.path(), &dir.path().join("nbd"), Arc::clone(&records), Learning::default())
             .expect("a keeper");
-        let handle = keeper.create("data", 64 * 4096).expect("a volume");
+        let handle = keeper.create("data", 64 * 4096, &Default::default()).expect("a volume");
         handle.volume.begin_shadow().expect("a shadow");
         let owe = |first, len| handle.volume.outbox().expect("an outbox").owe(gnomon_terms::Extent::new(first, len));
         let whole = gnomon_terms::Extent::new(0, 64);
