@@ -91,8 +91,12 @@ fn ask(staging: &Staging, seed: u64, end: Instant, pause: Option<Duration>) -> R
     while Instant::now() < end {
         let random = next(&mut state);
         let vm = random as usize % VMS;
-        let request =
-            Request { bytes: Bytes((1 + random / 7 % 8) * UNIT), whole: random.is_multiple_of(11), slots: 4 };
+        let request = Request {
+            bytes: Bytes((1 + random / 7 % 8) * UNIT),
+            whole: random.is_multiple_of(11),
+            slots: 4,
+            step: Bytes(1),
+        };
         let asked = Instant::now();
         let taken = staging.take(&names[vm % GROUPS], request).map_err(|e| e.to_string())?;
         seen.nanos.push(asked.elapsed().as_nanos() as u64);

@@ -21,6 +21,8 @@ pub struct Request {
     pub whole: bool,
     /// The most blocks that can be taken: the guest's free DIMM slots.
     pub slots: u32,
+    /// Otherwise it is served by sizes that are multiples of this: a guest takes no DIMM of another.
+    pub step: Bytes,
 }
 
 /// Sizes in stock: how large, and how many.
@@ -43,8 +45,8 @@ pub fn choose(request: Request, stock: &[Stock]) -> Choice {
     if request.whole {
         return choose_whole(request, stock);
     }
-    let fits = stock.iter().position(|(size, _)| *size <= request.bytes).unwrap_or(stock.len());
-    let fitting = &stock[fits..];
+    let fits = |(size, _): &&Stock| *size <= request.bytes && size.0.checked_rem(request.step.0) == Some(0);
+    let fitting: Vec<Stock> = stock.iter().filter(fits).copied().collect();
     let starts = (0..fitting.len().clamp(1, STARTS)).map(|start| choose_largest_first(request, &fitting[start..]));
     // Of two that cover as much, the one with fewer blocks; of two such, the one that began with larger ones.
     starts
@@ -99,6 +101,18 @@ mod tests {
         (0..=most).map(|n| n * size + best(units - n * size, slots - n as u32, rest)).max().unwrap_or(0)
     }
 
+    /// Found by a guest that was offered the memory that another had been started with.
+    #[test]
+    fn what_is_no_dimm_is_left_where_it_is() {
+        let odd = Bytes(2 * UNIT + 8192);
+        let stock = [(odd, 3), (Bytes(UNIT), 1)];
+        let request = Request { bytes: Bytes(4 * UNIT), whole: false, slots: 9, step: Bytes(UNIT) };
+        let choice = choose(request, &stock);
+        assert_eq!((choice.taken, choice.missing), (vec![(Bytes(UNIT), 1)], Bytes(3 * UNIT)));
+        let start = choose(Request { bytes: odd, whole: true, ..request }, &stock);
+        assert_eq!(start.taken, [(odd, 1)]);
+    }
+
     #[test]
     fn blocks_are_chosen_by_size() {
         // (request, slots), stock, taken, missing; all in units of 128 MiB.
@@ -121,7 +135,7 @@ mod tests {
             ((4, 9), &[(4, 1), (2, 2), (1, 4)], &[(4, 1)], 0),
         ];
         for ((units, slots), shelves, taken, missing) in table {
-            let request = Request { bytes: Bytes(units * UNIT), whole: false, slots };
+            let request = Request { bytes: Bytes(units * UNIT), whole: false, slots, step: Bytes(1) };
             let choice = choose(request, &stock(shelves));
             let expected =
                 Choice { taken: stock(taken), hit: Bytes((units - missing) * UNIT), missing: Bytes(missing * UNIT) };
@@ -135,7 +149,7 @@ mod tests {
         for (units, slots, hit) in
             [(4, 1, true), (8, 1, true), (2, 1, false), (3, 1, false), (4, 0, false), (0, 1, false)]
         {
-            let choice = choose(Request { bytes: Bytes(units * UNIT), whole: true, slots }, &shelves);
+            let choice = choose(Request { bytes: Bytes(units * UNIT), whole: true, slots, step: Bytes(1) }, &shelves);
             assert_eq!(choice.hit.0 > 0, hit, "{units}");
             assert_eq!(choice.hit.0 + choice.missing.0, units * UNIT);
         }
@@ -147,7 +161,7 @@ mod tests {
             units in 0u64..70, slots in 0u32..8, counts in proptest::collection::vec(0u32..4, 5)
         ) {
             let rows: Vec<(u64, u32)> = counts.iter().enumerate().map(|(k, n)| (1 << (4 - k), *n)).collect();
-            let request = Request { bytes: Bytes(units * UNIT), whole: false, slots };
+            let request = Request { bytes: Bytes(units * UNIT), whole: false, slots, step: Bytes(1) };
             prop_assert_eq!(choose(request, &stock(&rows)).hit, Bytes(best(units, slots, &rows) * UNIT));
         }
 
@@ -157,7 +171,7 @@ mod tests {
             rows in proptest::collection::btree_map(any::<u64>(), any::<u32>(), 0..20)
         ) {
             let rows: Vec<Stock> = rows.into_iter().rev().map(|(size, count)| (Bytes(size), count)).collect();
-            let choice = choose(Request { bytes: Bytes(bytes), whole, slots }, &rows);
+            let choice = choose(Request { bytes: Bytes(bytes), whole, slots, step: Bytes(1) }, &rows);
             prop_assert_eq!(u128::from(choice.hit.0) + u128::from(choice.missing.0), u128::from(bytes));
             prop_assert!(blocks(&choice) <= slots);
             for (size, count) in choice.taken {

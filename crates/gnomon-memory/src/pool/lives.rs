@@ -74,7 +74,7 @@ impl World {
                 let _ = desk.pool.set_target(desk.now, &groups[group], &target);
             }
             Deed::Take(group, size, whole, slots) => {
-                let request = Request { bytes: units(size), whole, slots };
+                let request = Request { bytes: units(size), whole, slots, step: Bytes(1) };
                 if let Ok(grant) = desk.pool.take(desk.now, &groups[group], request) {
                     assert_eq!(grant.hit.0 + grant.missing.0, size * UNIT);
                     assert!(grant.blocks.len() <= slots as usize);

@@ -22,7 +22,7 @@ pub(super) fn name(text: &str) -> GroupName {
 }
 
 fn ask(bytes: Bytes) -> Request {
-    Request { bytes, whole: false, slots: 256 }
+    Request { bytes, whole: false, slots: 256, step: Bytes(1) }
 }
 
 /// A pool, its clock, and what its worker has done.

@@ -136,7 +136,7 @@ fn requests_from_many_threads_get_each_block_once() {
     let ask = |vm: String| {
         let host = &host;
         move || {
-            let request = Request { bytes: mib(2), whole: false, slots: 2 };
+            let request = Request { bytes: mib(2), whole: false, slots: 2, step: Bytes(1) };
             let taken = (0..8).map(|_| host.take(&web(), request).expect("decided").reserved);
             taken
                 .flat_map(|reserved| reserved.assign(&vm).expect("assigned"))
@@ -165,7 +165,10 @@ fn large_pages_that_the_host_has_not_reserved_are_missing_and_nothing_else_is() 
     host.add_group(huge.clone(), GroupLimits { pages: PageKind::Huge, ..group_limits() }).expect("added");
     host.set_target(&huge, &[(mib(2), 1)]).expect("a target");
     host.stage(&[(MIB, 1)]);
-    assert_eq!(host.take(&huge, Request { bytes: mib(2), whole: false, slots: 1 }).expect("decided").missing, mib(2));
+    assert_eq!(
+        host.take(&huge, Request { bytes: mib(2), whole: false, slots: 1, step: Bytes(1) }).expect("decided").missing,
+        mib(2)
+    );
     assert_eq!(host.balanced().groups.len(), 1, "none was begun");
 }
 

@@ -166,7 +166,7 @@ impl TestHost {
     }
 
     pub fn take_web(&self, bytes: Bytes) -> Taken {
-        self.take(&web(), Request { bytes, whole: false, slots: 256 }).expect("decided")
+        self.take(&web(), Request { bytes, whole: false, slots: 256, step: Bytes(1) }).expect("decided")
     }
 
     /// Checks that nothing is lost on the books.

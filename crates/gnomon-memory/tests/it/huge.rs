@@ -79,7 +79,7 @@ fn large_pages_are_staged_as_far_as_they_are_reserved() {
     let staging = Staging::open(opening(&host).group(web(), limits)).expect("opened");
     assert_eq!(staging.accounts().host.staged.blocks, 2, "found again");
 
-    let request = Request { bytes: size, whole: true, slots: 1 };
+    let request = Request { bytes: size, whole: true, slots: 1, step: Bytes(1) };
     let block = staging.take(&web(), request).expect("decided").reserved.assign("vm").expect("assigned").remove(0);
     let mut bytes = vec![1; size.0 as usize];
     another_descriptor(&block).read_exact_at(&mut bytes, 0).expect("read");

@@ -101,7 +101,7 @@ impl Life {
         }
         let group = self.below(2);
         let bytes = Bytes(self.below(9) as u64 * UNIT);
-        let request = Request { bytes, whole: self.below(8) == 0, slots: self.below(9) as u32 };
+        let request = Request { bytes, whole: self.below(8) == 0, slots: self.below(9) as u32, step: Bytes(1) };
         let taken = self.host.take(&self.groups[group], request).expect("decided");
         assert_eq!(taken.hit.0 + taken.missing.0, bytes.0);
         for block in taken.reserved.blocks() {

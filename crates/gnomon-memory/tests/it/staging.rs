@@ -65,7 +65,7 @@ fn what_is_not_there_is_missing_and_counted() {
     let host = TestHost::new();
     host.stage(&[(mib(2), 1)]);
     assert_eq!(host.take_web(mib(3)).missing, mib(1));
-    let whole = Request { bytes: mib(3), whole: true, slots: 1 };
+    let whole = Request { bytes: mib(3), whole: true, slots: 1, step: Bytes(1) };
     assert_eq!(host.take(&web(), whole).expect("decided").missing, mib(3));
     let stats = host.stats(&web()).expect("known");
     assert_eq!((stats.requests, stats.hit, stats.missed), (2, mib(2), mib(4)));
@@ -97,7 +97,8 @@ fn one_group_never_has_what_was_staged_for_another() {
     let other = GroupName::new("other").expect("a name");
     host.add_group(other.clone(), group_limits()).expect("added");
     host.stage(&[(MIB, 4)]);
-    let taken = host.take(&other, Request { bytes: mib(4), whole: false, slots: 9 }).expect("decided");
+    let taken =
+        host.take(&other, Request { bytes: mib(4), whole: false, slots: 9, step: Bytes(1) }).expect("decided");
     assert_eq!((taken.hit, taken.missing), (Bytes(0), mib(4)));
     assert_eq!(host.balanced().host.staged.blocks, 4);
 }
@@ -106,7 +107,7 @@ fn one_group_never_has_what_was_staged_for_another() {
 fn what_cannot_be_is_refused() {
     let host = TestHost::new();
     let unknown = GroupName::new("unknown").expect("a name");
-    let request = Request { bytes: MIB, whole: false, slots: 1 };
+    let request = Request { bytes: MIB, whole: false, slots: 1, step: Bytes(1) };
     let many: Vec<(Bytes, u32)> = (1..100).map(|n| (mib(n), 1)).collect();
     let errors: Vec<StagingError> = vec![
         host.take(&unknown, request).map(drop).expect_err("no group"),

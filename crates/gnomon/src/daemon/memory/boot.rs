@@ -32,7 +32,8 @@ pub fn run(daemon: &Arc<Daemon>, request: &RunVm) -> Result<VmView, ApiError> {
         let group = request.group.as_deref()?;
         // It is a member from its first byte on: what it is begun with is of the group.
         groups::join(daemon, group, &request.name).ok()?;
-        let mut reserved = memory.take(&request.name, Request { bytes: size, whole: true, slots: 1 })?;
+        let mut reserved =
+            memory.take(&request.name, Request { bytes: size, whole: true, slots: 1, step: Bytes(1) })?;
         let block = memory.assign(&mut reserved, &request.name)?;
         staged = Some(Arc::clone(&block));
         ram_of(&block)

@@ -251,7 +251,12 @@ impl Growth<'_> {
 
     /// What is staged first. A guest that does not take one is not given the next, which stays on the shelf; false then.
     fn add_staged(&mut self) -> bool {
-        let request = Request { bytes: Bytes(self.left), whole: false, slots: self.guest.free_slots() };
+        let request = Request {
+            bytes: Bytes(self.left),
+            whole: false,
+            slots: self.guest.free_slots(),
+            step: Bytes(GUEST_BLOCK),
+        };
         let decided = Instant::now();
         let taken = self.memory.take(&self.guest.name, request);
         self.change.decided = decided.elapsed();
