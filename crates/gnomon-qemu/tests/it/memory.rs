@@ -210,6 +210,18 @@ fn a_guest_whose_kernel_lives_in_a_dimm_says_no() {
     assert_eq!(linux.ask("check", "checked")["wrong"], 0);
 }
 
+/// Its system has taken it and leaves it alone: that a DIMM is taken does not say that it is used.
+#[test]
+fn a_guest_that_is_not_set_to_use_dimms_takes_them_all_the_same() {
+    let stable = Stable::new();
+    let mut linux = Linux::boot(&stable, qemu(), &Linux::spec(&stable, "offline"));
+    let memory = block("gnomon-block:red:1");
+    add_dimm(&linux.vm, &dimm("block-1", &memory), LONG).expect("taken");
+    assert_eq!(linux.more(), 0);
+    remove_dimm(&linux.vm, "block-1", LONG).expect("given back");
+    closes(&linux.vm, &memory);
+}
+
 #[test]
 fn a_daemon_that_was_restarted_finds_the_memory_again() {
     let stable = Stable::new();
