@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_qemu::{GuestRam, NewDimm, add_dimm, remove_dimm};
+use gnomon_qemu::{GuestRam, NewDimm, add_dimm, held_memory, remove_dimm};
 use gnomon_terms::Bytes;
 use guest::{Guest, Parts};
 use serde_json::json;
@@ -24,8 +24,9 @@ type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 const MIB: u64 = 1 << 20;
 /// What is asked for at once.
 const SIZES: [(&str, u64); 2] = [("128 MiB", 128), ("1 GiB", 1024)];
-/// What a guest of DIMMs boots with: enough to describe 1 GiB more (16 MiB), and to touch all of that and nothing else.
-const BASE: u64 = 512;
+/// MiB that a guest of DIMMs boots with: enough to describe 1 GiB more (16 MiB), and for its kernel to use huge pages, which
+/// it leaves alone below 512.
+const BASE: u64 = 1024;
 /// Of a DIMM, what a burst leaves untouched: the guest's own use of it must not make it wait.
 const MARGIN: u64 = 16;
 /// What a guest boots with, and how much of it is touched then.
@@ -128,6 +129,10 @@ fn dimm(guest: &mut Guest, way: Way, mib: u64) -> Fallible<Request> {
     let burst = guest.ask(&format!("touch {}", mib - MARGIN), "touched")?;
     guest.ask("drop", "memory")?;
     remove_dimm(&guest.vm, "burst", PATIENCE)?;
+    // QEMU unmaps it a moment later: that must not fall on whoever is next.
+    while held_memory(&guest.vm)?.iter().any(|held| held.inode == memory.inode()) {
+        guest.vm.qmp().query_status()?;
+    }
     if burst["mib"] != mib - MARGIN || burst["waited_us"] != 0 {
         return Err(format!("the guest had not the memory it said it had: {burst}").into());
     }

@@ -9,7 +9,8 @@ use super::{MemoryDeviceError, VIRTIO_MEM, VirtioMem, await_event, virtio_mem};
 use crate::{Qemu, qmp::QmpEvent};
 
 /// Asks the guest to have `size` bytes of its virtio-mem device, a multiple of its block, and awaits for up to `patience`
-/// that it has. QEMU tells of a change at most once a second. After [`MemoryDeviceError::PartWay`] the guest goes on.
+/// that it has. QEMU tells of a change at most once a second; Linux rests for 50 s after a page that it could not move.
+/// After [`MemoryDeviceError::PartWay`] the guest goes on.
 pub fn resize_virtio_mem(qemu: &Qemu, size: Bytes, patience: Duration) -> Result<VirtioMem, MemoryDeviceError> {
     let events = qemu.qmp().events();
     virtio_mem(qemu)?;

@@ -225,7 +225,8 @@ impl AsFd for GuestRam {
 }
 
 impl RamLoan<'_> {
-    /// The same, with all its pages there before the guest runs.
+    /// The same, with all its pages there before the guest runs: for memory that is allocated. QEMU greets when it has
+    /// them all, so a large one that is not may come too late for [`crate::Qemu::launch`] on a busy host.
     pub fn populated(self) -> Self {
         RamLoan { populate: true, ..self }
     }

@@ -25,6 +25,9 @@ const BLOCK: Bytes = Bytes(128 * MIB);
 /// For guests that never do what is awaited, however long.
 const SHORT: Duration = Duration::from_secs(2);
 
+/// For a guest that may have to try again: virtio-mem in Linux rests for 50 s after a page that could not be moved.
+const TRIES: Duration = Duration::from_secs(300);
+
 fn qemus() -> [&'static QemuBinary; 2] {
     [qemu(), newer_qemu()]
 }
@@ -158,9 +161,8 @@ fn linux_takes_a_dimm_uses_it_and_gives_it_back() {
             assert_eq!(memory.allocated().expect("told") == BLOCK, populate);
             let told = dimms(&linux.vm).expect("told");
             assert_eq!((told.len(), told[0].size, told[0].hotplugged), (1, BLOCK, true));
-            let most = linux.available() - 40;
-            assert!(most > 160, "{most} MiB are available");
-            linux.use_up(most);
+            // Linux fills what it may give back first.
+            linux.use_up(160);
             assert!(memory.allocated().expect("told") > Bytes(64 * MIB), "it used what it was given");
             linux.ask("drop", "memory");
             remove_dimm(&linux.vm, "block-1", LONG).expect("given back");
@@ -210,6 +212,18 @@ fn a_guest_whose_kernel_lives_in_a_dimm_says_no() {
     assert_eq!(linux.ask("check", "checked")["wrong"], 0);
 }
 
+/// Its system has taken it and leaves it alone: that a DIMM is taken does not say that it is used.
+#[test]
+fn a_guest_that_is_not_set_to_use_dimms_takes_them_all_the_same() {
+    let stable = Stable::new();
+    let mut linux = Linux::boot(&stable, qemu(), &Linux::spec(&stable, "offline"));
+    let memory = block("gnomon-block:red:1");
+    add_dimm(&linux.vm, &dimm("block-1", &memory), LONG).expect("taken");
+    assert_eq!(linux.more(), 0);
+    remove_dimm(&linux.vm, "block-1", LONG).expect("given back");
+    closes(&linux.vm, &memory);
+}
+
 #[test]
 fn a_daemon_that_was_restarted_finds_the_memory_again() {
     let stable = Stable::new();
@@ -243,7 +257,7 @@ fn virtio_mem_grows_and_shrinks() {
         let spec = VmSpec { virtio_mem: Some(256 * MIB), ..Linux::spec(&stable, "online_movable") };
         let mut linux = Linux::boot(&stable, qemu, &spec);
         for (mib, grown) in [(160, true), (256, true), (64, false), (0, false)] {
-            let now = resize_virtio_mem(&linux.vm, Bytes(mib * MIB), LONG).expect("done");
+            let now = resize_virtio_mem(&linux.vm, Bytes(mib * MIB), TRIES).expect("done");
             assert_eq!((now.actual, now.requested, now.most), (Bytes(mib * MIB), now.actual, Bytes(256 * MIB)));
             // The device counts a block before the guest does, and after.
             let kib = linux.began_with + (mib << 10);
