@@ -119,7 +119,7 @@ impl GroupPlanner {
 
     /// Trains the models when it is due; `true` when something was learned. Takes up to tenths of a second.
     pub fn tend(&mut self) -> bool {
-        let learned = self.collector.group_mut().blend_mut().tend();
+        let learned = self.collector.group_mut().tend();
         if learned {
             self.look_ahead();
         }
