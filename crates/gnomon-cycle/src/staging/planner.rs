@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gnomon_forecast::series::{MemberId, SeriesForecaster};
+use gnomon_forecast::series::MemberId;
 use gnomon_terms::Bytes;
 
 use super::{
