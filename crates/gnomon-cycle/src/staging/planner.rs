@@ -200,6 +200,12 @@ mod tests {
     }
 
     #[test]
+    fn it_can_be_tended_on_a_thread_of_its_own() {
+        fn is_send<T: Send>(_: &T) {}
+        is_send(&planner(Aim::Idle(0.05)));
+    }
+
+    #[test]
     fn cold_it_stages_the_floor_and_then_what_is_expected() {
         let (mut life, mut bits) = (Life::of(planner(Aim::Hit(0.8))), seeded(1));
         assert_eq!(life.planner.target(), Target { blocks: vec![(Bytes(128 * MIB), 8)] });
