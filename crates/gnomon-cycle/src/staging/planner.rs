@@ -53,7 +53,9 @@ impl GroupPlanner {
 
     /// Removes a member: what is known of it is forgotten, and the group's history counts less by its share.
     pub fn leave(&mut self, id: MemberId) -> Result<(), StagingError> {
+        let share = self.collector.group().share(id);
         self.collector.leave(id)?;
+        self.contest.weigh(1.0 - share);
         self.look_ahead();
         Ok(())
     }
@@ -226,10 +228,10 @@ mod tests {
     fn the_aim_is_met_through_blocks_and_models() {
         for aim in [0.6, 0.9] {
             let (mut life, mut bits) = (Life::of(planner(Aim::Hit(aim))), seeded(2));
-            for step in 0..9000 {
+            for step in 0..5000 {
                 let asked = burst(&mut bits);
                 life.step(&asked, &mut bits);
-                if step == 4000 {
+                if step == 2500 {
                     life.hit_share();
                 }
             }
