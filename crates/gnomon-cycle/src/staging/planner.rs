@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gnomon_forecast::series::{MemberId, SeriesForecaster};
+use gnomon_forecast::series::MemberId;
 use gnomon_terms::Bytes;
 
 use super::{
@@ -53,7 +53,9 @@ impl GroupPlanner {
 
     /// Removes a member: what is known of it is forgotten, and the group's history counts less by its share.
     pub fn leave(&mut self, id: MemberId) -> Result<(), StagingError> {
+        let share = self.collector.group().share(id);
         self.collector.leave(id)?;
+        self.contest.weigh(1.0 - share);
         self.look_ahead();
         Ok(())
     }
@@ -119,7 +121,7 @@ impl GroupPlanner {
 
     /// Trains the models when it is due; `true` when something was learned. Takes up to tenths of a second.
     pub fn tend(&mut self) -> bool {
-        let learned = self.collector.group_mut().blend_mut().tend();
+        let learned = self.collector.group_mut().tend();
         if learned {
             self.look_ahead();
         }
@@ -200,6 +202,12 @@ mod tests {
     }
 
     #[test]
+    fn it_can_be_tended_on_a_thread_of_its_own() {
+        fn is_send<T: Send>(_: &T) {}
+        is_send(&planner(Aim::Idle(0.05)));
+    }
+
+    #[test]
     fn cold_it_stages_the_floor_and_then_what_is_expected() {
         let (mut life, mut bits) = (Life::of(planner(Aim::Hit(0.8))), seeded(1));
         assert_eq!(life.planner.target(), Target { blocks: vec![(Bytes(128 * MIB), 8)] });
@@ -220,10 +228,10 @@ mod tests {
     fn the_aim_is_met_through_blocks_and_models() {
         for aim in [0.6, 0.9] {
             let (mut life, mut bits) = (Life::of(planner(Aim::Hit(aim))), seeded(2));
-            for step in 0..9000 {
+            for step in 0..5000 {
                 let asked = burst(&mut bits);
                 life.step(&asked, &mut bits);
-                if step == 4000 {
+                if step == 2500 {
                     life.hit_share();
                 }
             }

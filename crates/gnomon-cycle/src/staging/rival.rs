@@ -101,6 +101,13 @@ impl Contest {
         self.turn();
     }
 
+    /// A member left that so much less is asked for without: what is left of each step before, 0.0–1.0.
+    pub fn weigh(&mut self, left: f64) {
+        let sides =
+            [&mut self.forecast, &mut self.rival].into_iter().flat_map(|side| [&mut side.hit, &mut side.idle]);
+        sides.chain([&mut self.size, &mut self.asked]).for_each(|bytes| *bytes *= left);
+    }
+
     fn turn(&mut self) {
         let (ours, theirs) = (self.forecast.hit, self.rival.hit);
         self.mode = match self.mode {
@@ -158,6 +165,18 @@ mod tests {
         live(&mut contest, 3000, right);
         assert_eq!(contest.mode(), Mode::Forecast);
         assert!(contest.gain().is_some_and(|gain| gain > 1.0), "{contest:?}");
+    }
+
+    #[test]
+    fn without_a_member_the_reserve_is_as_much_smaller() {
+        let mut contest = Contest::new(Bytes(0));
+        live(&mut contest, 2000, |_| 40.0 * MIB);
+        let (gain, share, size) = (contest.gain(), contest.static_hit_share(), contest.size().0 as f64);
+        contest.weigh(0.25);
+        assert!((contest.size().0 as f64 / size - 0.25).abs() < 0.001);
+        for (before, after) in [(gain, contest.gain()), (share, contest.static_hit_share())] {
+            assert!((before.expect("judged") - after.expect("judged")).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod tensors;
 mod trainer;
 mod vocabulary;
 
+pub(crate) use adam::Adam;
 pub use association::AssociationExpert;
 pub use corpus::Corpus;
 pub use deltas::{DeltaExpert, Order};

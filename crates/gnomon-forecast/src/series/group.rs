@@ -4,24 +4,18 @@
 //! is far steadier than what each will. Only sums leave this file: nobody can read one member's demand off a forecast of
 //! a group of more than one. A group's members move the models of their own group and of no other.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use gnomon_terms::{ErrorKind, Instant};
 
-use super::{BESIDE, SeriesBlend, SeriesForecaster, Step};
+use super::{
+    BESIDE, SeriesBlend, SeriesForecaster, Step,
+    member::{Clock, Member},
+    rises::Rises,
+};
 
 /// Members of a group: with 1,024 a step costs some 50 µs.
 pub const MAX_MEMBERS: usize = 1024;
-/// Steps over which a member's peak is remembered: what it had an hour ago it may ask for again.
-const HOUR: usize = 12;
-/// How fast a day's peak is forgotten, as the share that is left after each step: a third after a day.
-const DAY: f64 = 1.0 - 1.0 / 288.0;
-
-/// What a member did last and where it stands in its last hour: three ways times four quarters.
-const STATES: usize = 12;
-/// How fast what follows a state, or a place of the hour, is learned: within some hundred steps there, or a day's hours.
-const LEARNS: f64 = 1.0 / 64.0;
-const HOURS: f64 = 1.0 / 24.0;
 /// How long what a leaver asked for still shapes the models: a week of 5-minute steps, of which half is gone after five days.
 const RECALLED: f64 = 1.0 / 2016.0;
 /// With less than this left of the history it was that of leavers, and the models begin anew.
@@ -64,25 +58,6 @@ impl GroupError {
     }
 }
 
-/// What is known of one member.
-#[derive(Clone, Debug)]
-struct Member {
-    most: f64,
-    demand: Option<f64>,
-    next: Option<f64>,
-    /// What it asked for in the step that is open, where requests are seen themselves.
-    asked: Option<f64>,
-    /// What it asks for in a step, over a day.
-    asks: f64,
-    lately: VecDeque<f64>,
-    day: f64,
-    mean: f64,
-    /// Its mean rise after each state, and at each step of the hour.
-    after: [f64; STATES],
-    hourly: [f64; HOUR],
-    state: usize,
-}
-
 /// A group and what it will ask for: the sum of what its members said to have asked for ([`GroupDemand::asked`]), or, of
 /// those of whom only the demand is known, of its rises from one step to the next.
 ///
@@ -96,14 +71,15 @@ pub struct GroupDemand {
     season: usize,
     horizon: usize,
     blend: SeriesBlend,
+    rises: Rises,
     history: f64,
 }
 
 impl GroupDemand {
     /// An empty group; a day is `season` steps, and it is asked up to `horizon` steps after the next.
     pub fn new(season: usize, horizon: usize) -> GroupDemand {
-        let blend = SeriesBlend::new(season, horizon);
-        GroupDemand { members: BTreeMap::new(), steps: 0, season, horizon, blend, history: 1.0 }
+        let blend = SeriesBlend::of_sums(season, horizon);
+        GroupDemand { members: BTreeMap::new(), steps: 0, season, horizon, blend, rises: Rises::new(), history: 1.0 }
     }
 
     /// Adds a member that can need up to `most`; that of one which is there already is changed.
@@ -126,7 +102,7 @@ impl GroupDemand {
         self.members.remove(&id).ok_or(GroupError::Unknown(id))?;
         self.history *= 1.0 - share;
         if self.history < LEFT {
-            (self.blend, self.history) = (SeriesBlend::new(self.season, self.horizon), 1.0);
+            (self.blend, self.history) = (SeriesBlend::of_sums(self.season, self.horizon), 1.0);
         }
         Ok(())
     }
@@ -191,6 +167,7 @@ impl GroupDemand {
     /// The same, with the models tended and each one's time taken by `clock`.
     pub fn end_step_timed(&mut self, clock: &mut dyn FnMut() -> Instant) -> Step {
         let step = self.gather();
+        self.rises.tend();
         self.blend.observe_timed(&self.as_if_alone(step), clock);
         step
     }
@@ -204,26 +181,36 @@ impl GroupDemand {
     }
 
     fn gather(&mut self) -> Step {
+        let clock = Clock::at(self.steps, self.season);
         let mut heard = false;
-        let (mut asked, mut beside) = (0.0, [0.0; BESIDE]);
+        let (mut asked, mut beside, mut variance) = (0.0, [0.0; BESIDE], 0.0);
         for member in self.members.values_mut() {
-            let Some((rise, seen)) = member.turn(self.steps, &mut heard) else { continue };
-            asked += rise;
-            beside.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
+            let Some(turn) = member.turn(&clock, &mut self.rises) else { continue };
+            heard |= turn.heard;
+            asked += turn.rise;
+            variance += turn.expected.variance;
+            let known = turn.known.into_iter().chain([turn.expected.mean]);
+            beside.iter_mut().zip(known).for_each(|(sum, known)| *sum += known);
         }
+        beside[BESIDE - 1] = variance.sqrt();
         self.steps += 1;
         self.history += RECALLED * (1.0 - self.history);
         Step { value: heard.then_some(asked), beside }
     }
 
+    /// Bytes of what the group learned and keeps, without its members' records.
+    pub fn bytes(&self) -> usize {
+        self.blend.bytes() + self.rises.bytes()
+    }
+
+    /// [`SeriesForecaster::tend`] of all that learns from the group.
+    pub fn tend(&mut self) -> bool {
+        self.rises.tend() | self.blend.tend()
+    }
+
     /// The models.
     pub fn blend(&self) -> &SeriesBlend {
         &self.blend
-    }
-
-    /// The models, to be tended.
-    pub fn blend_mut(&mut self) -> &mut SeriesBlend {
-        &mut self.blend
     }
 
     /// How much the group will ask for in the step after the next `ahead` ones, for each of `levels`; never less than
@@ -234,65 +221,14 @@ impl GroupDemand {
     }
 }
 
-impl Member {
-    fn new(most: f64) -> Member {
-        Member {
-            most,
-            demand: None,
-            next: None,
-            asked: None,
-            asks: 0.0,
-            lately: VecDeque::new(),
-            day: 0.0,
-            mean: 0.0,
-            after: [0.0; STATES],
-            hourly: [0.0; HOUR],
-            state: 0,
-        }
-    }
-
-    /// Ends the step: by how much its demand rose, and what tells of rises to come: how far it is below its peak of the
-    /// last hour, below that of the day, below its mean; what it has; and how much it rose in the mean when it was as it
-    /// is, and at this step of the hour (programs are started by the clock). `None` before it is first heard of.
-    fn turn(&mut self, step: usize, heard: &mut bool) -> Option<(f64, [f64; BESIDE])> {
-        *heard |= self.next.is_some() || self.asked.is_some();
-        let asked = self.asked.take();
-        let now = self.next.take().or(self.demand).or(asked)?;
-        let before = self.demand.unwrap_or(now);
-        let rise = asked.unwrap_or((now - before).max(0.0));
-        self.asks += (1.0 - DAY) * (rise - self.asks);
-        self.after[self.state] += LEARNS * (rise - self.after[self.state]);
-        self.hourly[step % HOUR] += HOURS * (rise - self.hourly[step % HOUR]);
-        self.note(now);
-        let peak = self.lately.iter().copied().fold(0.0, f64::max);
-        self.state = self.state_of(before, now, peak);
-        let usual = [self.after[self.state], self.hourly[(step + 1) % HOUR]];
-        Some((rise, [peak - now, self.day - now, (self.mean - now).max(0.0), now, usual[0], usual[1]]))
-    }
-
-    fn note(&mut self, now: f64) {
-        self.demand = Some(now);
-        if self.lately.len() == HOUR {
-            self.lately.pop_front();
-        }
-        self.lately.push_back(now);
-        self.day = (self.day * DAY).max(now);
-        self.mean += (1.0 - DAY) * (now - self.mean);
-    }
-
-    /// Which of [`STATES`]: fell, stayed or rose by a tenth, and to which quarter of what it had in the last hour.
-    fn state_of(&self, before: f64, now: f64, peak: f64) -> usize {
-        let least = self.lately.iter().copied().fold(peak, f64::min);
-        let way = usize::from(now > before * 0.9) + usize::from(now > before * 1.1);
-        let quarter = ((now - least) / (peak - least).max(f64::MIN_POSITIVE) * 4.0) as usize;
-        way * 4 + quarter.min(3)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::series::{LEVELS, tests::noise};
+    use crate::series::{
+        LEVELS,
+        member::{HOUR, STATES},
+        tests::noise,
+    };
 
     fn group() -> GroupDemand {
         let mut group = GroupDemand::new(24, 0);
@@ -373,10 +309,33 @@ mod tests {
             group.asked(0, 1.0).expect("a good request");
             group.end_step();
         });
-        let Member { most: _, demand: _, next, asked, asks: _, lately, day: _, mean: _, after, hourly, state } =
-            &group.members[&0];
+        let Member {
+            most: _,
+            demand: _,
+            next,
+            asked,
+            asks: _,
+            squares: _,
+            scale: _,
+            rates: _,
+            steps: _,
+            burst: _,
+            lately,
+            day: _,
+            mean: _,
+            after,
+            hourly,
+            state,
+            then,
+        } = &group.members[&0];
         assert_eq!((*next, *asked), (None, None), "the step has ended");
-        assert!(lately.len() <= HOUR && after.len() == STATES && hourly.len() == HOUR && *state < STATES);
+        assert!(
+            then.is_some()
+                && lately.len() <= HOUR
+                && after.len() == STATES
+                && hourly.len() == HOUR
+                && *state < STATES
+        );
     }
 
     #[test]

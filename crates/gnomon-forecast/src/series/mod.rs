@@ -23,8 +23,10 @@ mod intake;
 mod lags;
 mod last;
 mod linear;
+mod member;
 mod quantile;
 mod ranks;
+mod rises;
 mod rows;
 mod score;
 mod seasonal;
@@ -49,7 +51,7 @@ pub use seasonal::SeasonalForecaster;
 pub const LEVELS: [f64; 7] = [0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99];
 
 /// How many numbers a [`Step`] can carry beside its value.
-pub const BESIDE: usize = 6;
+pub const BESIDE: usize = 8;
 
 /// What one step of time brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
