@@ -5,8 +5,6 @@
 
 mod checkpoint;
 mod forecast;
-#[path = "memory/guests.rs"]
-mod guests;
 mod interceptor;
 mod memory;
 mod nbd;
@@ -68,7 +66,6 @@ pub fn run(args: &Args) -> Ended {
     let rounds = args.number("rounds", if name == Some("switchover") { SWITCHES } else { ROUNDS })?.max(1);
     match name {
         Some("checkpoint") => return tell(args, "checkpoint", &checkpoint::run(rounds, args)?, checkpoint::words),
-        Some("guests") => return tell(args, "memory", &guests::rows(args)?, guests::words),
         Some("wire") => return tell(args, "wire", &wire::run(rounds)?, wire::words),
         Some("postgres") => return postgres::bench(args),
         Some("forecast") => return forecast::run(args),

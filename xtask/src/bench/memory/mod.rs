@@ -1,5 +1,7 @@
-//! `bench memory`: what staged memory is worth: recorded demand through the planner, and what planning costs.
+//! `bench memory`: what staged memory is worth: recorded demand through the planner, what planning costs, and
+//! what a real guest waits.
 
+mod guests;
 mod replay;
 
 use std::process::ExitCode;
@@ -16,8 +18,11 @@ use crate::{
 type Part = (&'static str, fn(&Args) -> anyhow::Result<Value>, fn(&Value) -> String);
 
 /// All parts, in the order in which they are run.
-const PARTS: [Part; 2] =
-    [("replay", replay::rows, forecast::series::words), ("overhead", replay::overhead, forecast::series::words)];
+const PARTS: [Part; 3] = [
+    ("replay", replay::rows, forecast::series::words),
+    ("overhead", replay::overhead, forecast::series::words),
+    ("guests", guests::rows, guests::words),
+];
 
 /// `cargo xtask bench memory`: the part that is named, or all of them.
 pub(super) fn run(args: &Args) -> Ended {

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gnomon_cycle::staging::STEP_PER_FREE;
 use gnomon_memory::{BlockId, Request};
 use gnomon_qemu::{
     Dimm, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, add_dimm, dimms, remove_dimm, sweep_backends,
@@ -136,6 +137,7 @@ pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange
             ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
                 .then("ask for less, or start it with a larger --max-memory")
         })?;
+    refuse_if_it_cannot_take(daemon, name, wanted)?;
     if guest.free_slots() == 0 {
         return Err(ApiError::refused(format!("all {} memory slots of VM '{name}' are taken", guest.slots))
             .then("shrink it first: smaller DIMMs make room for larger ones"));
@@ -215,6 +217,20 @@ pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<MemoryView, ApiError> {
         }
     }
     Ok(view)
+}
+
+/// Refuses more than a guest has the memory to describe: a Linux that is given too much at once stands, perhaps for good. Only
+/// the agent in it can tell.
+fn refuse_if_it_cannot_take(daemon: &Daemon, name: &str, wanted: u64) -> Result<(), ApiError> {
+    let heard = daemon.vitals.agent(name).filter(|_| daemon.vitals.beats(name));
+    let Some(free) = heard.map(|view| view.memory_free) else { return Ok(()) };
+    let takes = free.saturating_mul(STEP_PER_FREE);
+    if wanted <= takes {
+        return Ok(());
+    }
+    let (wanted, free, takes) = (Bytes(wanted), Bytes(free), Bytes(takes - takes % GUEST_BLOCK));
+    Err(ApiError::refused(format!("VM '{name}' has {free} free, too little to take {wanted} at once"))
+        .then(format!("give it {takes} at most, and the rest when it has that")))
 }
 
 /// Refuses what would change a guest's memory under somebody who carries it elsewhere.
