@@ -23,7 +23,7 @@ pub enum Command {
                             came true in time. chance: of forecasts like this one, the share that came true.\n\
                             What a move does not act on is told as well.")]
     Show(show::Args),
-    /// Say what the world outside says (weather, events: [[feed]] in the configuration), and whether it can be believed
+    /// Say what the world outside says (weather, events: `[[feed]]` in the configuration), and whether it can be believed
     #[command(after_help = "Examples:\n  gnomon forecast feeds\n\n\
                             late: the last text holds until it is too old. wrong: unknown until a good one comes.")]
     Feeds,
