@@ -17,6 +17,10 @@ const SCALES: u64 = 1 << 40;
 /// The finest ε that is kept apart.
 const FINEST: f64 = 1e-3;
 
+/// Rounds of a draw after which it ends whatever the bits are: a good generator needs as many once in e^60 draws. One that is
+/// stuck gives no noise, and holds nobody up.
+const ROUNDS: u64 = 64;
+
 /// Evenly distributed bits. Of a real generator: where it repeats, noise can be taken off again.
 pub type Bits<'a> = dyn FnMut() -> u64 + 'a;
 
@@ -39,13 +43,13 @@ fn scale(most: u64, epsilon: f64) -> u64 {
 
 /// A whole number, n with a chance proportional to e^(−|n| / scale).
 fn laplace(scale: u64, bits: &mut Bits) -> i64 {
-    loop {
+    for _ in 0..ROUNDS {
         let rest = below(scale, bits);
         if !by_exp(rest, scale, bits) {
             continue;
         }
         let mut whole = 0u64;
-        while by_exp(1, 1, bits) {
+        while whole < ROUNDS && by_exp(1, 1, bits) {
             whole += 1;
         }
         let size = (rest + scale.saturating_mul(whole)).min(i64::MAX as u64) as i64;
@@ -56,12 +60,13 @@ fn laplace(scale: u64, bits: &mut Bits) -> i64 {
             (false, size) => return size,
         }
     }
+    0
 }
 
 /// Yes with a chance of e^(−part / whole); part is at most whole.
 fn by_exp(part: u64, whole: u64, bits: &mut Bits) -> bool {
     let mut round = 1;
-    while below(whole.saturating_mul(round), bits) < part {
+    while round < ROUNDS && below(whole.saturating_mul(round), bits) < part {
         round += 1;
     }
     round % 2 == 1
@@ -70,13 +75,15 @@ fn by_exp(part: u64, whole: u64, bits: &mut Bits) -> bool {
 /// A number below `bound`, each as likely as any; 0 of none.
 fn below(bound: u64, bits: &mut Bits) -> u64 {
     let Some(over) = u64::MAX.checked_rem(bound) else { return 0 };
-    loop {
-        let roll = bits();
+    let mut roll = bits();
+    for _ in 0..ROUNDS {
         // The last numbers, which do not make a whole round of `bound`, are rolled again.
         if roll < u64::MAX - over {
-            return roll % bound;
+            break;
         }
+        roll = bits();
     }
+    roll % bound
 }
 
 #[cfg(test)]
@@ -128,6 +135,14 @@ pub(crate) mod tests {
         {
             let ratio = f64::from(*one) / f64::from(*other);
             assert!((ratio.ln().abs()) < epsilon + 0.2, "{mib} MiB: {one} and {other}");
+        }
+    }
+
+    #[test]
+    fn a_generator_that_is_stuck_holds_nobody_up() {
+        for stuck in [0, 1, u64::MAX, u64::MAX - 1, 1 << 63] {
+            let told = noised(1e9, Bytes(1 << 30), 1.0, &mut || stuck);
+            assert!(told.is_finite(), "{stuck}: {told}");
         }
     }
 

@@ -13,10 +13,6 @@ const N: usize = 8;
 /// How strongly a loss counts. It is charged as a share of the worst there was: of bursts a mean loss is a tenth of that, and
 /// the losses of two models differ by some hundredths, so the better of them has most of the weight after a thousand steps.
 const RATE: f32 = 0.7;
-/// The same for sums of a group: their best models differ by less, and two of them together are better than the best.
-const CALM: f32 = 0.25;
-/// The weight of the last value to begin with, at least.
-const BEGINS: f32 = 0.55;
 /// The least weight: eight models that are all wrong but one cost it four hundredths.
 const FLOOR: f32 = 0.005;
 /// What is left of the worst loss after each step; half after two thousand. Losses are not cut off at so many times the
@@ -78,21 +74,11 @@ pub struct SeriesBlend {
     worst: f64,
     drift: Drift,
     resets: u32,
-    rate: f32,
 }
 
 impl SeriesBlend {
     /// Of a series with a `season` of so many steps (a day), to be asked up to `horizon` steps after the next.
     pub fn new(season: usize, horizon: usize) -> SeriesBlend {
-        SeriesBlend::at_rate(season, horizon, RATE)
-    }
-
-    /// The same for a sum of many, where belief moves more slowly.
-    pub fn of_sums(season: usize, horizon: usize) -> SeriesBlend {
-        SeriesBlend::at_rate(season, horizon, CALM)
-    }
-
-    fn at_rate(season: usize, horizon: usize, rate: f32) -> SeriesBlend {
         let models: [Box<dyn SeriesForecaster + Send>; N] = [
             Box::new(LastForecaster::default()),
             Box::new(EwmaForecaster::new(NEWEST)),
@@ -105,13 +91,12 @@ impl SeriesBlend {
         ];
         SeriesBlend {
             experts: models.map(|model| Expert { model, said: None, score: Score::default(), nanos: 0, steps: 0 }),
-            hedge: silent_first(rate),
+            hedge: silent_first(),
             own: Score::default(),
             usual: 0.0,
             worst: 0.0,
             drift: Drift::default(),
             resets: 0,
-            rate,
         }
     }
 
@@ -168,7 +153,7 @@ impl SeriesBlend {
         self.hedge.charge(&losses.map(|loss| (loss / worst) as f32));
         self.usual += USUAL.max(1.0 / self.own.judged as f64) * (own - self.usual);
         if self.drift.note((own / (WORST * self.usual).max(f64::MIN_POSITIVE)).min(1.0)) {
-            self.hedge = silent_first(self.rate);
+            self.hedge = silent_first();
             self.resets += 1;
         }
     }
@@ -188,12 +173,10 @@ impl SeriesBlend {
 }
 
 /// Weights to begin with: three fifths for the last value, for nobody else has earned any yet.
-fn silent_first(rate: f32) -> Hedge<N> {
-    let mut hedge = Hedge::new(rate, FLOOR);
+fn silent_first() -> Hedge<N> {
+    let mut hedge = Hedge::new(RATE, FLOOR);
     let lost: [f32; N] = std::array::from_fn(|at| f32::from(u8::from(at != SILENCE)));
-    while hedge.weights()[SILENCE] < BEGINS {
-        hedge.charge(&lost);
-    }
+    (0..2).for_each(|_| hedge.charge(&lost));
     hedge
 }
 
@@ -308,10 +291,9 @@ mod tests {
 
     #[test]
     fn before_there_is_evidence_the_last_value_is_believed() {
-        for blend in [SeriesBlend::new(24, 0), SeriesBlend::of_sums(24, 0)] {
-            let weight = weight(&blend, "last");
-            assert!((0.55..0.65).contains(&weight), "{weight}");
-        }
+        let blend = SeriesBlend::new(24, 0);
+        let weight = weight(&blend, "last");
+        assert!((0.55..0.65).contains(&weight), "{weight}");
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub struct GroupDemand {
 impl GroupDemand {
     /// An empty group; a day is `season` steps, and it is asked up to `horizon` steps after the next.
     pub fn new(season: usize, horizon: usize) -> GroupDemand {
-        let blend = SeriesBlend::of_sums(season, horizon);
+        let blend = SeriesBlend::new(season, horizon);
         GroupDemand { members: BTreeMap::new(), steps: 0, season, horizon, blend, rises: Rises::new(), history: 1.0 }
     }
 
@@ -102,7 +102,7 @@ impl GroupDemand {
         self.members.remove(&id).ok_or(GroupError::Unknown(id))?;
         self.history *= 1.0 - share;
         if self.history < LEFT {
-            (self.blend, self.history) = (SeriesBlend::of_sums(self.season, self.horizon), 1.0);
+            (self.blend, self.history) = (SeriesBlend::new(self.season, self.horizon), 1.0);
         }
         Ok(())
     }
