@@ -44,7 +44,7 @@ cargo xtask COMMAND
   bench wire           bytes sent for each page that guests with real loads write, beside raw pages, XBZRLE and zstd
                          [--json] [--rounds N]
   bench forecast       what forecasts are worth on recorded traces, and cost: reads of a disk, staged memory, traffic between
-                       nodes, who reads from where   [--only volume|memory|traffic|location] [--data FOLDER] [--json]
+                       nodes, who reads from where   [--only volume|memory|traffic|location|speed] [--data FOLDER] [--json]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
   bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
                        primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many

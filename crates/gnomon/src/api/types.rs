@@ -17,8 +17,8 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
 pub use forecast::{
-    ExpectedView, ExpertView, FeedState, FeedView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP,
-    WorthView,
+    BinView, ExpectedView, ExpertView, FeedState, FeedView, FirstView, ForecastQuery, ForecastView, MovingView,
+    ReadView, TOP, WorthView,
 };
 pub use nic::{NicView, RunNic};
 pub use protection::{
