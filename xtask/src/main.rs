@@ -44,7 +44,7 @@ cargo xtask COMMAND
   bench wire           bytes sent for each page that guests with real loads write, beside raw pages, XBZRLE and zstd
                          [--json] [--rounds N]
   bench forecast       what forecasts are worth on recorded traces, and cost: reads of a disk, staged memory, traffic between
-                       nodes, who reads from where   [--only volume|memory|traffic|location] [--data FOLDER] [--json]
+                       nodes, who reads from where   [--only volume|memory|traffic|location|speed] [--data FOLDER] [--json]
   bench memory         what staged memory is worth: recorded demand through the planner at 2 to 20 % idle, beside a static
                        reserve; what planning costs; and what a Linux guest waits for memory, staged beside cold
                          [--only replay|overhead|guests] [--data FOLDER] [--quick] [--rounds 20] [--json]

@@ -29,7 +29,7 @@ use std::time::Duration;
 use gnomon_forecast::sequence::{Knowledge, RecordedExpert, RecurrentExpert, SequencePredictor, Student};
 use gnomon_forecast::trace::Trace;
 use gnomon_forecast::{
-    BlockMap, DEFAULT_BLOCKS_PER_UNIT, ExpertScore, Geometry, OraclePredictor, Predictor, UnitIndex,
+    BlockMap, DEFAULT_BLOCKS_PER_UNIT, ExpertScore, Geometry, OraclePredictor, Predictor, Reliability, UnitIndex,
 };
 use gnomon_terms::{
     Access, BlockCount, Bytes, BytesPerSecond, Event, Extent, Instant, Move, Op, Outcome, Place, ResourceId, Settled,
@@ -83,6 +83,8 @@ pub struct ReplayResult {
     pub ns_per_access: f64,
     /// What its reactive experts were worth at the end, if it has any.
     pub experts: Vec<ExpertScore>,
+    /// How their forecasts ended, by the chance that they were given.
+    pub reliability: Reliability,
 }
 
 /// Accesses between two lessons.
@@ -137,12 +139,12 @@ pub fn replay_some(
     let mut runs = Vec::new();
     for name in names.iter().copied() {
         let nanos = cost(name, knowledge, &story, clock)?;
-        let (result, experts) = story.tell(forecast(name, geometry, knowledge))?;
-        runs.push(Run { name, result, nanos, experts });
+        let (result, judged) = story.tell(forecast(name, geometry, knowledge))?;
+        runs.push(Run { name, result, nanos, judged });
     }
     let oracle = Box::new(OraclePredictor::new(geometry, future));
-    let (result, experts) = story.tell(Forecast::Given(oracle))?;
-    runs.push(Run { name: "oracle", result, nanos: 0.0, experts });
+    let (result, judged) = story.tell(Forecast::Given(oracle))?;
+    runs.push(Run { name: "oracle", result, nanos: 0.0, judged });
     Ok(results(&runs))
 }
 
@@ -175,8 +177,11 @@ struct Run {
     name: &'static str,
     result: MoveResult,
     nanos: f64,
-    experts: Vec<ExpertScore>,
+    judged: Judged,
 }
+
+/// What its reactive experts were worth, and whether their chances meant what they say.
+type Judged = (Vec<ExpertScore>, Reliability);
 
 /// A move of which the demo wants to know how it would have gone in another order.
 pub struct MoveStory<'a> {
@@ -233,7 +238,7 @@ const RESOURCE: ResourceId = ResourceId(0);
 const SHADOW: Place = Place(1);
 
 impl Story<'_> {
-    fn tell(&self, forecast: Forecast) -> Result<(MoveResult, Vec<ExpertScore>), CycleError> {
+    fn tell(&self, forecast: Forecast) -> Result<(MoveResult, Judged), CycleError> {
         let silent = matches!(forecast, Forecast::Named("silence"));
         let mut config = CycleConfig::new(RESOURCE, self.allocated.clone());
         (config.forecast, config.blocks_per_unit) = (forecast, self.geometry.blocks_per_unit());
@@ -255,7 +260,7 @@ impl Story<'_> {
             school.attend(&mut plane.cycle);
         }
         plane.result.wasted = plane.unread.count().bytes();
-        Ok((plane.result, plane.cycle.score().experts))
+        Ok((plane.result, (plane.cycle.score().experts, plane.cycle.reliability())))
     }
 }
 
@@ -449,7 +454,7 @@ fn think(predictor: &mut dyn Predictor, access: &Access, chances: &mut Vec<gnomo
 fn results(runs: &[Run]) -> Vec<ReplayResult> {
     let stalled = |name| runs.iter().find(|run| run.name == name).map_or(0.0, |run| run.result.stalled as f64);
     let (sequential, oracle) = (stalled("sequential"), stalled("oracle"));
-    let one = |Run { name, result, nanos, experts }: &Run| {
+    let one = |Run { name, result, nanos, judged: (experts, reliability) }: &Run| {
         let gap = sequential - oracle;
         let closed = (sequential - result.stalled as f64) / gap;
         ReplayResult {
@@ -459,6 +464,7 @@ fn results(runs: &[Run]) -> Vec<ReplayResult> {
             bytes_wasted: result.wasted,
             ns_per_access: *nanos,
             experts: experts.clone(),
+            reliability: *reliability,
         }
     };
     runs.iter().map(one).collect()

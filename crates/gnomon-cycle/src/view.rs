@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gnomon_forecast::{Expected, Reason, UnitIndex};
+use gnomon_forecast::{Expected, Reason, Reliability, UnitIndex};
 use gnomon_terms::{BlockCount, Bytes, BytesPerSecond, Extent, Instant, Place, Routes};
 
 use crate::cycle::Cycle;
@@ -143,6 +143,11 @@ impl Cycle {
         let covered = BlockCount(allocated - shadow.lacking.count_in(extent).0);
         let probability = self.predictor.probability(self.now, unit);
         Some(UnitState { extent, covered, probability, place: shadow.place })
+    }
+
+    /// How reactive forecasts ended since the loop began, acted on or not, by the chance that they were given.
+    pub fn reliability(&self) -> Reliability {
+        self.predictor.reliability()
     }
 
     /// What the forecasts were worth since the shadow was begun.

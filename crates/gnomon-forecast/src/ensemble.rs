@@ -33,6 +33,7 @@ use crate::predictor::{DEFAULT_HORIZON, ExpertScore, Weight};
 use crate::readahead::{Ahead, Streams};
 use crate::reason::{Clock, Expected, Reason};
 use crate::regions::{Regions, region_of};
+use crate::reliability::Reliability;
 use crate::sequence::jury::Jury;
 use crate::sequence::{
     AssociationExpert, DeltaExpert, Experience, Knowledge, Lesson, Model, Order, RecordedExpert, RecurrentExpert,
@@ -356,6 +357,10 @@ impl Predictor for Ensemble {
         let (unit, weights) = (self.geometry.unit_bytes(), self.reactive.weights());
         let plain = (1..REACTIVE.len()).map(|at| self.tallies[at].score(REACTIVE[at], weights[at], unit, Bytes(0)));
         plain.chain(self.jury.scores()).collect()
+    }
+
+    fn reliability(&self) -> Reliability {
+        self.gate.reliability().and(self.jury.reliability())
     }
 
     fn expected(&self, now: Instant, most: usize) -> Vec<Expected> {

@@ -8,6 +8,7 @@
 use crate::UnitIndex;
 use crate::history::Tick;
 use crate::reason::Expected;
+use crate::reliability::Reliability;
 
 const PLACES: usize = 1 << 12;
 const FREE: u32 = u32::MAX;
@@ -48,6 +49,7 @@ pub struct Gate {
     pending: Vec<Pending>,
     ended: Vec<f32>,
     came_true: Vec<f32>,
+    reliability: Reliability,
 }
 
 /// Forecasts that are imagined for each class, and how many of them came true: unproven classes start near, not above,
@@ -58,7 +60,8 @@ impl Gate {
     /// For so many classes, none of them proven.
     pub fn new(classes: usize) -> Gate {
         let free = Pending { unit: FREE, made: Tick(0), due: Tick(0), class: 0 };
-        Gate { pending: vec![free; PLACES], ended: vec![IMAGINED.0; classes], came_true: vec![IMAGINED.1; classes] }
+        let (ended, came_true) = (vec![IMAGINED.0; classes], vec![IMAGINED.1; classes]);
+        Gate { pending: vec![free; PLACES], ended, came_true, reliability: Reliability::default() }
     }
 
     /// Notes a forecast of `class` for `unit`. If it takes the place of one that had run out, that one has ended.
@@ -98,6 +101,11 @@ impl Gate {
         self.came_true[usize::from(class)] / self.ended[usize::from(class)]
     }
 
+    /// How the forecasts ended, by the chance that they were given.
+    pub fn reliability(&self) -> &Reliability {
+        &self.reliability
+    }
+
     /// Takes a forecast back, so that it counts neither as true nor as false; whether there was one.
     pub fn withdraw(&mut self, unit: UnitIndex) -> bool {
         let place = &mut self.pending[place(unit)];
@@ -121,6 +129,8 @@ impl Gate {
 
     fn end(&mut self, class: u8, came_true: bool, lead: u32) -> Ended {
         let at = usize::from(class);
+        // The chance as it stood before this was known.
+        self.reliability.note(self.precision(class), came_true);
         self.ended[at] += 1.0;
         self.came_true[at] += f32::from(u8::from(came_true));
         if self.ended[at] > 512.0 {

@@ -29,6 +29,7 @@ mod predictor;
 mod readahead;
 mod reason;
 mod regions;
+mod reliability;
 pub mod sequence;
 pub mod series;
 mod successor;
@@ -46,4 +47,5 @@ pub use predictor::{
 };
 pub use readahead::ReadaheadPredictor;
 pub use reason::{Clock, Expected, Reason, Seen};
+pub use reliability::{BINS, Bin, Reliability};
 pub use successor::SuccessorPredictor;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use gnomon_terms::{Access, Bytes, Instant};
 
 use crate::reason::{Clock, Expected, Reason};
+use crate::reliability::Reliability;
 use crate::sequence::{Experience, Lesson, Model};
 use crate::{BlockMap, Geometry, UnitIndex};
 
@@ -98,6 +99,11 @@ pub trait Predictor: Send {
     /// What the reactive experts were worth, for those that have any.
     fn scores(&self) -> Vec<ExpertScore> {
         Vec::new()
+    }
+
+    /// How its reactive forecasts ended, acted on or not, by the chance that they were given.
+    fn reliability(&self) -> Reliability {
+        Reliability::default()
     }
 
     /// Up to `most` of the forecasts that no read has made true so far, those that still may come true first, of these

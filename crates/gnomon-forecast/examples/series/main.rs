@@ -1,4 +1,4 @@
-//! What models of series and of places are worth on recorded traces: `series memory|traffic|location FOLDER`.
+//! What models of series and of places are worth on recorded traces: `series memory|traffic|location|speed FOLDER`.
 //!
 //! Prints rows in the form of all benchmarks, as JSON. `cargo xtask bench forecast --only memory` builds and runs it.
 
@@ -6,6 +6,7 @@ mod data;
 mod demands;
 mod location;
 mod memory;
+mod speed;
 mod traffic;
 
 use std::{path::Path, process::ExitCode};
@@ -28,13 +29,14 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[String]) -> Result<Value> {
-    let [what, folder] = words else { bail!("say memory, traffic or location, and the folder of the traces") };
+    let [what, folder] = words else { bail!("say memory, traffic, location or speed, and the folder of the traces") };
     let folder = Path::new(folder);
     let rows = match what.as_str() {
         "memory" => memory::run(&folder.join("memory"))?,
         "traffic" => traffic::run(&folder.join("mirror/geant"))?,
         "location" => location::run(&folder.join("mirror/foursquare"))?,
-        other => bail!("there is no '{other}': say memory, traffic or location"),
+        "speed" => speed::run(folder)?,
+        other => bail!("there is no '{other}': say memory, traffic, location or speed"),
     };
     Ok(Value::Array(rows))
 }

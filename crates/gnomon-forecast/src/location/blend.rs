@@ -47,18 +47,22 @@ pub struct LocationBlend {
     own: LocationScore,
 }
 
+/// All models, nothing learned yet.
+pub(super) fn models() -> [Box<dyn LocationForecaster + Send>; N] {
+    [
+        Box::new(LastPlaceForecaster::default()),
+        Box::new(PopularForecaster::default()),
+        Box::new(RecentForecaster::default()),
+        Box::new(MarkovForecaster::default()),
+        Box::new(BayesForecaster::default()),
+        Box::new(BothForecaster::default()),
+    ]
+}
+
 impl Default for LocationBlend {
     fn default() -> LocationBlend {
-        let models: [Box<dyn LocationForecaster + Send>; N] = [
-            Box::new(LastPlaceForecaster::default()),
-            Box::new(PopularForecaster::default()),
-            Box::new(RecentForecaster::default()),
-            Box::new(MarkovForecaster::default()),
-            Box::new(BayesForecaster::default()),
-            Box::new(BothForecaster::default()),
-        ];
         LocationBlend {
-            experts: models.map(|model| Expert { model, score: LocationScore::default() }),
+            experts: models().map(|model| Expert { model, score: LocationScore::default() }),
             hedges: std::array::from_fn(|_| Hedge::new(RATE, FLOOR)),
             visits: ByWho::default(),
             places: 1,

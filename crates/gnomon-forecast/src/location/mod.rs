@@ -133,15 +133,8 @@ pub(crate) mod tests {
     }
 
     fn all() -> Vec<Box<dyn LocationForecaster>> {
-        vec![
-            Box::new(LastPlaceForecaster::default()),
-            Box::new(PopularForecaster::default()),
-            Box::new(RecentForecaster::default()),
-            Box::new(MarkovForecaster::default()),
-            Box::new(BayesForecaster::default()),
-            Box::new(BothForecaster::default()),
-            Box::new(LocationBlend::default()),
-        ]
+        let blend: Box<dyn LocationForecaster> = Box::new(LocationBlend::default());
+        blend::models().into_iter().map(|model| -> Box<dyn LocationForecaster> { model }).chain([blend]).collect()
     }
 
     #[test]

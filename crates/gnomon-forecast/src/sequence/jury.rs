@@ -25,6 +25,7 @@ use crate::hedge::Hedge;
 use crate::history::Tick;
 use crate::predictor::{ExpertScore, Weight};
 use crate::reason::{Clock, Expected};
+use crate::reliability::Reliability;
 use crate::tally::Tally;
 use crate::{Chance, Geometry, UnitIndex};
 
@@ -187,6 +188,11 @@ impl Jury {
     pub fn weights(&self) -> impl Iterator<Item = Weight> {
         let weights = self.experts.iter().zip(&self.hedge.weights()[1..]);
         weights.map(|(expert, weight)| Weight { clock: Clock::Sequence, expert: expert.name(), weight: *weight })
+    }
+
+    /// How their forecasts ended, by the chance that they were given.
+    pub fn reliability(&self) -> &Reliability {
+        self.gate.reliability()
     }
 
     /// What each expert was worth.

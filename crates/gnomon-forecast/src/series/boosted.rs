@@ -6,7 +6,7 @@ use super::{
     LEVELS, SeriesForecaster, Step, between,
     lags::Lags,
     pinball,
-    rows::{Past, at_distance, distances},
+    rows::{Past, Taught, at_distance, distances},
     tree::{Coarse, Row, Tree, coarse},
 };
 
@@ -69,17 +69,7 @@ impl SeriesForecaster for BoostedForecaster {
     }
 
     fn observe(&mut self, step: &Step) {
-        if let Some(value) = step.value {
-            let came = self.lags.squash(value);
-            for (place, head) in self.heads.iter_mut().enumerate() {
-                if let Some(then) = self.past.about_now(place, head.ahead) {
-                    head.note(Row { known: coarse(&then.features), came: came - then.centre });
-                }
-            }
-        }
-        self.lags.observe(step);
-        let distances: Vec<usize> = self.heads.iter().map(|head| head.ahead).collect();
-        self.past.note(&self.lags, &distances);
+        self.past.teach(&mut self.lags, &mut self.heads, step);
     }
 
     fn quantiles(&self, ahead: usize, levels: &[f64]) -> Option<Vec<f64>> {
@@ -111,7 +101,11 @@ impl SeriesForecaster for BoostedForecaster {
     }
 }
 
-impl Head {
+impl Taught for Head {
+    fn ahead(&self) -> usize {
+        self.ahead
+    }
+
     fn note(&mut self, row: Row) {
         if self.rows.len() == ROWS {
             self.rows.pop_front();
@@ -119,7 +113,9 @@ impl Head {
         self.rows.push_back(row);
         self.seen += 1;
     }
+}
 
+impl Head {
     fn train(&mut self) {
         self.due = self.seen + self.seen.min(ROWS as u64 / 2);
         let rows = self.rows.make_contiguous();

@@ -6,8 +6,8 @@ use super::{
     LEVELS, SeriesForecaster, Step, between,
     gru_cell::{Gradient, Network, STATE, State},
     lags::{FEATURES, Features, Lags},
-    rows::{Past, at_distance, distances},
-    tree::{Row, coarse, fine},
+    rows::{Past, Taught, at_distance, distances},
+    tree::{Row, fine},
 };
 
 /// Steps that are learned from at once, through which a gradient is followed.
@@ -71,17 +71,7 @@ impl SeriesForecaster for GruForecaster {
     }
 
     fn observe(&mut self, step: &Step) {
-        if let Some(value) = step.value {
-            let came = self.lags.squash(value);
-            for (place, head) in self.heads.iter_mut().enumerate() {
-                if let Some(then) = self.past.about_now(place, head.ahead) {
-                    head.note(Row { known: coarse(&then.features), came: came - then.centre });
-                }
-            }
-        }
-        self.lags.observe(step);
-        let distances: Vec<usize> = self.heads.iter().map(|head| head.ahead).collect();
-        self.past.note(&self.lags, &distances);
+        self.past.teach(&mut self.lags, &mut self.heads, step);
         for head in &mut self.heads {
             if let Some(features) = self.lags.features(head.ahead) {
                 head.now = head.network.step(&input(&features), &head.now).after;
@@ -119,7 +109,11 @@ impl SeriesForecaster for GruForecaster {
     }
 }
 
-impl Head {
+impl Taught for Head {
+    fn ahead(&self) -> usize {
+        self.ahead
+    }
+
     fn note(&mut self, row: Row) {
         if self.rows.len() == ROWS {
             self.rows.pop_front();
@@ -128,7 +122,9 @@ impl Head {
         // What nobody tends for a week is learned from no more.
         self.fresh = (self.fresh + 1).min(self.rows.len());
     }
+}
 
+impl Head {
     /// Learns from the oldest fresh stretch, and from some others again.
     fn learn(&mut self) {
         let begin = self.rows.len() - self.fresh;

@@ -2,7 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::lags::{Features, Lags};
+use super::{
+    Step,
+    lags::{Features, Lags},
+    tree::{Row, coarse},
+};
 
 /// What was known at a step about a later one.
 #[derive(Clone, Debug)]
@@ -42,10 +46,34 @@ impl Past {
         self.queues.get(place).filter(|queue| queue.len() == ahead + 1)?.front()?.as_ref()
     }
 
+    /// A step comes: each head is taught what was known about it at its distance, and what is known now is noted.
+    pub(super) fn teach<H: Taught>(&mut self, lags: &mut Lags, heads: &mut [H], step: &Step) {
+        if let Some(value) = step.value {
+            let came = lags.squash(value);
+            for (place, head) in heads.iter_mut().enumerate() {
+                if let Some(then) = self.about_now(place, head.ahead()) {
+                    head.note(Row { known: coarse(&then.features), came: came - then.centre });
+                }
+            }
+        }
+        lags.observe(step);
+        let distances: Vec<usize> = heads.iter().map(H::ahead).collect();
+        self.note(lags, &distances);
+    }
+
     /// Bytes of state.
     pub(super) fn bytes(&self) -> usize {
         self.queues.iter().map(|queue| queue.capacity() * size_of::<Option<Then>>()).sum()
     }
+}
+
+/// What learns for one distance.
+pub(super) trait Taught {
+    /// How many steps after the next it is about.
+    fn ahead(&self) -> usize;
+
+    /// What was known about a step, and what came.
+    fn note(&mut self, row: Row);
 }
 
 /// What is said for `ahead`, from what is said for the nearest and the farthest distance: on a line between them, beyond

@@ -2,14 +2,22 @@
 //!
 //! The loop is asked between two turns, on its own thread, and answers from what it has: the guest waits for nothing.
 
-use gnomon_cycle::{Outlook, Score};
-use gnomon_forecast::{Clock, Expected, ExpertScore, Geometry, Reason, UnitIndex, Weight};
-use gnomon_terms::Extent;
+use gnomon_cycle::{Cycle, Outlook, Score};
+use gnomon_forecast::{Bin, Clock, Expected, ExpertScore, Geometry, Reason, Reliability, UnitIndex, Weight};
+use gnomon_terms::{Bytes, Extent};
 
-use super::{Daemon, keeper::VolumeHandle};
+use super::{
+    Daemon,
+    keeper::VolumeHandle,
+    moving::story::{Story, Told},
+    records::StandingRecord,
+};
 use crate::api::{
     ApiError,
-    types::{ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP, WorthView},
+    types::{
+        BinView, ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP,
+        WorthView,
+    },
 };
 
 /// What is expected of a volume.
@@ -33,16 +41,42 @@ pub async fn of_vm(daemon: &Daemon, name: &str, query: ForecastQuery) -> Result<
 
 async fn show(handle: &VolumeHandle, query: ForecastQuery) -> Result<ForecastView, ApiError> {
     let top = query.top.unwrap_or(TOP.0).min(TOP.1) as usize;
-    let asked = handle.watcher.run(move |cycle, _| (cycle.geometry(), cycle.score(), cycle.outlook(top))).await;
-    let (geometry, score, outlook) = asked?;
+    let look = move |cycle: &mut Cycle| (cycle.geometry(), cycle.score(), cycle.outlook(top), cycle.reliability());
+    let (geometry, score, outlook, reliability) = handle.watcher.run(move |cycle, _| look(cycle)).await?;
     let job = handle.job.lock().clone();
-    let view = view(geometry, &score, &outlook, job);
+    let mut view = view(geometry, &score, &outlook, job);
+    (view.calibration, view.calibration_error) = (bins(&reliability), reliability.error());
+    if let (Some(moving), Some(told)) = (&mut view.moving, so_far(handle, score.moved).await?) {
+        (moving.stalls_sequential, moving.stalls_oracle) = (Some(told.sequential), Some(told.oracle));
+        moving.gap_closed = told.gap_closed();
+    }
+    view.ask_node = match handle.record().standing {
+        StandingRecord::Draining(source) => Some(source.node),
+        _ => None,
+    };
     Ok(ForecastView {
         volume: handle.record().name,
         role: handle.role().to_string(),
         before: handle.learned.before(),
         ..view
     })
+}
+
+/// What a guest that has switched felt so far, and would have felt in another order.
+async fn so_far(handle: &VolumeHandle, moved: Bytes) -> Result<Option<Told>, ApiError> {
+    // The lock is the loop's too: it is let go before anything is told.
+    let Some(story) = handle.watcher.story().as_ref().and_then(Story::so_far) else { return Ok(None) };
+    let tell = move || story.tell(story.mean_rate(moved));
+    tokio::task::spawn_blocking(tell).await.map(Some).map_err(ApiError::internal)
+}
+
+/// The tenths in which there is anything.
+fn bins(reliability: &Reliability) -> Vec<BinView> {
+    let bin = |bin: &Bin| {
+        let (stated, came_true) = bin.shares()?;
+        Some(BinView { stated, came_true, ended: u64::from(bin.ended) })
+    };
+    reliability.bins.iter().filter_map(bin).collect()
 }
 
 /// The loop's answer in the words of the API.
@@ -141,6 +175,7 @@ fn moving(score: &Score, outlook: &Outlook, job: Option<String>) -> Option<Movin
         wasted: score.wasted.0,
         dropped: score.dropped,
         failed: score.failed,
+        ..MovingView::default()
     })
 }
 

@@ -56,6 +56,8 @@ fn a_stream_and_a_pattern_are_expected_to_go_on_by_who_knows_them() {
     let stream = &shown(&house, "root", &["--top", "64"])[0];
     assert_eq!((&stream["accesses"], &stream["reads"][0]["offset"]), (&json!(512), &json!(511 * UNIT)));
     assert_eq!(leader(stream, "reactive")["expert"], "readahead", "{stream:#}");
+    let bins = stream["calibration"].as_array().expect("bins");
+    assert!(bins.iter().all(|bin| bin["came_true"].as_f64() <= Some(1.0)) && stream["calibration_error"].is_number());
     assert!(leader(stream, "reactive")["worth"]["precision"].as_f64() > Some(0.5), "{stream:#}");
     names(stream, 512 * UNIT, "readahead");
     assert!(stream["first"][0]["offset"].as_u64() < Some(8 << 20), "only what is allocated would move: {stream:#}");
@@ -126,6 +128,11 @@ fn a_move_can_be_asked_for_its_forecast() {
     let stalled = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["stalls"] == 1);
     let view = await_some("the stall", || shown(&pair.a, "data", &[]).to_string(), stalled);
     assert_eq!(view["moving"]["stalled_share"], 1.0, "{view:#}");
+    let orders = [&view["moving"]["stalls_sequential"], &view["moving"]["stalls_oracle"]];
+    assert!(orders.iter().all(|stalls| stalls.as_u64() <= Some(1) && stalls.is_number()), "{view:#}");
+    assert_eq!(shown(&pair.b, "data", &[])[0]["ask_node"], "a");
+    let said = pair.b.run(&["forecast", "show", "data"]).out;
+    assert!(said.contains("from node a") && said.contains("gnomon forecast show data"), "{said}");
 }
 
 /// The place of the nth unit that a guest reads when it starts: the first sector, then all over the disk.

@@ -53,10 +53,25 @@ fn a_recording_is_rewritten_without_change() {
 #[test]
 fn a_replay_ranks_every_predictor_between_silence_and_oracle() {
     let dir = tempfile::tempdir().expect("a folder");
-    let file = dir.path().join("a.csv").display().to_string();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (file, svg) = (path("a.csv"), path("a.svg"));
     std::fs::write(&file, generated()).expect("written");
-    let told =
-        gnomon(&["--json", "forecast", "replay", "--trace", &file, "--pull", "4x", "--allocated", "touched"]).json();
+    let told = gnomon(&[
+        "--json",
+        "forecast",
+        "replay",
+        "--trace",
+        &file,
+        "--pull",
+        "4x",
+        "--allocated",
+        "touched",
+        "--plot",
+        &svg,
+    ])
+    .json();
+    let drawn = std::fs::read_to_string(&svg).expect("a picture");
+    assert!(drawn.contains(">blend<") && drawn.contains("off in the mean") && told["calibration_error"].is_number());
     assert_eq!((&told["pull"], &told["allocated"]), (&"4x".into(), &"touched".into()), "{told}");
     let results = told["results"].as_array().expect("results");
     for key in ["stalled_pct", "gap_closed", "bytes_wasted", "ns_per_access"] {

@@ -21,6 +21,9 @@ pub struct ForecastView {
     pub volume: String,
     /// What it is here.
     pub role: String,
+    /// The node where its move began and whose loop forecasts it until its end, when that is another one: ask there.
+    #[serde(default)]
+    pub ask_node: Option<String>,
     /// Accesses that were learned from since the daemon started; with none, nothing is known yet.
     pub accesses: u64,
     /// Whether it began with what was learned before: by an earlier daemon, or of another volume.
@@ -31,6 +34,12 @@ pub struct ForecastView {
     pub horizon_s: f64,
     /// All who are asked, and how much each counts.
     pub experts: Vec<ExpertView>,
+    /// Forecasts that ended, by tenths of the chance that they were given: whether chances mean what they say.
+    #[serde(default)]
+    pub calibration: Vec<BinView>,
+    /// How far these chances are off in the mean; nothing before any forecast ended.
+    #[serde(default)]
+    pub calibration_error: Option<f64>,
     /// The last reads, the latest first: what the forecasts come from.
     pub reads: Vec<ReadView>,
     /// What is expected to be read soon: forecasts that no read has made true, those still out before those run out, and
@@ -40,6 +49,17 @@ pub struct ForecastView {
     pub first: Vec<FirstView>,
     /// The move that is on; nothing when there is none.
     pub moving: Option<MovingView>,
+}
+
+/// Forecasts that were given about the same chance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BinView {
+    /// The mean chance that they were given.
+    pub stated: f64,
+    /// The share of them that came true.
+    pub came_true: f64,
+    /// How many ended.
+    pub ended: u64,
 }
 
 /// An expert and its standing.
@@ -142,6 +162,16 @@ pub struct MovingView {
     pub late: u64,
     /// The share of the reads after the switch that had to wait.
     pub stalled_share: f64,
+    /// How many reads would have waited so far had as many bytes been carried in address order; nothing before the first
+    /// read after the switch, and where telling it would take long.
+    #[serde(default)]
+    pub stalls_sequential: Option<u64>,
+    /// The same had the future been known.
+    #[serde(default)]
+    pub stalls_oracle: Option<u64>,
+    /// The share of the way from the one to the other; nothing when there is none.
+    #[serde(default)]
+    pub gap_closed: Option<f64>,
     /// Bytes that crossed the link.
     pub moved: u64,
     /// Of these, bytes that were replaced before a read found them.

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
-use gnomon_forecast::sequence::Knowledge;
+use gnomon_forecast::{Reliability, sequence::Knowledge};
 use serde::Serialize;
 
 use super::{
@@ -31,7 +31,7 @@ pub struct Args {
     traces: Vec<PathBuf>,
     #[command(flatten)]
     knowledge: KnowledgeArgs,
-    /// Draw the means as SVG
+    /// Draw the means, cost against gain, and calibration as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -68,13 +68,15 @@ pub(super) struct Row {
 /// `gnomon forecast compare`
 pub(super) fn run(args: &Args, context: &Context) -> Ended {
     let knowledge = args.knowledge.load()?;
-    let mut cases = Vec::new();
+    let (mut cases, mut reliability) = (Vec::new(), Reliability::default());
     for (case, allocation, rate) in CASES {
         let options = ReplayOptions { allocation, rate, ..ReplayOptions::default() };
-        cases.push(replay_all(case, &args.traces, &options, &knowledge)?);
+        let (case, chances) = replay_all(case, &args.traces, &options, &knowledge)?;
+        (reliability, _) = (reliability.and(&chances), cases.push(case));
     }
     if let Some(file) = &args.plot {
-        std::fs::write(file, plot::means(&cases)).map_err(ApiError::from)?;
+        let drawn = plot::compared(&cases, &points(&cases), &reliability);
+        std::fs::write(file, drawn).map_err(ApiError::from)?;
     }
     let name = |file: &PathBuf| file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut told =
@@ -93,7 +95,7 @@ fn replay_all(
     files: &[PathBuf],
     options: &ReplayOptions,
     knowledge: &Knowledge,
-) -> Result<Case, ApiError> {
+) -> Result<(Case, Reliability), ApiError> {
     let mut runs: Vec<Vec<ReplayResult>> = Vec::new();
     for file in files {
         runs.push(replay_knowing(&trace::load(file)?, options, knowledge, &mut thought)?);
@@ -102,8 +104,23 @@ fn replay_all(
     let names: Vec<&'static str> = runs[0].iter().map(|result| result.predictor).collect();
     let rows = names.iter().enumerate().map(|(at, name)| row(name, runs.iter().map(|run| &run[at]))).collect();
     let blends = runs.iter().map(|run| run.iter().find(|result| result.predictor == "blend"));
+    let chances = blends.clone().flatten().fold(Reliability::default(), |all, blend| all.and(&blend.reliability));
     let experts = blends.map(|blend| blend.into_iter().flat_map(|blend| &blend.experts).map(expert).collect());
-    Ok(Case { case, rows, experts: experts.collect() })
+    Ok((Case { case, rows, experts: experts.collect() }, chances))
+}
+
+/// What each predictor costs and gains, in the mean over all recordings and cases.
+fn points(cases: &[Case]) -> Vec<plot::Point> {
+    let mean = |of: &mut dyn Iterator<Item = f64>| {
+        let (sum, count) = of.fold((0.0, 0), |(sum, count), one| (sum + one, count + 1));
+        sum / f64::from(count.max(1))
+    };
+    let of_all = |at: usize| cases.iter().filter_map(move |case| case.rows.get(at));
+    let point = |(at, row): (usize, &Row)| {
+        let nanos = mean(&mut of_all(at).flat_map(|row| row.ns_per_access.iter().copied()));
+        (row.predictor, nanos, mean(&mut of_all(at).map(|row| row.mean)))
+    };
+    cases.first().into_iter().flat_map(|case| case.rows.iter().enumerate().map(point)).collect()
 }
 
 fn row<'a>(predictor: &'static str, results: impl Iterator<Item = &'a ReplayResult>) -> Row {

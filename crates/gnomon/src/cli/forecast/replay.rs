@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
-use gnomon_forecast::{ExpertScore, sequence::Knowledge};
+use gnomon_forecast::{ExpertScore, Reliability, sequence::Knowledge};
 use gnomon_terms::{Bytes, BytesPerSecond};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     super::{Context, Ended, output::table},
     knowledge::{self, KnowledgeArgs},
+    plot,
 };
 use crate::{api::ApiError, trace};
 
@@ -32,6 +33,9 @@ pub struct Args {
     /// Which blocks hold something: half of the address span, or only what the trace touches
     #[arg(long, value_enum, default_value = "half")]
     allocated: Allocated,
+    /// Draw cost against gain, and calibration, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -49,6 +53,8 @@ struct Replayed {
     results: Vec<Row>,
     /// What the experts of the blend were worth, acted on or not.
     experts: Vec<Expert>,
+    /// How far the chances of these forecasts were off in the mean, 0 to 1.
+    calibration_error: Option<f64>,
     /// The model was trained on what comes after the switch here: its results prove nothing.
     model_saw_the_future: bool,
 }
@@ -83,7 +89,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Ended {
     };
     let options =
         ReplayOptions { budget_percent: args.budget, rate: args.pull, allocation, ..ReplayOptions::default() };
-    let told = tell(&args.trace, &options, &args.knowledge.load()?)?;
+    let (told, chances) = tell(&args.trace, &options, &args.knowledge.load()?)?;
+    if let Some(file) = &args.plot {
+        let point = |row: &Row| (row.predictor, row.ns_per_access, row.gap_closed);
+        let points: Vec<plot::Point> = told.results.iter().map(point).collect();
+        std::fs::write(file, plot::replayed(&points, &chances)).map_err(ApiError::from)?;
+    }
     context.output.result(&told, words);
     Ok(())
 }
@@ -93,16 +104,17 @@ pub fn dry_run(file: &Path, bandwidth: Option<BytesPerSecond>, context: &Context
     let recorded = trace::load(file)?;
     let own = gnomon_cycle::replay::mean_read_rate(&recorded.accesses);
     let rate = bandwidth.map_or(1.0, |limit| if own > 0.0 { limit.0 as f64 / own } else { 1.0 });
-    let told = tell(file, &ReplayOptions { rate, ..ReplayOptions::default() }, &Knowledge::default())?;
+    let (told, _) = tell(file, &ReplayOptions { rate, ..ReplayOptions::default() }, &Knowledge::default())?;
     context.output.result(&told, words);
     Ok(())
 }
 
-fn tell(file: &Path, options: &ReplayOptions, known: &Knowledge) -> Result<Replayed, ApiError> {
+fn tell(file: &Path, options: &ReplayOptions, known: &Knowledge) -> Result<(Replayed, Reliability), ApiError> {
     let recorded = trace::load(file)?;
     let results = replay_knowing(&recorded, options, known, &mut thought)?;
     let blend = results.iter().find(|result| result.predictor == "blend");
-    Ok(Replayed {
+    let chances = blend.map(|blend| blend.reliability).unwrap_or_default();
+    let told = Replayed {
         trace: file.display().to_string(),
         pull: rate_word(options.rate),
         budget_pct: options.budget_percent,
@@ -112,8 +124,10 @@ fn tell(file: &Path, options: &ReplayOptions, known: &Knowledge) -> Result<Repla
         },
         experts: blend.into_iter().flat_map(|blend| &blend.experts).map(expert).collect(),
         model_saw_the_future: knowledge::saw_the_future(known, file)?,
+        calibration_error: chances.error(),
         results: results.iter().map(row).collect(),
-    })
+    };
+    Ok((told, chances))
 }
 
 /// Processor time that this thread has used, in nanoseconds: what a predictor costs does not depend on who else is at

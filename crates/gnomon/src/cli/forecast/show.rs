@@ -58,8 +58,10 @@ fn unknown(name: &str) -> ApiError {
 fn words(view: &ForecastView) -> String {
     let head = facts(&[("volume", format!("{} ({})", view.volume, view.role)), ("learned from", seen(view))]);
     let mut parts = vec![head];
+    parts.extend(view.ask_node.as_ref().map(|node| elsewhere(&view.volume, node)));
     if view.accesses > 0 {
         parts.push(format!("How good it was:\n{}", experts(&view.experts)));
+        parts.extend(calibrated(view));
         parts.push(soon(view));
     }
     let order = if view.moving.is_some() { "Next in the move" } else { "First in a move that began now" };
@@ -69,6 +71,20 @@ fn words(view: &ForecastView) -> String {
     });
     parts.extend(view.moving.as_ref().map(moving));
     parts.join("\n\n")
+}
+
+/// Where a move that drains here is forecast.
+fn elsewhere(volume: &str, node: &str) -> String {
+    format!(
+        "This volume is being moved here from node {node}, whose loop forecasts the move: there, ask\n  gnomon forecast show {volume}"
+    )
+}
+
+fn calibrated(view: &ForecastView) -> Option<String> {
+    let error = view.calibration_error?;
+    let ended: u64 = view.calibration.iter().map(|bin| bin.ended).sum();
+    let points = 100.0 * error;
+    Some(format!("Chances were off by {points:.0} points in the mean, over {ended} forecasts that ended."))
 }
 
 fn seen(view: &ForecastView) -> String {
@@ -166,6 +182,14 @@ fn moving(moving: &MovingView) -> String {
             moving.late
         ),
     };
+    let gap = match (moving.gap_closed, moving.stalls_sequential, moving.stalls_oracle) {
+        (Some(gap), Some(sequential), Some(oracle)) => {
+            format!(
+                "{gap:.2} so far (in address order {sequential} would have waited, had the future been known {oracle})"
+            )
+        }
+        _ => "nothing to tell so far".to_string(),
+    };
     let carried = format!("{}, {} of it for nothing", Bytes(moving.moved), Bytes(moving.wasted));
     let again = format!("{} given up for better ones, {} failed", moving.dropped, moving.failed);
     let lacking = format!("{}, {} on their way", Bytes(moving.lacking), Bytes(moving.in_flight));
@@ -174,6 +198,7 @@ fn moving(moving: &MovingView) -> String {
         ("phase", phase.to_string()),
         ("lacking", lacking),
         ("stalls", stalls),
+        ("gap closed", gap),
         ("carried", carried),
         ("copies", again),
     ])
@@ -211,11 +236,21 @@ mod tests {
     }
 
     #[test]
+    fn where_a_move_is_forecast_is_said_with_the_command() {
+        let view = ForecastView { volume: "root".into(), ask_node: Some("a".into()), ..ForecastView::default() };
+        let said = words(&view);
+        assert!(said.contains("from node a") && said.contains("gnomon forecast show root"), "{said}");
+    }
+
+    #[test]
     fn a_move_says_what_it_cost() {
         let (hits, stalls, stalled_share, moved) = (3, 1, 0.25, 1 << 20);
         let told = MovingView { switched: true, hits, stalls, stalled_share, moved, ..MovingView::default() };
         let said = moving(&told);
         assert!(said.contains("1 of 4 reads waited (25.00 %)") && said.contains("1.0 MiB"), "{said}");
         assert!(moving(&MovingView::default()).contains("no read has come"), "no share of nothing");
+        let (stalls_sequential, stalls_oracle, gap_closed) = (Some(9), Some(1), Some(0.75));
+        let said = moving(&MovingView { stalls_sequential, stalls_oracle, gap_closed, ..told });
+        assert!(said.contains("0.75 so far (in address order 9"), "{said}");
     }
 }

@@ -2,7 +2,7 @@
 
 use gnomon_cycle::replay::{MoveStory, replay_move};
 use gnomon_forecast::{BlockMap, DEFAULT_BLOCKS_PER_UNIT};
-use gnomon_terms::{Access, BytesPerSecond, Event, Extent};
+use gnomon_terms::{Access, Bytes, BytesPerSecond, Event, Extent};
 
 /// Accesses kept for the telling, before and after the switch together: 2 million × 48 B is 96 MB at most.
 const KEPT: usize = 2_000_000;
@@ -20,8 +20,17 @@ pub struct Told {
     pub oracle: u64,
 }
 
+impl Told {
+    /// The share of the way from address order (0) to a known future (1); none when these are the same. Below 0 it was
+    /// worse than address order.
+    pub fn gap_closed(&self) -> Option<f64> {
+        let (stalled, sequential, oracle) = (self.stalled as f64, self.sequential as f64, self.oracle as f64);
+        (sequential > oracle).then(|| (sequential - stalled) / (sequential - oracle))
+    }
+}
+
 /// What is recorded of a move, in passing.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Story {
     history: Vec<Access>,
     future: Vec<Access>,
@@ -30,7 +39,25 @@ pub struct Story {
     at_switch: Option<(BlockMap, BlockMap)>,
 }
 
+/// Accesses up to which a story is told while it goes on: some tenths of a second.
+const TOLD_EARLY: usize = 1 << 17;
+
 impl Story {
+    /// The story so far, once the guest has switched and read something; none when telling it would take long. Copies up
+    /// to 6 MiB.
+    pub fn so_far(&self) -> Option<Story> {
+        let accesses = self.history.len() + self.future.len();
+        let worth_telling = self.at_switch.is_some() && !self.future.is_empty() && accesses <= TOLD_EARLY;
+        worth_telling.then(|| self.clone())
+    }
+
+    /// The mean rate at which so many bytes were moved since the first access that is in it.
+    pub fn mean_rate(&self, moved: Bytes) -> BytesPerSecond {
+        let all = self.history.iter().chain(&self.future).map(|access| access.at);
+        let took = all.clone().max().zip(all.min()).map_or(0.0, |(last, first)| last.since(first).as_secs_f64());
+        BytesPerSecond(if took > 0.0 { (moved.0 as f64 / took) as u64 } else { 0 })
+    }
+
     /// The guest did this.
     pub fn note(&mut self, event: &Event) {
         let room = self.history.len() + self.future.len() < KEPT;
@@ -89,6 +116,25 @@ mod tests {
     fn read(block: u64, millis: u64) -> Event {
         let at = Instant::from_micros(millis * 1000);
         Event::Accessed(Access { at, resource: ResourceId(1), extent: Extent::new(block, 1), op: Op::Read })
+    }
+
+    #[test]
+    fn a_gap_is_told_where_there_is_one() {
+        let told = |stalled, sequential, oracle| Told { reads: 9, stalled, sequential, oracle }.gap_closed();
+        assert_eq!([told(1, 5, 1), told(5, 5, 1), told(7, 5, 1)], [Some(1.0), Some(0.0), Some(-0.5)]);
+        assert_eq!(told(0, 0, 0), None);
+    }
+
+    #[test]
+    fn a_story_is_told_early_only_after_the_switch() {
+        let mut story = Story::default();
+        story.note(&read(1, 0));
+        assert!(story.so_far().is_none());
+        story.switch(BlockMap::full(BlockCount(320)), BlockMap::full(BlockCount(320)));
+        story.note(&read(2, 500));
+        story.note(&read(3, 2000));
+        let so_far = story.so_far().expect("two reads");
+        assert_eq!((so_far.tell(BytesPerSecond(1)).reads, so_far.mean_rate(Bytes(4000))), (2, BytesPerSecond(2000)));
     }
 
     #[test]
