@@ -36,6 +36,9 @@ const EASY_REPORTS: u32 = 120;
 const MOST_EASY_REPORTS: u32 = 86_400;
 /// Reports until what was decided shows in what a guest has; then it is decided anew.
 const PATIENCE: u32 = 30;
+/// A kernel keeps no more than this part of what it is given for itself: a sixty-fourth for its pages, and some for a kernel
+/// that takes over when it crashes.
+const KERNELS_OWN: u64 = 8;
 /// A guest that is short within so many times of what shrinking took regrets it; when it has regretted nothing for as long,
 /// an earlier regret is an old story.
 const REGRETS: u32 = 4;
@@ -124,6 +127,9 @@ impl Pressure {
         {
             (self.asked, self.calm) = ((self.asked * 2).min(MOST_EASY_REPORTS), 0);
         }
+        if is_wasted(said, given, limits) {
+            return self.decide(given, 0, Verdict::Grow);
+        }
         let takes = said.free.0.saturating_mul(STEP_PER_FREE);
         let room = limits.most.0.saturating_sub(given.0);
         let step = whole_blocks(rounded_up(limits.step).min(takes).min(room));
@@ -152,6 +158,13 @@ impl Pressure {
         self.decided = Some((given, 0));
         verdict(Bytes(step))
     }
+}
+
+/// Whether a guest was given memory that its kernel does not manage: more than a step beyond what a kernel keeps for itself.
+/// One that adds memory and leaves it offline would be given all that it may have, and stay short.
+fn is_wasted(said: &Said, given: Bytes, limits: &Limits) -> bool {
+    let own = given.0 / KERNELS_OWN;
+    given.0.saturating_sub(said.total.0) > own.saturating_add(rounded_up(limits.step))
 }
 
 fn rounded_up(bytes: Bytes) -> u64 {
@@ -200,6 +213,9 @@ mod tests {
             (2, 3800, 50, 50, 0, 3840, grow(256)),
             (2, 4000, 50, 50, 0, 4096, Verdict::Stay),
             (2, 4000, 50, 50, 0, 9999, Verdict::Stay),
+            // It was given 1.5 GiB that its kernel does not use: what it is given comes to nothing.
+            (2, 1000, 50, 50, 0, 2560, Verdict::Stay),
+            (2, 2100, 50, 50, 0, 2560, grow(512)),
         ];
         for (reports, total, available, free, waiting, given, verdict) in table {
             let said = said(total, available, free, waiting);

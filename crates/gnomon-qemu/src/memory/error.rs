@@ -139,10 +139,18 @@ impl MemoryDeviceError {
         }
     }
 
-    /// Whether the DIMM is in QEMU after this error of adding it: then its memory still is the guest's.
+    /// Whether the DIMM is, or may be, in QEMU after this error of adding it: then its memory still is the guest's. A
+    /// monitor that went silent or away says nothing of its QEMU, which may have done as asked or do it yet.
     pub fn stays(&self) -> bool {
         use MemoryDeviceError as E;
-        matches!(self, E::Declined { .. } | E::NoAnswer { .. } | E::Kept { .. })
+        match self {
+            E::Declined { .. } | E::NoAnswer { .. } | E::Kept { .. } | E::PartWay { .. } | E::Ended { .. } => true,
+            E::Backend { source, .. } | E::Qmp(source) => !matches!(source, QmpError::Refused { .. }),
+            E::BadId { .. } | E::BadSize { .. } | E::NotPrepared { .. } | E::NoSlot { .. } | E::NoSpace { .. } => {
+                false
+            }
+            E::Exists { .. } | E::NotThere { .. } | E::Look { .. } => false,
+        }
     }
 
     /// What QEMU's refusal to plug a DIMM means, from its words: it has one error class for all of them.
@@ -195,6 +203,33 @@ mod tests {
                 QmpError::Refused { command: "device_add".into(), class: "GenericError".into(), desc: desc.into() };
             let error = MemoryDeviceError::of_plugging("d1", refused);
             assert!(is(&error), "{desc}: {error:?}");
+        }
+    }
+
+    /// What is given back to the host while a guest has it is lost to the guest: only what QEMU has refused is certainly not
+    /// in it.
+    #[test]
+    fn what_may_be_in_qemu_stays_the_guests() {
+        let command = || "device_add".to_string();
+        let refused = || QmpError::Refused { command: command(), class: "GenericError".into(), desc: "no".into() };
+        let late = || QmpError::Timeout { command: command(), after: Duration::from_secs(1) };
+        let closed = || QmpError::Closed { command: command(), reason: CloseReason::Ended };
+        let backend = |source| MemoryDeviceError::Backend { id: "d1".into(), source };
+        let table = [
+            (MemoryDeviceError::Qmp(refused()), false),
+            (MemoryDeviceError::Qmp(late()), true),
+            (MemoryDeviceError::Qmp(closed()), true),
+            (backend(refused()), false),
+            (backend(late()), true),
+            (backend(closed()), true),
+            (MemoryDeviceError::Ended { reason: CloseReason::Ended }, true),
+            (MemoryDeviceError::NoAnswer { id: "d1".into(), after: Duration::from_secs(1) }, true),
+            (MemoryDeviceError::Declined { id: "d1".into(), answer: DimmAnswer::Declined(1) }, true),
+            (MemoryDeviceError::NoSlot { id: "d1".into(), said: String::new() }, false),
+            (MemoryDeviceError::Exists { id: "d1".into() }, false),
+        ];
+        for (error, stays) in table {
+            assert_eq!(error.stays(), stays, "{error:?}");
         }
     }
 }
