@@ -19,7 +19,7 @@ use crate::api::types::AgentView;
 /// How often VMs are looked at. A look costs two small files and one question to QEMU, some 0.3 ms.
 const EVERY: Duration = Duration::from_secs(1);
 /// How much the newest value weighs: the last ten seconds are two thirds of the level. A level, and not the blend of all
-/// models: on steps of a second that costs a thousand times as much and foresees no better (docs/series-and-location.md).
+/// models: on steps of a second that costs hundreds of times as much and foresees no better (docs/series-and-location.md).
 const NEWEST: f64 = 0.1;
 /// Processor ticks a second, as the kernel counts them for everybody.
 const TICKS: f64 = 100.0;
