@@ -13,7 +13,7 @@ use crate::{
     memory::added_memory,
     migrate::status_of,
     process::Qemu,
-    qmp::{EventError, EventStream, MigrationStatus, Qmp, QmpEvent},
+    qmp::{EventError, EventStream, MigrationStatus, Qmp, QmpEvent, RunState},
 };
 
 /// How long a guest may take to run again after a capture that failed: QEMU reopens its disks for that.
@@ -79,8 +79,8 @@ struct Guard {
 
 /// Makes the guest of `qemu` stand and writes down its devices. Blocks for some 5 ms, `options.timeout` at most (and 30 s
 /// for a guest that has to be made to run again). After an error the guest runs as before; if even that fails, the error
-/// says so. Refused at once for a guest whose RAM is not shared, and by QEMU for one that stands because of an earlier
-/// migration or capture: it has to run in between.
+/// says so. Refused at once for a guest whose RAM is not shared, and for one that stands because of an earlier migration or
+/// capture: it has to run in between.
 pub fn capture(qemu: &Qemu, options: &CaptureOptions) -> Result<Frozen, StateError> {
     refuse_unless_whole(qemu.qmp())?;
     let attempt = Attempt::begin(qemu.qmp(), options.limit)?;
@@ -106,7 +106,12 @@ impl Attempt {
     fn begin(qmp: &Qmp, limit: Bytes) -> Result<Attempt, StateError> {
         prepare(qmp)?;
         unpace(qmp)?;
-        let was_running = qmp.query_status()?.running;
+        let status = qmp.query_status()?;
+        // QEMU would refuse it too; but one that is asked while the earlier migration still ends may crash (seen of 7.2).
+        if matches!(status.state, RunState::FinishMigrate | RunState::Postmigrate) {
+            return Err(StateError::Migrated);
+        }
+        let was_running = status.running;
         let blob = StateBlob::room()?;
         if !truncates(qmp)? {
             blob.confine(limit)?;

@@ -29,6 +29,9 @@ pub enum StateError {
         /// What was added.
         id: String,
     },
+    /// The guest stands because of an earlier migration or capture, and QEMU makes no other before it has run.
+    #[error("the guest stands after an earlier migration; make it run (`cont` on its monitor), then try again")]
+    Migrated,
     /// The devices need more than that, or QEMU has sent RAM along. The guest runs on.
     #[error(
         "the devices' state is larger than {} bytes; is all of the guest's RAM shared (hot-added memory too)?", limit.0
@@ -106,6 +109,7 @@ impl StateError {
             StateError::Stream(e) => e.kind(),
             StateError::RamNotShared { .. }
             | StateError::RamAdded { .. }
+            | StateError::Migrated
             | StateError::TooLarge { .. }
             | StateError::OtherMachine { .. }
             | StateError::OtherRam { .. }
