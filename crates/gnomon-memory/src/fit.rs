@@ -4,13 +4,16 @@
 //! than what was asked for. Largest first is the best that can be done when each size divides the next larger one
 //! (as 128 MiB × 2ᵏ do). Sizes that were staged for the start of some VM may be odd ones, and the largest first may
 //! then leave a gap that others would have filled: so the choice is also made with the largest sizes left out, and the
-//! best of these choices is taken.
+//! best of these choices is taken. One that no guest could take as a DIMM is for a start alone.
 
 use gnomon_terms::Bytes;
 
 /// The most distinct sizes that a choice is tried from. A pool has about ten; the bound keeps a decision short whatever
 /// a planner asks for.
 const STARTS: usize = 16;
+
+/// DIMMs are multiples of this: what Linux on x86-64 adds at once. A request in such steps is served by such blocks.
+const STEP: u64 = 128 << 20;
 
 /// A request for memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +46,9 @@ pub fn choose(request: Request, stock: &[Stock]) -> Choice {
     if request.whole {
         return choose_whole(request, stock);
     }
-    let fits = stock.iter().position(|(size, _)| *size <= request.bytes).unwrap_or(stock.len());
-    let fitting = &stock[fits..];
+    let in_steps = request.bytes.0.is_multiple_of(STEP);
+    let fits = |size: Bytes| size <= request.bytes && (!in_steps || size.0.is_multiple_of(STEP));
+    let fitting: Vec<Stock> = stock.iter().copied().filter(|(size, _)| fits(*size)).collect();
     let starts = (0..fitting.len().clamp(1, STARTS)).map(|start| choose_largest_first(request, &fitting[start..]));
     // Of two that cover as much, the one with fewer blocks; of two such, the one that began with larger ones.
     starts
@@ -139,6 +143,17 @@ mod tests {
             assert_eq!(choice.hit.0 > 0, hit, "{units}");
             assert_eq!(choice.hit.0 + choice.missing.0, units * UNIT);
         }
+    }
+
+    /// QEMU gives a VM that starts with 256 MiB two pages more.
+    #[test]
+    fn what_was_staged_for_a_start_is_no_dimm_when_no_guest_would_take_it() {
+        let odd = 2 * UNIT + 8192;
+        let shelves = [(Bytes(odd), 2), (Bytes(UNIT), 1)];
+        let choice = choose(Request { bytes: Bytes(4 * UNIT), whole: false, slots: 9 }, &shelves);
+        assert_eq!((choice.taken, choice.missing), (vec![(Bytes(UNIT), 1)], Bytes(3 * UNIT)));
+        let start = choose(Request { bytes: Bytes(odd), whole: true, slots: 1 }, &shelves);
+        assert_eq!(start.hit, Bytes(odd));
     }
 
     proptest! {
