@@ -396,3 +396,15 @@ fn told(
         why: change.why,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_nobody_has_can_be_asked_for_both_ways() {
+        for (bytes, told) in [(0, 0), (1 << 40, 1 << 40), (1 << 63, i64::MAX), (u64::MAX, i64::MAX)] {
+            assert_eq!((signed(bytes), -signed(bytes)), (told, -told));
+        }
+    }
+}
