@@ -4,7 +4,7 @@
 //! than what was asked for. Largest first is the best that can be done when each size divides the next larger one
 //! (as 128 MiB × 2ᵏ do). Sizes that were staged for the start of some VM may be odd ones, and the largest first may
 //! then leave a gap that others would have filled: so the choice is also made with the largest sizes left out, and the
-//! best of these choices is taken.
+//! best of these choices is taken. One that no guest could take as a DIMM is for a start alone.
 
 use gnomon_terms::Bytes;
 

@@ -8,7 +8,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{api::ApiError, daemon::Daemon};
+use crate::{
+    api::ApiError,
+    daemon::{Daemon, memory::groups},
+};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VolumeLabel {
@@ -26,10 +29,16 @@ struct StateLabel {
     state: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct GroupLabel {
+    group: String,
+}
+
 /// The page.
 pub fn page(daemon: &Daemon) -> Result<String, ApiError> {
     let mut registry = Registry::with_prefix("gnomon");
     volumes(daemon, &mut registry);
+    staged(daemon, &mut registry);
     let vms = Family::<StateLabel, Gauge>::default();
     registry.register("vms", "VMs of this node by QEMU's state", vms.clone());
     for vm in daemon.vms.list() {
@@ -74,6 +83,35 @@ fn volumes(daemon: &Daemon, registry: &mut Registry) {
         missing.get_or_create(&label).set(gauge(handle.volume.missing().bytes().0));
         owed.get_or_create(&label).set(gauge(owes));
         epoch.get_or_create(&RoleLabel { volume: view.name, role: view.role }).set(gauge(view.epoch));
+    }
+}
+
+/// Memory that is ready, by trust group: sums of the host's own accounts, nothing of one guest.
+fn staged(daemon: &Daemon, registry: &mut Registry) {
+    let gauges = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Family::<GroupLabel, Gauge>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let counter = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Family::<GroupLabel, Counter>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let staged = gauges(registry, "memory_staged_bytes", "Bytes staged for a trust group");
+    let assigned = gauges(registry, "memory_assigned_bytes", "Bytes of staged blocks that guests have");
+    let hit = counter(registry, "memory_hit_bytes", "Bytes asked for that were staged");
+    let missed = counter(registry, "memory_missed_bytes", "Bytes asked for that were not staged");
+    let held = Gauge::<i64>::default();
+    registry.register("memory_held_back", "1 while the host has too little memory to stage any", held.clone());
+    let (figures, held_back) = groups::figures(daemon);
+    held.set(i64::from(held_back));
+    for figures in figures {
+        let label = GroupLabel { group: figures.group };
+        staged.get_or_create(&label).set(gauge(figures.accounts.staged));
+        assigned.get_or_create(&label).set(gauge(figures.accounts.assigned));
+        hit.get_or_create(&label).inc_by(figures.hit);
+        missed.get_or_create(&label).inc_by(figures.missed);
     }
 }
 

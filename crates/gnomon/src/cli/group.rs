@@ -35,40 +35,48 @@ pub enum Command {
     #[command(after_help = "Examples:\n  gnomon group rm shop")]
     Rm {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
     },
     /// Add a VM to a trust group; it leaves the one that it is in
     #[command(after_help = "Examples:\n  gnomon group add shop web")]
     Add {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
         /// Which VM
+        #[arg(value_parser = names::parse)]
         vm: String,
     },
     /// Take a VM out of its trust group; what it told of its needs goes with it
     #[command(after_help = "Examples:\n  gnomon group remove shop web")]
     Remove {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
         /// Which VM
+        #[arg(value_parser = names::parse)]
         vm: String,
     },
     /// Make memory ready ahead for a group (enableShadowing)
     #[command(after_help = "Examples:\n  gnomon group enable shop")]
     Enable {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
     },
     /// Make no more memory ready for a group; what is staged goes back to the host (disableShadowing)
     #[command(after_help = "Examples:\n  gnomon group disable shop")]
     Disable {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
     },
     /// Say how far ahead is looked (setShadowingHorizon)
     #[command(after_help = "Examples:\n  gnomon group horizon shop 10m")]
     Horizon {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
         /// 30s, 10m, 1h
         #[arg(value_parser = span)]
@@ -80,6 +88,7 @@ pub enum Command {
                             gnomon group stats shop --json")]
     Stats {
         /// Which group
+        #[arg(value_parser = names::parse)]
         group: String,
         /// Go on, once a second
         #[arg(long)]
@@ -102,7 +111,7 @@ pub struct CreateArgs {
     /// How far ahead is looked [default: a step of the node's clock, memory.step]
     #[arg(long, value_parser = span)]
     horizon: Option<Duration>,
-    /// A size that nobody has asked for in this time is not kept staged
+    /// A size that nobody has asked for in this time is not kept staged, once forecasts decide
     #[arg(long, default_value = "1h", value_parser = span)]
     max_age: Duration,
     /// Blocks of the 2 MiB pages that the host has reserved (vm.nr_hugepages)

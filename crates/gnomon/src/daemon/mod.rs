@@ -116,7 +116,7 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     say_where(&daemon);
     moving::resume(&daemon)?;
     protecting::resume(&daemon)?;
-    memory::start(&daemon);
+    memory::start(&daemon)?;
     tokio::select! {
         ended = api::serve(api, Arc::clone(&daemon)) => ended?,
         () = accept_all(link, &daemon) => {}

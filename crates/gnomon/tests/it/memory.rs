@@ -62,6 +62,7 @@ impl Shop {
         let rest = ["--append", append, "--port", "gnomon.report", "--agent", "--group", "shop"];
         let vm = self.house.ask(&[&run[..], &rest[..], more].concat());
         assert_eq!(vm["status"], "running", "{vm}");
+        assert_eq!(self.house.ask(&["vm", "memory", name])["group"], "shop", "it is in its group as soon as it runs");
         Linux::listen(&self.house, name)
     }
 
@@ -102,6 +103,16 @@ impl Linux {
         let mut linux = Linux { port: BufReader::new(stream), began_with: 0, console };
         linux.began_with = linux.hear("ready")["total_kib"].as_u64().expect("a number");
         linux
+    }
+
+    /// Its QEMU is another one by now, with sockets of its own.
+    fn call_again(&mut self, house: &House) {
+        let view = house.ask(&["vm", "show", "web"]);
+        let ports = view["ports"].as_array().expect("ports");
+        let port = ports.iter().find(|port| port["name"] == "gnomon.report").expect("its port");
+        let stream = UnixStream::connect(port["socket"].as_str().expect("a path")).expect("its port");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        self.port = BufReader::new(stream);
     }
 
     fn hear(&mut self, kind: &str) -> Value {
@@ -166,7 +177,14 @@ fn a_guest_grows_from_staged_memory_and_gives_it_back() {
     let view = shop.house.ask(&["vm", "memory", "web"]);
     assert_eq!((view["now"].as_u64(), view["group"].as_str()), (Some(boot + 768 * MIB), Some("shop")), "{view}");
     refused(&shop, &["vm", "memory", "web", "--grow", "512M"], "can be given 256.0 MiB more");
+    assert_eq!(shop.house.run(&["vm", "memory", "web", "--shrink", "0"]).code, 2);
     refused(&shop, &["vm", "update", "web", "--cpu", "qemu64-v1"], "more memory than it began with");
+
+    let metrics = shop.house.http("/metrics");
+    let told = |name: &str| metrics.lines().any(|line| line.starts_with(&format!("{name}{{group=\"shop\"}} ")));
+    for name in ["staged_bytes", "assigned_bytes", "hit_bytes_total", "missed_bytes_total"] {
+        assert!(told(&format!("gnomon_memory_{name}")), "{name}: {metrics}");
+    }
 
     linux.ask("drop", "memory");
     shop.resize("web", "--shrink", 768);
@@ -278,14 +296,20 @@ fn a_guest_that_is_short_gets_more_by_itself() {
     shop.assert_balanced();
 }
 
-/// A VM of a size that was asked for before starts from a block of that size.
+/// A VM of a size that was asked for before starts from a block of that size, and is as well off as with memory of its own:
+/// it changes its QEMU, and the block is nobody's before both are gone.
 #[test]
 fn a_vm_starts_from_staged_memory() {
     let shop = Shop::open();
+    let newer = cache::newer_qemu();
     let boots = || {
         let before = shop.group()["requests"]["hit_bytes"].as_u64().expect("bytes");
         let mut linux = shop.boot("web", &[]);
         linux.touch(64);
+        shop.house.ask(&["vm", "update", "web", "--qemu", &newer, "--untried", "--observe", "1"]);
+        linux.call_again(&shop.house);
+        assert_eq!(linux.ask("check", "checked")["wrong"], 0, "its memory came along");
+        linux.touch(32);
         let size = shop.house.ask(&["vm", "memory", "web"])["boot"].as_u64().expect("bytes");
         let hit = shop.group()["requests"]["hit_bytes"].as_u64().expect("bytes") - before;
         assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
@@ -296,6 +320,27 @@ fn a_vm_starts_from_staged_memory() {
     let ready = || shop.group()["staged"].as_array()?.iter().any(|stock| stock["size"] == size).then_some(());
     await_some("a block of its size", || shop.group().to_string(), ready);
     assert_eq!(boots(), (size, size));
+    shop.assert_balanced();
+}
+
+/// A start that is refused changes nothing: a VM that runs stays in its group, and one that never ran is in none. And groups
+/// are there as soon as a daemon is.
+#[test]
+fn a_start_that_is_refused_changes_no_group() {
+    let mut shop = Shop::open();
+    shop.house.ask(&["group", "create", "other", "--budget", "256M", "--reserve", "128M"]);
+    let _linux = shop.boot("web", &[]);
+    let run = |name| ["vm", "run", name, "--memory", "256M", "--accel", "tcg", "--kernel", "/nowhere"];
+    refused(&shop, &[&run("web")[..], &["--group", "other"]].concat(), "runs already");
+    assert_ne!(shop.house.run(&[&run("mail")[..], &["--group", "other"]].concat()).code, 0);
+    let members = |group: &str| shop.house.look(&format!("/v1/groups/{group}"))["members"].clone();
+    assert_eq!((members("shop"), members("other")), (Value::from(vec!["web"]), Value::Array(Vec::new())));
+    shop.house.ask(&["group", "add", "other", "web"]);
+    assert_eq!((members("shop"), members("other")), (Value::Array(Vec::new()), Value::from(vec!["web"])));
+    shop.house.crash();
+    shop.house.start();
+    assert_eq!(shop.house.look("/v1/groups/other")["members"], Value::from(vec!["web"]));
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
     shop.assert_balanced();
 }
 

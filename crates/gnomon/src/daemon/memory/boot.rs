@@ -1,4 +1,7 @@
 //! A VM that starts: in its trust group, from memory that is staged if there is a block of just its size.
+//!
+//! A start that is refused changes nothing: the VM joins its group when it runs, and the block that was taken for it goes
+//! back to the host.
 
 use std::{os::fd::AsFd, sync::Arc, time::Instant};
 
@@ -6,7 +9,11 @@ use gnomon_memory::{Block, Request};
 use gnomon_qemu::GuestRam;
 use gnomon_terms::Bytes;
 
-use super::{Turn, group::Served, groups};
+use super::{
+    Memory,
+    group::{Group, Served},
+    groups,
+};
 use crate::{
     api::{
         ApiError,
@@ -15,36 +22,31 @@ use crate::{
     daemon::Daemon,
 };
 
-/// Starts a VM.
+/// Starts a VM, in the group that it asks for or is in.
 pub fn run(daemon: &Arc<Daemon>, request: &RunVm) -> Result<VmView, ApiError> {
     let begun = Instant::now();
-    let memory = &daemon.memory;
-    if let Some(group) = &request.group {
+    let (memory, name) = (&daemon.memory, &request.name);
+    let group = match &request.group {
         // Before anything is begun: there may be no such group.
-        memory.group(group)?;
-    }
-    let _turn = Turn::take(memory, &request.name)?;
-    if daemon.vms.is_free(&request.name) {
-        memory.ended(&request.name);
+        Some(group) => Some(memory.group(group)?),
+        None => memory.group_of(name),
+    };
+    let _turn = memory.turns.take(name)?;
+    if memory.is_over(daemon, name) {
+        memory.ended(name);
     }
     let mut staged = None;
     let started = daemon.vms.run(request, |size| {
-        let group = request.group.as_deref()?;
-        // It is a member from its first byte on: what it is begun with is of the group.
-        groups::join(daemon, group, &request.name).ok()?;
-        let mut reserved =
-            memory.take(&request.name, Request { bytes: size, whole: true, slots: 1, step: Bytes(1) })?;
-        let block = memory.assign(&mut reserved, &request.name)?;
-        staged = Some(Arc::clone(&block));
-        ram_of(&block)
+        // Of one that runs already nothing is taken: it is about to be refused.
+        let group = group.as_ref().filter(|_| daemon.vms.is_free(name))?;
+        let (block, ram) = memory.ram_for(group, name, size)?;
+        staged = Some(block);
+        Some(ram)
     });
-    match (&started, &staged) {
-        (Ok(view), _) => {
-            if let Some(group) = memory.group_of(&request.name) {
-                group.join(&request.name, groups::most(daemon, &request.name))?;
-                let size = Bytes(view.memory);
-                let hit = staged.as_ref().map_or(Bytes(0), |block| block.size());
-                group.note(&Served { vm: &request.name, size, whole: true, hit, took: begun.elapsed() });
+    match (&started, staged) {
+        (Ok(view), staged) => {
+            if let Some(group) = &group {
+                runs(daemon, group, view, staged.as_deref(), begun);
             }
         }
         (Err(_), Some(block)) => memory.returned(block.id()),
@@ -53,7 +55,34 @@ pub fn run(daemon: &Arc<Daemon>, request: &RunVm) -> Result<VmView, ApiError> {
     started
 }
 
-fn ram_of(block: &Block) -> Option<GuestRam> {
-    let owned = block.as_fd().try_clone_to_owned().ok()?;
-    GuestRam::of_memfd(owned).map_err(|error| tracing::error!(%error, "a staged block is no memory for a guest")).ok()
+/// It runs, whatever else fails: it is a member from now on, and its start was a request.
+fn runs(daemon: &Arc<Daemon>, group: &Group, view: &VmView, staged: Option<&Block>, begun: Instant) {
+    if let Err(error) = groups::enter(daemon, group, &view.name) {
+        tracing::error!(vm = view.name, group = %group.name, %error, "it runs, and is not in its group");
+        return;
+    }
+    let hit = staged.map_or(Bytes(0), Block::size);
+    let (size, whole) = (Bytes(view.memory), !group.is_huge());
+    group.note(&Served { vm: &view.name, size, whole, hit, took: begun.elapsed() });
+}
+
+impl Memory {
+    /// A staged block of just this size as memory for a VM that starts. `None` when there is none, and of a group with 2 MiB
+    /// pages: what carries a guest's memory elsewhere, or tries something on a copy of it, goes by pages of 4 KiB.
+    fn ram_for(&self, group: &Group, vm: &str, size: Bytes) -> Option<(Arc<Block>, GuestRam)> {
+        if group.is_huge() {
+            return None;
+        }
+        let mut reserved = self.take_of(group, vm, Request { bytes: size, whole: true, slots: 1, step: Bytes(1) })?;
+        let block = self.assign(&mut reserved, vm)?;
+        let ram = block.as_fd().try_clone_to_owned().ok().map(GuestRam::of_memfd);
+        match ram {
+            Some(Ok(ram)) => Some((block, ram)),
+            told => {
+                tracing::error!(vm, ?told, "a staged block is no memory for a guest");
+                self.returned(block.id());
+                None
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! nobody can lie about; what the guest says is the agent's last report, which is there already.
 
 use gnomon_cycle::staging::{Said, Seen, demand};
-use gnomon_qemu::{Qemu, dimms};
+use gnomon_qemu::{Dimm, Qemu, dimms};
 use gnomon_terms::Bytes;
 
 use crate::{
@@ -21,16 +21,29 @@ pub fn backed(vm: &VmHandle) -> Option<Bytes> {
 pub(super) fn of(daemon: &Daemon, name: &str) -> Option<Bytes> {
     let vm = daemon.vms.get(name).ok()?;
     let qemu = vm.qemu()?;
+    let added = added(&qemu)?;
     let said = daemon.vitals.agent(name).filter(|_| daemon.vitals.beats(name)).map(|view| said(&view));
-    Some(demand(&Seen { given: given(&qemu)?, allocated: backed(&vm) }, said.as_ref()))
+    // What was added counts as allocated: blocks are, and what else was added was asked for a moment ago.
+    let allocated = backed(&vm).map(|bytes| Bytes(bytes.0.saturating_add(added)));
+    Some(demand(&Seen { given: with(&qemu, added)?, allocated }, said.as_ref()))
 }
 
 /// What a guest has: what it was started with, and what was added.
 pub(super) fn given(qemu: &Qemu) -> Option<Bytes> {
-    let boot = qemu.record().resolved.as_ref()?.memory;
-    let grows = qemu.record().spec.as_ref().is_some_and(|spec| spec.max_memory.is_some());
-    let added = if grows { dimms(qemu).ok()?.iter().map(|dimm| dimm.size.0).sum() } else { 0 };
-    Some(Bytes(boot.saturating_add(added)))
+    with(qemu, added(qemu)?)
+}
+
+fn with(qemu: &Qemu, added: u64) -> Option<Bytes> {
+    Some(Bytes(qemu.record().resolved.as_ref()?.memory.saturating_add(added)))
+}
+
+/// What was added to a guest; its QEMU is asked if there is room for more than it began with.
+fn added(qemu: &Qemu) -> Option<u64> {
+    let size = |dimm: Dimm| dimm.size.0;
+    match qemu.record().spec.as_ref()?.max_memory {
+        Some(_) => Some(dimms(qemu).ok()?.into_iter().map(size).fold(0, u64::saturating_add)),
+        None => Some(0),
+    }
 }
 
 /// A guest's report in the planner's words.

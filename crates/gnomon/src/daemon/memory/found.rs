@@ -3,68 +3,118 @@
 //! Nothing is on record but the groups. The holder's blocks are found by the staging area; a guest's are memfds that its
 //! QEMU has open, and say by their names whose they were.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use gnomon_cycle::staging::MOST_STEPS;
 use gnomon_memory::blocks_of;
 
-use super::{Memory, Turn, group::Group, groups};
+use super::{group::Group, groups};
 use crate::{
     api::ApiError,
-    daemon::{Daemon, records::GroupRecord},
+    daemon::{Daemon, records::GroupRecord, vms::VmHandle},
 };
 
-/// Brings back what is on record, and looks for the rest. What cannot be brought back is told in the log: guests run as
+/// Brings back the groups that are on record. One that cannot be is told in the log and stays on record: guests run as
 /// before.
-pub(super) fn bring_back(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
-    let memory = &daemon.memory;
-    for record in memory.records.groups()? {
-        bring_back_group(daemon, record);
+pub(super) fn bring_back_groups(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+    for record in daemon.memory.records.groups()? {
+        let (name, step) = (record.name.clone(), daemon.memory.config.step);
+        match Group::new(within(record, step), &daemon.memory.config, |vm| groups::most(daemon, vm)) {
+            Ok(group) => drop(daemon.memory.groups.write().insert(name, Arc::new(group))),
+            Err(error) => tracing::error!(group = name, %error, "a group on record cannot be brought back"),
+        }
     }
-    let left = memory.socket.exists() || !memory.groups.read().is_empty();
-    look_at_guests(daemon)?;
-    if left {
+    Ok(())
+}
+
+/// A group that looks no further ahead than can be planned for: steps may have become shorter since.
+fn within(record: GroupRecord, step: Duration) -> GroupRecord {
+    let most = step.as_secs().saturating_mul(MOST_STEPS as u64);
+    let horizon_s = record.horizon_s.clamp(1, most.max(1));
+    if horizon_s != record.horizon_s {
+        let (group, asked) = (&record.name, record.horizon_s);
+        tracing::warn!(group, asked, horizon_s, "steps are shorter than they were: it looks less far ahead");
+    }
+    GroupRecord { horizon_s, ..record }
+}
+
+/// Looks for what an earlier daemon has left staged, and at guests.
+pub(super) fn bring_back_blocks(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
+    let memory = &daemon.memory;
+    look_at_guests(daemon);
+    if memory.socket.exists() || !memory.groups.read().is_empty() {
         memory.open_staging()?;
     }
     let all: Vec<Arc<Group>> = memory.groups.read().values().cloned().collect();
     all.iter().try_for_each(|group| memory.aim(group))
 }
 
-fn bring_back_group(daemon: &Arc<Daemon>, record: GroupRecord) {
-    let name = record.name.clone();
-    match Group::new(record, &daemon.memory.config, |vm| groups::most(daemon, vm)) {
-        Ok(group) => drop(daemon.memory.groups.write().insert(name, Arc::new(group))),
-        Err(error) => tracing::error!(group = name, %error, "a group on record cannot be brought back"),
-    }
-}
-
-/// Looks at each QEMU once: one whose monitor did not answer when the daemon started is looked at when it does.
-pub(super) fn look_at_guests(daemon: &Daemon) -> Result<(), ApiError> {
+/// Looks at each QEMU once: one whose monitor did not answer when the daemon started is looked at when it does, and one that
+/// cannot be looked at is looked at again.
+pub(super) fn look_at_guests(daemon: &Daemon) {
     let (memory, running) = (&daemon.memory, daemon.vms.running());
     memory.looked_at.lock().retain(|pid| running.iter().any(|(_, qemu)| qemu.record().pid == *pid));
     for (name, qemu) in running {
-        let Ok(_turn) = Turn::take(memory, &name) else { continue };
-        if memory.looked_at.lock().insert(qemu.record().pid) {
-            memory.set_auto(&name, daemon.vms.get(&name)?.record().follows);
-            find_blocks(memory, &name, qemu.record().pid)?;
+        let pid = qemu.record().pid;
+        if memory.looked_at.lock().contains(&pid) {
+            continue;
+        }
+        // One that is on its way here has nothing of this host's, and is looked at when it has arrived.
+        let Ok(vm) = daemon.vms.get(&name) else { continue };
+        let Some(_turn) = memory.turns.glance(&name) else { continue };
+        match look_at(daemon, &vm, &name, pid) {
+            Ok(()) => drop(memory.looked_at.lock().insert(pid)),
+            Err(error) => tracing::error!(vm = name, %error, "its staged memory cannot be looked for"),
+        }
+    }
+}
+
+fn look_at(daemon: &Daemon, vm: &VmHandle, name: &str, pid: i32) -> Result<(), ApiError> {
+    let memory = &daemon.memory;
+    memory.set_auto(name, || vm.record().follows);
+    if let Some(group) = memory.group_of(name) {
+        // How much it may have was not known while it did not run, or not answer.
+        group.join(name, groups::most(daemon, name))?;
+    }
+    for block in blocks_of(pid).map_err(|error| ApiError::of(error.kind(), &error))? {
+        let id = block.id();
+        if !memory.at_guests.lock().contains_key(&id) {
+            let block = memory.open_staging()?.assigned_again(name, block)?;
+            memory.at_guests.lock().insert(id, block);
+            // It may be of a change that an earlier daemon did not see the end of.
+            memory.owes(name);
         }
     }
     Ok(())
 }
 
-fn find_blocks(memory: &Memory, vm: &str, pid: i32) -> Result<(), ApiError> {
-    let blocks = match blocks_of(pid) {
-        Ok(blocks) => blocks,
-        Err(error) => {
-            tracing::warn!(vm, %error, "its staged memory cannot be looked for");
-            return Ok(());
-        }
-    };
-    for block in blocks {
-        let id = block.id();
-        if !memory.at_guests.lock().contains_key(&id) {
-            let block = memory.open_staging()?.assigned_again(vm, block)?;
-            memory.at_guests.lock().insert(id, block);
+#[cfg(test)]
+mod tests {
+    use gnomon_terms::Bytes;
+
+    use super::*;
+    use crate::config::MemoryConfig;
+
+    #[test]
+    fn a_group_outlives_a_change_of_the_steps_length() {
+        let record = |horizon_s| GroupRecord {
+            name: "shop".to_string(),
+            members: vec!["web".to_string()],
+            shadowing: true,
+            horizon_s,
+            budget: 1 << 30,
+            reserve: 1 << 28,
+            max_age_s: 3600,
+            huge_pages: false,
+        };
+        // (horizon, step, what is left of the horizon), in seconds
+        for (horizon, step, left) in
+            [(600, 1, 288), (600, 300, 600), (1, 300, 1), (u64::MAX, 3600, 288 * 3600), (0, 1, 1)]
+        {
+            let (step, config) = (Duration::from_secs(step), MemoryConfig::default());
+            let record = within(record(horizon), step);
+            assert_eq!(record.horizon_s, left, "{horizon} {step:?}");
+            assert!(Group::new(record, &MemoryConfig { step, ..config }, |_| Bytes(1 << 30)).is_ok());
         }
     }
-    Ok(())
 }

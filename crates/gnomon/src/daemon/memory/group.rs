@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use gnomon_cycle::staging::{Aim, GroupPlanner, MemberId, Request, StagingConfig, StagingError, StepReport, Target};
+use gnomon_cycle::staging::{
+    Aim, GroupPlanner, MemberId, Mode, Request, StagingConfig, StagingError, StepReport, Target,
+};
 use gnomon_memory::GroupName;
 use gnomon_terms::Bytes;
 use parking_lot::Mutex;
@@ -85,6 +87,16 @@ impl Group {
         self.record.lock().clone()
     }
 
+    /// Whether a VM is in it.
+    pub fn has(&self, vm: &str) -> bool {
+        self.record.lock().members.iter().any(|member| member == vm)
+    }
+
+    /// Whether its blocks are of 2 MiB pages.
+    pub fn is_huge(&self) -> bool {
+        self.record.lock().huge_pages
+    }
+
     /// Changes its record, once `write` has made the change durable.
     pub fn change(
         &self,
@@ -159,6 +171,11 @@ impl Group {
     /// What should be staged now.
     pub fn target(&self) -> Target {
         self.planner.lock().target()
+    }
+
+    /// What decides how much that is.
+    pub fn mode(&self) -> Mode {
+        self.planner.lock().mode()
     }
 
     /// Trains its models when they are due; up to tenths of a second.

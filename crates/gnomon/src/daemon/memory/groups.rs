@@ -20,19 +20,30 @@ use crate::{
 const MOST_GROUPS: usize = 256;
 
 /// What the staging area is told of a group.
-pub(super) fn limits(record: &GroupRecord) -> GroupLimits {
+pub(super) fn limits(record: &GroupRecord, mode: Mode) -> GroupLimits {
+    // What is kept while nothing is known was asked for by whoever made the group: silence does not end that.
+    let max_age = if mode == Mode::Cold { Duration::MAX } else { Duration::from_secs(record.max_age_s) };
     GroupLimits {
         // What a group may not have goes back to the host at once; what it only does not want now lingers.
         budget: Bytes(if record.shadowing { record.budget } else { 0 }),
-        max_age: Duration::from_secs(record.max_age_s),
-        pages: if record.huge_pages { PageKind::Huge } else { PageKind::Small },
+        max_age,
+        pages: pages(record),
         ..GroupLimits::default()
     }
+}
+
+fn pages(record: &GroupRecord) -> PageKind {
+    if record.huge_pages { PageKind::Huge } else { PageKind::Small }
 }
 
 /// Makes a group; memory is made ready for it from now on.
 pub fn create(daemon: &Arc<Daemon>, ask: &CreateGroup) -> Result<GroupView, ApiError> {
     names::check(&ask.name).map_err(|error| ApiError::usage(error.to_string()))?;
+    if ask.max_age_s == 0 {
+        return Err(ApiError::usage(
+            "max_age_s is 0: write for how many seconds a size that nobody asks for is kept",
+        ));
+    }
     let memory = &daemon.memory;
     let record = GroupRecord {
         name: ask.name.clone(),
@@ -46,6 +57,7 @@ pub fn create(daemon: &Arc<Daemon>, ask: &CreateGroup) -> Result<GroupView, ApiE
     };
     let group = Arc::new(Group::new(record.clone(), &memory.config, |vm| most(daemon, vm))?);
     let staging = memory.open_staging()?;
+    let _changes = memory.changes.lock();
     let mut groups = memory.groups.write();
     if groups.contains_key(&ask.name) {
         return Err(ApiError::refused(format!("there is a group '{}' already", ask.name))
@@ -57,19 +69,20 @@ pub fn create(daemon: &Arc<Daemon>, ask: &CreateGroup) -> Result<GroupView, ApiE
     }
     // On record first: what is staged for a group that nobody knows would be nobody's.
     memory.records.put_group(&record)?;
-    if let Err(error) = staging.add_group(group.name.clone(), limits(&record)) {
+    if let Err(error) = staging.add_group(group.name.clone(), limits(&record, group.mode())) {
         memory.records.remove_group(&record.name)?;
         return Err(error.into());
     }
     groups.insert(record.name.clone(), Arc::clone(&group));
     drop(groups);
-    memory.aim(&group)?;
+    memory.aim_alone(&group)?;
     view(daemon, &group)
 }
 
 /// Removes a group; its VMs run on and keep what they have.
 pub fn remove(daemon: &Arc<Daemon>, name: &str) -> Result<GroupView, ApiError> {
     let memory = &daemon.memory;
+    let _changes = memory.changes.lock();
     let group = memory.group(name)?;
     let view = view(daemon, &group)?;
     memory.records.remove_group(name)?;
@@ -81,24 +94,32 @@ pub fn remove(daemon: &Arc<Daemon>, name: &str) -> Result<GroupView, ApiError> {
 /// Adds a VM, which leaves the group that it is in. It need not run yet.
 pub fn join(daemon: &Arc<Daemon>, name: &str, vm: &str) -> Result<GroupView, ApiError> {
     names::check(vm).map_err(|error| ApiError::usage(error.to_string()))?;
-    let memory = &daemon.memory;
-    let group = memory.group(name)?;
-    if let Some(before) = memory.group_of(vm) {
-        if before.name == group.name {
-            return view(daemon, &group);
-        }
-        memory.part(&before, vm)?;
-    }
-    group.join(vm, most(daemon, vm))?;
-    group.change(|record| record.members.push(vm.to_string()), |record| memory.records.put_group(record))?;
+    let group = daemon.memory.group(name)?;
+    enter(daemon, &group, vm)?;
     view(daemon, &group)
+}
+
+/// The same, for one that may be in it already; how much memory it may have is noted anew. In the new group first: when
+/// that has no room, the VM stays where it is.
+pub(super) fn enter(daemon: &Daemon, group: &Group, vm: &str) -> Result<(), ApiError> {
+    let memory = &daemon.memory;
+    let _changes = memory.changes.lock();
+    // It may have been removed meanwhile, and would be on record again.
+    let before = memory.group(group.name.as_str()).map(|_| memory.group_of(vm))?;
+    group.join(vm, most(daemon, vm))?;
+    if before.as_ref().is_some_and(|before| before.name == group.name) {
+        return Ok(());
+    }
+    group.change(|record| record.members.push(vm.to_string()), |record| memory.records.put_group(record))?;
+    before.map_or(Ok(()), |before| memory.part(&before, vm))
 }
 
 /// Takes a VM out of a group.
 pub fn leave(daemon: &Arc<Daemon>, name: &str, vm: &str) -> Result<GroupView, ApiError> {
     let memory = &daemon.memory;
+    let _changes = memory.changes.lock();
     let group = memory.group(name)?;
-    if !group.record().members.iter().any(|member| member == vm) {
+    if !group.has(vm) {
         return Err(ApiError::refused(format!("VM '{vm}' is not in group '{name}'")).then("see `gnomon group ls`"));
     }
     memory.part(&group, vm)?;
@@ -108,20 +129,21 @@ pub fn leave(daemon: &Arc<Daemon>, name: &str, vm: &str) -> Result<GroupView, Ap
 /// Makes memory ready for a group from now on, or no more.
 pub fn set_shadowing(daemon: &Arc<Daemon>, name: &str, on: bool) -> Result<GroupView, ApiError> {
     let memory = &daemon.memory;
+    let _changes = memory.changes.lock();
     let group = memory.group(name)?;
     group.change(|record| record.shadowing = on, |record| memory.records.put_group(record))?;
-    memory.open_staging()?.set_group_limits(&group.name, limits(&group.record()))?;
-    memory.aim(&group)?;
+    memory.aim_alone(&group)?;
     view(daemon, &group)
 }
 
 /// Looks so far ahead from now on.
 pub fn set_horizon(daemon: &Arc<Daemon>, name: &str, seconds: u64) -> Result<GroupView, ApiError> {
     let memory = &daemon.memory;
+    let _changes = memory.changes.lock();
     let group = memory.group(name)?;
     group.set_horizon(Duration::from_secs(seconds))?;
     group.change(|record| record.horizon_s = seconds, |record| memory.records.put_group(record))?;
-    memory.aim(&group)?;
+    memory.aim_alone(&group)?;
     view(daemon, &group)
 }
 
@@ -135,6 +157,31 @@ pub fn list(daemon: &Arc<Daemon>) -> Result<Vec<GroupView>, ApiError> {
 pub fn show(daemon: &Arc<Daemon>, name: &str) -> Result<GroupView, ApiError> {
     let group = daemon.memory.group(name)?;
     view(daemon, &group)
+}
+
+/// What a monitoring system is told of a group.
+pub struct Figures {
+    /// Its name.
+    pub group: String,
+    /// Where its blocks are.
+    pub accounts: AccountsView,
+    /// Bytes asked for since the daemon started that were staged, and that were not.
+    pub hit: u64,
+    /// See `hit`.
+    pub missed: u64,
+}
+
+/// The figures of all groups, and whether the host has so little memory that nothing is staged now. Nothing is opened for it.
+pub fn figures(daemon: &Daemon) -> (Vec<Figures>, bool) {
+    let Some(staging) = daemon.memory.staging() else { return (Vec::new(), false) };
+    let accounts = staging.accounts().groups;
+    let of = |group: &Arc<Group>| {
+        let stats = staging.stats(&group.name).ok()?;
+        let own = accounts.iter().find(|(name, _)| *name == group.name);
+        let accounts = own.map(|(_, accounts)| places(accounts)).unwrap_or_default();
+        Some(Figures { group: group.name.to_string(), accounts, hit: stats.hit.0, missed: stats.missed.0 })
+    };
+    (daemon.memory.groups.read().values().filter_map(of).collect(), staging.held_back().is_some())
 }
 
 /// How much memory a VM may have; one that is not known yet is counted for when it is started.
@@ -153,10 +200,20 @@ impl Memory {
         self.groups.read().get(name).cloned().ok_or_else(|| ApiError::not_found("group", name))
     }
 
-    /// Has staged for a group what should be.
+    /// Has staged for a group what should be, if it still is there.
     pub(super) fn aim(&self, group: &Group) -> Result<(), ApiError> {
+        let _changes = self.changes.lock();
+        if self.group(group.name.as_str()).is_err() {
+            return Ok(());
+        }
+        self.aim_alone(group)
+    }
+
+    /// The same, for who has the lock of changes.
+    fn aim_alone(&self, group: &Group) -> Result<(), ApiError> {
         let (record, mut blocks) = (group.record(), group.target().blocks);
-        let page = limits(&record).pages.size().0;
+        self.open_staging()?.set_group_limits(&group.name, limits(&record, group.mode()))?;
+        let page = pages(&record).size().0;
         // A start that is no multiple of the group's pages has no block there.
         blocks.retain(|(size, _)| record.shadowing && size.0.is_multiple_of(page));
         Ok(self.open_staging()?.set_target(&group.name, &blocks)?)
@@ -247,5 +304,36 @@ fn places(accounts: &Accounts) -> AccountsView {
         assigned: accounts.assigned.bytes.0,
         leaving: accounts.leaving.bytes.0,
         released: accounts.released.bytes.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(shadowing: bool) -> GroupRecord {
+        GroupRecord {
+            name: "shop".to_string(),
+            members: Vec::new(),
+            shadowing,
+            horizon_s: 300,
+            budget: 1 << 30,
+            reserve: 1 << 28,
+            max_age_s: 60,
+            huge_pages: false,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_while_nothing_is_known_does_not_age() {
+        let age = |mode| limits(&record(true), mode).max_age;
+        assert_eq!(age(Mode::Cold), Duration::MAX);
+        assert_eq!([age(Mode::Forecast), age(Mode::Silent)], [Duration::from_secs(60); 2]);
+    }
+
+    #[test]
+    fn a_group_without_shadowing_may_have_nothing() {
+        assert_eq!(limits(&record(false), Mode::Cold).budget, Bytes(0));
+        assert_eq!(limits(&record(true), Mode::Cold).budget, Bytes(1 << 30));
     }
 }

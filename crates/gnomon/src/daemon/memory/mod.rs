@@ -4,6 +4,8 @@
 //!   clock.rs   once a second: who has ended, who is short; each step: demands ─► planner ─► target ─► staging area
 //!   resize.rs  a running guest's request ─► staged blocks, then the standard path
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
+//!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
+//!   turn.rs    one change of a VM at a time
 //!   found.rs   after a restart: what is staged is at the holder, what is at guests is in their QEMUs
 //! ```
 //! The planner (gnomon-cycle) says how much should be staged and knows no block; the staging area (gnomon-memory) has the
@@ -12,10 +14,12 @@
 mod boot;
 mod clock;
 pub mod demand;
+mod follow;
 mod found;
 mod group;
 pub mod groups;
 pub mod resize;
+mod turn;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -23,12 +27,15 @@ use std::{
     sync::Arc,
 };
 
-use gnomon_cycle::staging::Pressure;
 use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, Opening, Request, Reserved, Staging};
 use parking_lot::{Mutex, RwLock};
 
-use self::group::Group;
-use super::records::Records;
+use self::{
+    follow::Following,
+    group::Group,
+    turn::{Turn, Turns},
+};
+use super::{Daemon, records::Records, vms::VmHandle};
 use crate::{api::ApiError, config::Config};
 
 pub use boot::run;
@@ -43,41 +50,22 @@ pub struct Memory {
     socket: PathBuf,
     records: Arc<Records>,
     groups: RwLock<BTreeMap<String, Arc<Group>>>,
-    /// Opened when there is a group, or something of an earlier daemon's.
-    staging: Mutex<Option<Arc<Staging>>>,
+    /// Held by whoever changes which groups there are, who is in them, or what they are to have: one at a time, because each
+    /// looks at all of them and writes down what it made of that.
+    changes: Mutex<()>,
+    /// Opened when there is a group, or something of an earlier daemon's. A request never waits for that.
+    staging: RwLock<Option<Arc<Staging>>>,
+    opening: Mutex<()>,
     /// Blocks that are guests' own. The accounts say whose.
     at_guests: Mutex<BTreeMap<BlockId, Arc<Block>>>,
     /// QEMUs that were looked at for blocks of an earlier daemon's, by process.
     looked_at: Mutex<HashSet<i32>>,
-    /// VMs of which the memory is being changed, or that are being started.
-    changing: Mutex<HashSet<String>>,
-    /// VMs that were asked for memory back and have not answered: they may let go at any time.
-    owing: Mutex<HashSet<String>>,
+    turns: Turns,
+    /// VMs that were asked for memory back, or given some, and have not answered: they may let go at any time. Each with how
+    /// often it is still looked.
+    owing: Mutex<BTreeMap<String, u32>>,
     /// VMs whose memory follows what their guests need.
-    following: Mutex<BTreeMap<String, Pressure>>,
-}
-
-/// That a VM's memory is being changed, or the VM started: one change at a time, and nothing of it is taken for left over
-/// meanwhile.
-struct Turn<'a> {
-    memory: &'a Memory,
-    vm: String,
-}
-
-impl<'a> Turn<'a> {
-    fn take(memory: &'a Memory, vm: &str) -> Result<Turn<'a>, ApiError> {
-        match memory.changing.lock().insert(vm.to_string()) {
-            true => Ok(Turn { memory, vm: vm.to_string() }),
-            false => Err(ApiError::refused(format!("the memory of VM '{vm}' is being changed already"))
-                .then("wait for that to end, and ask again")),
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.memory.changing.lock().remove(&self.vm);
-    }
+    following: Mutex<BTreeMap<String, Following>>,
 }
 
 impl Memory {
@@ -88,10 +76,12 @@ impl Memory {
             socket: config.run_dir.join(SOCKET),
             records,
             groups: RwLock::default(),
-            staging: Mutex::default(),
+            changes: Mutex::default(),
+            staging: RwLock::default(),
+            opening: Mutex::default(),
             at_guests: Mutex::default(),
             looked_at: Mutex::default(),
-            changing: Mutex::default(),
+            turns: Turns::default(),
             owing: Mutex::default(),
             following: Mutex::default(),
         }
@@ -99,14 +89,14 @@ impl Memory {
 
     /// The staging area, once there is one.
     fn staging(&self) -> Option<Arc<Staging>> {
-        self.staging.lock().clone()
+        self.staging.read().clone()
     }
 
     /// The staging area; opened if need be. Blocks for up to two minutes when a holder hangs.
     fn open_staging(&self) -> Result<Arc<Staging>, ApiError> {
-        let mut staging = self.staging.lock();
-        if let Some(open) = staging.as_ref() {
-            return Ok(Arc::clone(open));
+        let _opening = self.opening.lock();
+        if let Some(open) = self.staging() {
+            return Ok(open);
         }
         // This very program, also when its file has been replaced by a newer one.
         let args = ["hold-memory".into(), "--at".into(), self.socket.clone().into_os_string()];
@@ -114,24 +104,40 @@ impl Memory {
         let limits = HostLimits { budget: self.config.budget, floor: self.config.floor, ..HostLimits::default() };
         let mut opening = Opening::new(holder, limits);
         for group in self.groups.read().values() {
-            opening = opening.group(group.name.clone(), groups::limits(&group.record()));
+            opening = opening.group(group.name.clone(), groups::limits(&group.record(), group.mode()));
         }
         let opened = Staging::open(opening)?;
-        *staging = Some(Arc::clone(&opened));
+        *self.staging.write() = Some(Arc::clone(&opened));
         Ok(opened)
+    }
+
+    /// Sees to it that a VM's memory is what it began with, and stays so until this is dropped: for who begins to carry it
+    /// elsewhere, and has it on record by then.
+    pub(super) fn hold_still(&self, vm: &VmHandle) -> Result<Turn<'_>, ApiError> {
+        let turn = self.turns.take(&vm.record().name)?;
+        vm.refuse_if_grown()?;
+        Ok(turn)
+    }
+
+    /// Whether a VM has ended for certain: no QEMU of it lives, nor is one about to take over.
+    fn is_over(&self, daemon: &Daemon, vm: &str) -> bool {
+        daemon.vms.is_free(vm) && !daemon.updates.is_under_way(vm)
     }
 
     /// The trust group of a VM.
     fn group_of(&self, vm: &str) -> Option<Arc<Group>> {
         let groups = self.groups.read();
-        groups.values().find(|group| group.record().members.iter().any(|member| member == vm)).cloned()
+        groups.values().find(|group| group.has(vm)).cloned()
     }
 
     /// Staged blocks that serve a VM's request; those that are not made its own go back to the shelf. `None` when nothing is
     /// staged for it, or something is wrong: then the standard path is there.
     fn take(&self, vm: &str, request: Request) -> Option<Reserved> {
-        let (group, staging) = (self.group_of(vm)?, self.staging()?);
-        match staging.take(&group.name, request) {
+        self.take_of(self.group_of(vm)?.as_ref(), vm, request)
+    }
+
+    fn take_of(&self, group: &Group, vm: &str, request: Request) -> Option<Reserved> {
+        match self.staging()?.take(&group.name, request) {
             Ok(taken) => Some(taken.reserved),
             Err(error) => {
                 tracing::warn!(vm, %error, "what is staged cannot be used");

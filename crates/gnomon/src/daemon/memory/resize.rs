@@ -21,7 +21,7 @@ use gnomon_qemu::{
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, Turn, group::Served};
+use super::{Memory, group::Served};
 use crate::{
     api::{
         ApiError,
@@ -33,6 +33,9 @@ use crate::{
 /// How long a guest may take for one DIMM. Linux takes tens of milliseconds to add one, and up to seconds to move its pages
 /// off one on a busy host.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked, once a second, whether a guest that has not answered does so yet: ten minutes. Later its next change
+/// finds it.
+const LOOKS: u32 = 600;
 /// What DIMMs of staged blocks are called: this, and the block's number.
 const STAGED: &str = "staged-";
 /// What others are called.
@@ -106,6 +109,7 @@ struct Change {
 /// Does as asked.
 pub fn resize(daemon: &Arc<Daemon>, name: &str, ask: &ResizeMemory) -> Result<MemoryChange, ApiError> {
     match (ask.grow, ask.shrink) {
+        (Some(0), None) | (None, Some(0)) => Err(ApiError::usage("0 bytes: write how many, in steps of 128 MiB")),
         (Some(bytes), None) => grow(daemon, name, bytes),
         (None, Some(bytes)) => shrink(daemon, name, bytes),
         _ => Err(ApiError::usage("write either grow or shrink, in bytes")),
@@ -117,7 +121,7 @@ pub fn follow(daemon: &Arc<Daemon>, name: &str, on: bool) -> Result<MemoryView, 
     let vm = daemon.vms.get(name)?;
     Guest::of(&vm)?;
     vm.set_follows(&daemon.records, on)?;
-    daemon.memory.set_auto(name, on);
+    daemon.memory.set_auto(name, || vm.record().follows);
     look(daemon, name)
 }
 
@@ -126,7 +130,7 @@ pub fn follow(daemon: &Arc<Daemon>, name: &str, on: bool) -> Result<MemoryView, 
 pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
     let begun = Instant::now();
     let (vm, memory) = (daemon.vms.get(name)?, &daemon.memory);
-    let _turn = Turn::take(memory, name)?;
+    let _turn = memory.turns.take(name)?;
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
     let wanted = bytes
@@ -147,7 +151,7 @@ pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange
         let (size, hit) = (Bytes(wanted), Bytes(change.staged));
         group.note(&Served { vm: name, size, whole: false, hit, took: begun.elapsed() });
     }
-    told(name, wanted as i64, change.done as i64, change, begun, &vm)
+    told(name, signed(wanted), signed(change.done), change, begun, &vm)
 }
 
 /// Asks a running guest for so many bytes back: whole DIMMs, the newest first, never more than asked. Blocks until it has let
@@ -155,7 +159,7 @@ pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange
 pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
     let begun = Instant::now();
     let (vm, memory) = (daemon.vms.get(name)?, &daemon.memory);
-    let _turn = Turn::take(memory, name)?;
+    let _turn = memory.turns.take(name)?;
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
     let mut change = Change::default();
@@ -172,7 +176,7 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
             // It keeps this one; another it may let go.
             Err(error) => {
                 if matches!(error, MemoryDeviceError::NoAnswer { .. }) {
-                    memory.owing.lock().insert(name.to_string());
+                    memory.owes(name);
                 }
                 change.why = Some(error.to_string());
             }
@@ -187,8 +191,8 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
             if sizes.is_empty() { "none".into() } else { sizes.join(", ") }
         ));
     }
-    let done = change.done as i64;
-    told(name, -(bytes as i64), -done, change, begun, &vm)
+    let done = signed(change.done);
+    told(name, -signed(bytes), -done, change, begun, &vm)
 }
 
 /// What a VM has, and may have.
@@ -238,7 +242,8 @@ fn refuse_if_bound(daemon: &Arc<Daemon>, vm: &VmHandle) -> Result<(), ApiError> 
     let record = vm.record();
     daemon.protections.refuse_if_protected(&record.name)?;
     let moving = |disk: &String| daemon.keeper.get(disk).is_ok_and(|volume| volume.record().move_id.is_some());
-    let why = match (record.beside.is_some(), record.disks.iter().any(moving)) {
+    let updating = record.beside.is_some() || daemon.updates.is_under_way(&record.name);
+    let why = match (updating, record.disks.iter().any(moving)) {
         (true, _) => "is being updated",
         (_, true) => "is being moved",
         _ => return Ok(()),
@@ -282,8 +287,9 @@ impl Growth<'_> {
             let added = self.add(&id, &block, size, true);
             let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
             if !self.settle(added, size, &id) {
-                if !stays {
-                    self.memory.returned(block.id());
+                match stays {
+                    true => self.memory.owes(&self.guest.name),
+                    false => self.memory.returned(block.id()),
                 }
                 return false;
             }
@@ -340,28 +346,43 @@ impl Memory {
         }
     }
 
-    /// Takes back what a guest has let go of while nobody waited; whether there was anything. Only while nobody else changes
-    /// its memory.
-    fn sweep(&self, vm: &str, qemu: &Qemu) -> bool {
+    /// Takes back what a guest has let go of while nobody waited. Only while nobody else changes its memory.
+    fn sweep(&self, vm: &str, qemu: &Qemu) {
         let swept = sweep_backends(qemu).unwrap_or_else(|error| {
             tracing::debug!(vm, %error, "what it has let go of is not known");
             Vec::new()
         });
         swept.iter().for_each(|id| self.let_go(id));
-        !swept.is_empty()
     }
 
-    /// Looks whether guests that were asked for memory have let go of it since.
+    /// A VM's guest may let go of memory, or turn out to have none, while nobody waits.
+    pub(super) fn owes(&self, vm: &str) {
+        self.owing.lock().insert(vm.to_string(), LOOKS);
+    }
+
+    /// Looks whether guests of which an answer is owed have let go of memory since.
     pub(super) fn settle_owed(&self, daemon: &Daemon) {
-        let owing: Vec<String> = self.owing.lock().iter().cloned().collect();
+        let owing: Vec<String> = self.owing.lock().keys().cloned().collect();
         for vm in owing {
-            let Ok(_turn) = Turn::take(self, &vm) else { continue };
+            let Some(_turn) = self.turns.glance(&vm) else { continue };
             let qemu = daemon.vms.get(&vm).ok().and_then(|vm| vm.qemu());
-            if qemu.is_none_or(|qemu| self.sweep(&vm, &qemu)) {
-                self.owing.lock().remove(&vm);
+            let mut owing = self.owing.lock();
+            let left = owing.get(&vm).map_or(0, |looks| looks.saturating_sub(1));
+            match qemu.filter(|_| left > 0) {
+                Some(qemu) => {
+                    owing.insert(vm.clone(), left);
+                    drop(owing);
+                    self.sweep(&vm, &qemu);
+                }
+                None => drop(owing.remove(&vm)),
             }
         }
     }
+}
+
+/// As many bytes with a sign; what no host has is the most that there is.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// The block that a DIMM is of.
@@ -395,4 +416,16 @@ fn told(
         now,
         why: change.why,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_nobody_has_can_be_asked_for_both_ways() {
+        for (bytes, told) in [(0, 0), (1 << 40, 1 << 40), (1 << 63, i64::MAX), (u64::MAX, i64::MAX)] {
+            assert_eq!((signed(bytes), -signed(bytes)), (told, -told));
+        }
+    }
 }

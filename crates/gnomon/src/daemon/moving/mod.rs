@@ -202,6 +202,9 @@ pub fn start_volume(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Resul
 
 /// Begins the move of a VM with its volumes.
 pub fn start_vm(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result<JobView, ApiError> {
+    let vm = daemon.vms.get(name)?;
+    // Until it is on record, which a change of its memory looks at.
+    let _still = daemon.memory.hold_still(&vm)?;
     let disks = moved_with(daemon, name)?;
     start(daemon, Some(name.to_string()), disks, ask)
 }

@@ -283,7 +283,7 @@ pub fn protect(daemon: &Arc<Daemon>, name: &str, ask: ProtectVm) -> Result<JobVi
     if vm.qemu().is_none() {
         return Err(ApiError::refused(format!("VM '{name}' does not run")).then("start it with `gnomon vm run`"));
     }
-    vm.refuse_if_grown()?;
+    let _still = daemon.memory.hold_still(&vm)?;
     let record = match daemon.protections.get(name) {
         Some(family) => siblings::record_beside(daemon, &family, ask)?,
         None => record_of_first(daemon, name, ask)?,

@@ -61,6 +61,13 @@ pub struct Updates {
     approved: Condvar,
 }
 
+impl Updates {
+    /// Whether a VM is being updated, from before anything is looked at until the job has ended.
+    pub fn is_under_way(&self, vm: &str) -> bool {
+        self.under_way.lock().contains(vm)
+    }
+}
+
 /// That no other update of a VM begins while this one is under way: a command in the guest is cut off by a change of
 /// QEMU, and a copy that is tried is not of the guest that would switch.
 struct Turn {
@@ -90,6 +97,7 @@ pub fn start(daemon: &Arc<Daemon>, name: &str, ask: UpdateVm) -> Result<JobView,
     let vm = daemon.vms.get(name)?;
     let target = Target::of(daemon, &vm, &ask)?;
     let turn = Turn::take(daemon, name)?;
+    let _still = daemon.memory.hold_still(&vm)?;
     target.check(&vm)?;
     let work = Update { daemon: Arc::clone(daemon), vm, target, name: name.to_string(), what: "update" };
     let id = daemon.jobs.spawn_blocking("update", name, move |job| {
@@ -106,6 +114,7 @@ pub fn rollback(daemon: &Arc<Daemon>, name: &str) -> Result<JobView, ApiError> {
     let vm = daemon.vms.get(name)?;
     let target = Target::before(daemon, &vm)?;
     let turn = Turn::take(daemon, name)?;
+    let _still = daemon.memory.hold_still(&vm)?;
     target.check(&vm)?;
     let work = Update { daemon: Arc::clone(daemon), vm, target, name: name.to_string(), what: "rollback" };
     let id = daemon.jobs.spawn_blocking("rollback", name, move |job| {
