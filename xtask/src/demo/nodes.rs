@@ -80,21 +80,20 @@ impl Nodes {
     ) -> Result<Nodes> {
         certify(folder)?;
         Ok(Nodes {
-            a: Node::start(folder, ("a", HERE, a), ("b", to_b), rate, "")?,
-            b: Node::start(folder, ("b", HERE, b), ("a", to_a), rate, "")?,
+            a: Node::start(folder, ("a", HERE, a), ("b", to_b), rate)?,
+            b: Node::start(folder, ("b", HERE, b), ("a", to_a), rate)?,
             folder: folder.to_owned(),
         })
     }
 
     /// The same at places that reach each other without a wire; they are told that it takes `rate`.
-    /// `more` is put below their configurations.
-    pub fn start_at(folder: &Path, places: [Place; 2], rate: u64, more: &str) -> Result<Nodes> {
+    pub fn start_at(folder: &Path, places: [Place; 2], rate: u64) -> Result<Nodes> {
         let [here, there] = places.map(|place| SocketAddr::from((place.address, PORT)));
         let [a, b] = places;
         certify(folder)?;
         Ok(Nodes {
-            a: Node::start(folder, ("a", a, here), ("b", there), Some(rate), more)?,
-            b: Node::start(folder, ("b", b, there), ("a", here), Some(rate), more)?,
+            a: Node::start(folder, ("a", a, here), ("b", there), Some(rate))?,
+            b: Node::start(folder, ("b", b, there), ("a", here), Some(rate))?,
             folder: folder.to_owned(),
         })
     }
@@ -130,7 +129,6 @@ impl Node {
         (name, place, listen): (&'static str, Place, SocketAddr),
         peer: (&str, SocketAddr),
         link_rate: Option<u64>,
-        more: &str,
     ) -> Result<Node> {
         let home = folder.join(name);
         let (run_dir, state_dir, volume_dir) = (home.join("run"), home.join("state"), home.join("volumes"));
@@ -145,7 +143,7 @@ impl Node {
             format!(
                 "[node]\nname = \"{name}\"\nrun_dir = {run_dir:?}\nstate_dir = {state_dir:?}\n\n\
                  [link]\nlisten = \"{listen}\"\npki = {pki:?}\n{rate}\n\
-                 [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n[volume]\ndir = {volume_dir:?}\n{more}",
+                 [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n[volume]\ndir = {volume_dir:?}\n",
                 peer.0, peer.1
             ),
         )?;

@@ -65,7 +65,7 @@ pub fn run(plan: &Plan, image: &Image) -> Result<Facts> {
 }
 
 fn perform(plan: &Plan, image: &Image, folder: &Path) -> Result<Facts> {
-    let nodes = sh::stage("two hosts", || Nodes::start_at(folder, hosts::HOSTS, RATE, ""))?;
+    let nodes = sh::stage("two hosts", || Nodes::start_at(folder, hosts::HOSTS, RATE))?;
     let client = Client::new(&image.root, folder);
     sh::stage("a guest on host a", || boot(&nodes.a, image, GROWS).and_then(|()| client.await_database()))?;
     let load = client.load(plan.clients)?;

@@ -28,9 +28,6 @@ const GROWS: u64 = 1 << 30;
 const CLIENTS: u32 = 4;
 /// Undisturbed, before each change.
 const QUIET: Duration = Duration::from_secs(6);
-/// So that the group's plan knows the size of requests after the first, as that of a group that has lived for a day does:
-/// it stages one block for each.
-const QUICK: &str = "\n[memory]\nstep = 1\n";
 
 const STAGED: &str = "given 1 GiB of staged memory";
 const STAGED_BACK: &str = "staged memory taken back";
@@ -63,7 +60,7 @@ fn measure(rounds: usize, image: &Image) -> Result<Value> {
 }
 
 fn perform(rounds: usize, image: &Image, folder: &Path) -> Result<Value> {
-    let nodes = sh::stage("two hosts", || Nodes::start_at(folder, hosts::HOSTS, run::RATE, QUICK))?;
+    let nodes = sh::stage("two hosts", || Nodes::start_at(folder, hosts::HOSTS, run::RATE))?;
     let client = Client::new(&image.root, folder);
     sh::stage("a guest on host a", || run::boot(&nodes.a, image, GROWS).and_then(|()| client.await_database()))?;
     let pool = Pool::open(&nodes.a, GROWS)?;
