@@ -46,8 +46,9 @@ cargo xtask COMMAND
   bench forecast       what forecasts are worth on recorded traces, and cost: reads of a disk, staged memory, traffic between
                        nodes, who reads from where   [--only volume|memory|traffic|location|speed] [--data FOLDER] [--json]
   bench memory         what staged memory is worth: recorded demand through the planner at 2 to 20 % idle, beside a static
-                       reserve; what planning costs; and what a Linux guest waits for memory, staged beside cold
-                         [--only replay|overhead|guests] [--data FOLDER] [--quick] [--rounds 20] [--json]
+                       reserve; what planning costs; what a Linux guest waits for memory, staged beside cold;
+                         and what PostgreSQL in a Debian guest sees of it (root)
+                         [--only replay|overhead|guests|debian] [--data FOLDER] [--quick] [--rounds 20] [--json]
   bench nbd            our NBD server beside nbdkit and qemu-nbd   [--json] [--plot FILE.svg] [--rounds N]
   bench interceptor    what a running move costs the volume's guest: latency of 4 KiB reads and writes while the move
                        primes over a link of 400 Mbit/s, beside the same volume at rest. 1.0 is no cost; less, that many

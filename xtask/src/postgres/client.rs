@@ -70,6 +70,16 @@ impl<'a> Client<'a> {
         Ok(told.trim() == "t")
     }
 
+    /// Bytes that the guest's kernel has to manage.
+    ///
+    /// Source: proc_meminfo(5), `MemTotal`.
+    pub fn memory_total(&self) -> Result<u64> {
+        let told = self.ask("select pg_read_file('/proc/meminfo')")?;
+        let kib = told.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB"));
+        let kib: Option<u64> = kib.and_then(|kib| kib.trim().parse().ok());
+        Ok(kib.with_context(|| format!("the guest does not say what it has: {told}"))? << 10)
+    }
+
     /// Starts the load: `clients` connections, each of which sends its next transaction when it was told of the last.
     pub fn load(&self, clients: u32) -> Result<Load> {
         let script = self.folder.join("transaction.sql");

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{demo::nodes::Place, setup};
+use crate::{demo::nodes::Place, setup, sh};
 
 /// Set within.
 const WITHIN: &str = "GNOMON_XTASK_HOSTS";
@@ -38,6 +38,16 @@ pub fn is_within() -> bool {
 
 /// Calls this program with `words` within the network, and returns what it ended with. Needs root.
 pub fn enter(words: &[String]) -> Result<ExitCode> {
+    let status = within(words)?.stdin(Stdio::null()).status().context("cannot start unshare")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// The same, and returns what it wrote to its standard output. Fails when it does.
+pub fn ask(words: &[String]) -> Result<String> {
+    sh::capture(within(words)?.stderr(Stdio::inherit()))
+}
+
+fn within(words: &[String]) -> Result<Command> {
     setup::refuse_unless_root("to make network namespaces, bridges and taps")?;
     let mut within = Command::new("unshare");
     within.args(["--net", "--mount", "sh", "-c", NETWORK, "hosts"]).arg(std::env::current_exe()?).args(words);
@@ -45,6 +55,5 @@ pub fn enter(words: &[String]) -> Result<ExitCode> {
     for (name, place) in ["HOST_A", "HOST_B"].iter().zip(HOSTS) {
         within.env(name, place.address.to_string());
     }
-    let status = within.stdin(Stdio::null()).status().context("cannot start unshare")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(within)
 }

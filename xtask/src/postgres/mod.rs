@@ -5,12 +5,13 @@
 //! switchover or because its QEMU is killed, while [`client`] works; [`verdict`] holds what the client was told against
 //! what the database has.
 
-mod client;
+pub mod client;
 mod facts;
-mod hosts;
-mod image;
-mod run;
-mod verdict;
+pub mod hosts;
+pub mod image;
+pub mod memory;
+pub mod run;
+pub mod verdict;
 
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ const SHORT: Plan = Plan { switchovers: 1, failovers: 2, clients: 4 };
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
+pub struct Plan {
     switchovers: usize,
     failovers: usize,
     clients: u32,
@@ -97,7 +98,8 @@ pub fn test() -> Result<()> {
     Ok(())
 }
 
-fn prepare() -> Result<()> {
+/// Everything that a run needs, before the network is entered.
+pub fn prepare() -> Result<()> {
     sh::stage("setup", setup::ensure)?;
     sh::stage("a Debian guest with PostgreSQL", image::build)?;
     sh::stage("build", demo::build)

@@ -16,7 +16,7 @@ use super::{
     facts::{Facts, WAYS},
     hosts,
     image::Image,
-    verdict,
+    memory, verdict,
 };
 use crate::{
     demo::{
@@ -26,17 +26,21 @@ use crate::{
     sh,
 };
 
-const VM: &str = "db";
+/// What the guest is called.
+pub const VM: &str = "db";
 const VOLUME: &str = "db";
 
 /// As in the demo: 8 KiB more than 256 MiB.
-const MEMORY: &str = "262152KiB";
+const MEMORY_KIB: u64 = 262_152;
+
+/// It is grown by so much, before it is protected.
+const GROWS: u64 = 256 << 20;
 
 /// From one checkpoint to the next: what each answer waits for, about twice in the mean.
 const INTERVAL: &str = "100ms";
 
 /// Of the hosts' link: 1 Gbit/s.
-const RATE: u64 = 125_000_000;
+pub const RATE: u64 = 125_000_000;
 
 /// The guest's card: a port of the host's bridge, of the same name on both.
 const CARD: &str = "tap:gn-db,bridge=br0";
@@ -63,9 +67,10 @@ pub fn run(plan: &Plan, image: &Image) -> Result<Facts> {
 fn perform(plan: &Plan, image: &Image, folder: &Path) -> Result<Facts> {
     let nodes = sh::stage("two hosts", || Nodes::start_at(folder, hosts::HOSTS, RATE))?;
     let client = Client::new(&image.root, folder);
-    sh::stage("a guest on host a", || boot(&nodes.a, image).and_then(|()| client.await_database()))?;
+    sh::stage("a guest on host a", || boot(&nodes.a, image, GROWS).and_then(|()| client.await_database()))?;
     let load = client.load(plan.clients)?;
     load.await_work()?;
+    sh::stage("more memory, and less again", || memory::breathe(&nodes.a, &client, GROWS, || load.await_work()))?;
     let begun = now()?;
     let events = shuttle(plan, &nodes, &load)?;
     let ended = now()?;
@@ -84,13 +89,17 @@ fn perform(plan: &Plan, image: &Image, folder: &Path) -> Result<Facts> {
     })
 }
 
-fn boot(node: &Node, image: &Image) -> Result<()> {
+/// Starts the guest: with 256 MiB, and room for so many more as it is grown by.
+pub fn boot(node: &Node, image: &Image, room: u64) -> Result<()> {
     let text = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{}", path.display()));
     let (disk, kernel, initrd) = (text(&image.disk)?, text(&image.kernel)?, text(&image.initrd)?);
     node.ask(&["volume", "import", VOLUME, "--file", &disk])?;
-    let append = format!("console=ttyS0 quiet panic=-1 GNOMON_ADDRESS={}/24", hosts::GUEST);
-    let run = ["vm", "run", VM, "--memory", MEMORY, "--disk", VOLUME, "--kernel", &kernel, "--initrd", &initrd];
-    node.ask(&[&run[..], &["--append", &append, "--nic", CARD]].concat()).map(drop)
+    // New memory is used at once, and can be given back.
+    let memory = "memhp_default_state=online_movable";
+    let append = format!("console=ttyS0 quiet panic=-1 {memory} GNOMON_ADDRESS={}/24", hosts::GUEST);
+    let (begins, most) = (format!("{MEMORY_KIB}KiB"), format!("{}KiB", MEMORY_KIB + (room >> 10)));
+    let run = ["vm", "run", VM, "--memory", &begins, "--max-memory", &most, "--disk", VOLUME, "--nic", CARD];
+    node.ask(&[&run[..], &["--kernel", &kernel, "--initrd", &initrd, "--append", &append]].concat()).map(drop)
 }
 
 /// There and back, with a shadow on the other host each time; what was done, and when.
@@ -147,6 +156,7 @@ fn await_look(node: &Node, wish: &str, fits: impl Fn(&Value) -> bool) -> Result<
     }
 }
 
-fn now() -> Result<u64> {
+/// Microseconds since 1970.
+pub fn now() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_micros() as u64)
 }

@@ -16,6 +16,8 @@ pub struct Ack {
     pub number: u64,
     /// When it was told, in microseconds since 1970.
     pub at_us: u64,
+    /// How long it had waited for that, in microseconds.
+    pub took_us: u64,
 }
 
 /// A row of the database: `(client, number)`.
@@ -95,9 +97,10 @@ fn ack(line: &str) -> Option<Ack> {
     let mut words = line.split(' ');
     let client = words.next()?.parse().ok()?;
     let number = words.next()?.parse().ok()?;
-    let seconds: u64 = words.nth(2)?.parse().ok()?;
+    let took_us = words.next()?.parse().ok()?;
+    let seconds: u64 = words.nth(1)?.parse().ok()?;
     let micros: u64 = words.next()?.parse().ok()?;
-    Some(Ack { client, number, at_us: seconds.checked_mul(1_000_000)?.checked_add(micros)? })
+    Some(Ack { client, number, at_us: seconds.checked_mul(1_000_000)?.checked_add(micros)?, took_us })
 }
 
 /// Reads rows as the database copies them out: `client`, a tab, `number`.
@@ -114,7 +117,7 @@ mod tests {
     use super::*;
 
     fn told(rows: &[Row]) -> Vec<Ack> {
-        rows.iter().map(|&(client, number)| Ack { client, number, at_us: 0 }).collect()
+        rows.iter().map(|&(client, number)| Ack { client, number, at_us: 0, took_us: 0 }).collect()
     }
 
     #[test]
@@ -156,7 +159,7 @@ mod tests {
     #[test]
     fn silence_is_the_longest_that_touches_the_time() {
         let acks: Vec<Ack> =
-            [10, 0, 12, 40, 41, 90].iter().map(|&at_us| Ack { client: 0, number: 1, at_us }).collect();
+            [10, 0, 12, 40, 41, 90].iter().map(|&at_us| Ack { client: 0, number: 1, at_us, took_us: 0 }).collect();
         let table = [((13, 20), 28), ((0, 5), 10), ((12, 41), 49), ((11, 11), 2), ((95, 99), 0), ((0, 99), 49)];
         for ((from, to), expected) in table {
             assert_eq!(silence(&acks, from, to), expected, "{from}..{to}");
@@ -169,7 +172,10 @@ mod tests {
     #[test]
     fn logs_are_read() {
         let log = "3 1 323422 0 1795269365 729208\n2 1 failed 0 1795269365 746069\n2 2 skipped 0 1795269365 746070\n";
-        assert_eq!(acks(log).unwrap(), [Ack { client: 3, number: 1, at_us: 1_795_269_365_729_208 }]);
+        assert_eq!(
+            acks(log).unwrap(),
+            [Ack { client: 3, number: 1, at_us: 1_795_269_365_729_208, took_us: 323_422 }]
+        );
         assert!(acks("3 x 323422 0 1795269365 729208").is_err() && acks("3 1 323422").is_err());
         assert_eq!(rows("3\t1\n0\t12\n").unwrap(), [(3, 1), (0, 12)]);
         assert!(rows("3 1").is_err());

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gnomon_qemu::{GuestRam, NewDimm, add_dimm, held_memory, remove_dimm};
+use gnomon_qemu::{Filling, GuestRam, NewDimm, add_dimm, held_memory, remove_dimm};
 use gnomon_terms::Bytes;
 use guest::{Guest, Parts};
 use serde_json::json;
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How the memory comes to be there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Populated and zeroed before anybody asked; QEMU fills its page tables.
+    /// Populated and zeroed before anybody asked; QEMU's page tables are filled.
     Staged,
     /// Populated as well; the page tables are filled as the guest touches it.
     Unmapped,
@@ -55,7 +55,15 @@ impl Way {
         matches!(self, Way::Staged | Way::Unmapped)
     }
 
-    /// Whether QEMU is told to have all of it there at once.
+    fn filling(self) -> Filling {
+        match self {
+            Way::Staged => Filling::Mapped,
+            Way::Prealloc => Filling::Allocated,
+            Way::Unmapped | Way::Cold => Filling::Untouched,
+        }
+    }
+
+    /// Whether the QEMU of a boot is told to have all of it there at once.
     fn populates(self) -> bool {
         matches!(self, Way::Staged | Way::Prealloc)
     }
@@ -123,7 +131,7 @@ struct Request {
 fn dimm(guest: &mut Guest, way: Way, mib: u64) -> Fallible<Request> {
     let (memory, staging) = memory(way, mib * MIB)?;
     let asked = Instant::now();
-    let dimm = NewDimm { id: "burst", memory: memory.as_fd(), size: memory.size(), populate: way.populates() };
+    let dimm = NewDimm { id: "burst", memory: memory.as_fd(), size: memory.size(), filling: way.filling() };
     add_dimm(&guest.vm, &dimm, PATIENCE)?;
     let usable = asked.elapsed();
     let burst = guest.ask(&format!("touch {}", mib - MARGIN), "touched")?;

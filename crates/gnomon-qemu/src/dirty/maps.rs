@@ -8,7 +8,7 @@ use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber, PageRun};
 
 /// Which mappings of a process are the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RamAt {
+pub(crate) enum RamAt {
     /// Those that share this file.
     File {
         /// Major and minor number of its file system.
@@ -22,9 +22,9 @@ pub(super) enum RamAt {
 
 /// Addresses of a process at which pages of the RAM are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+pub(crate) struct Window {
     /// The addresses.
-    pub(super) at: Range<u64>,
+    pub(crate) at: Range<u64>,
     /// The page of the RAM at the first of them.
     pub(super) first: PageNumber,
 }
@@ -87,7 +87,7 @@ fn parse(line: &str) -> Option<Mapping<'_>> {
 }
 
 /// Where the first `pages` pages of the RAM are. Neighbours are one: a mapping may be split by advice on a part of it.
-pub(super) fn windows(maps: &str, ram: RamAt, pages: u64) -> Vec<Window> {
+pub(crate) fn windows(maps: &str, ram: RamAt, pages: u64) -> Vec<Window> {
     let mut found: Vec<Window> = Vec::new();
     for window in mappings(maps).filter_map(|mapping| window_of(&mapping, ram, pages)) {
         match found.last_mut() {

@@ -26,7 +26,7 @@ mod error;
 mod guest;
 mod inject;
 mod live;
-mod maps;
+pub(crate) mod maps;
 mod pagemap;
 mod probe;
 mod register;

@@ -27,6 +27,7 @@ mod error;
 mod event;
 mod inventory;
 mod plug;
+mod tables;
 mod unplug;
 mod virtio;
 
@@ -34,7 +35,7 @@ pub use error::MemoryDeviceError;
 pub use event::{DimmAnswer, DimmEvent};
 pub(crate) use inventory::added_memory;
 pub use inventory::{Dimm, HeldMemory, VirtioMem, dimms, held_memory, virtio_mem};
-pub use plug::{NewDimm, OfferedDimm, PluggedDimm, add_dimm};
+pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
 

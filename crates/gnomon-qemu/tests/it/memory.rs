@@ -8,8 +8,8 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, CaptureOptions, DimmAnswer, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec, Qemu,
-    QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture, dimms, held_memory, remove_dimm,
+    Accel, CaptureOptions, DimmAnswer, Filling, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec,
+    Qemu, QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture, dimms, held_memory, remove_dimm,
     resize_virtio_mem, resolve, sweep_backends, virtio_mem,
 };
 use gnomon_terms::{Bytes, ErrorKind};
@@ -62,7 +62,7 @@ fn block(name: &str) -> GuestRam {
 }
 
 fn dimm<'a>(id: &'a str, memory: &'a GuestRam) -> NewDimm<'a> {
-    NewDimm { id, memory: memory.as_fd(), size: memory.size(), populate: true }
+    NewDimm { id, memory: memory.as_fd(), size: memory.size(), filling: Filling::Allocated }
 }
 
 fn ids(vm: &Qemu) -> Vec<String> {
@@ -154,11 +154,11 @@ fn linux_takes_a_dimm_uses_it_and_gives_it_back() {
     for qemu in qemus() {
         let stable = Stable::new();
         let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
-        for populate in [true, false] {
+        for filling in [Filling::Allocated, Filling::Untouched] {
             let memory = block("gnomon-block:red:1");
-            add_dimm(&linux.vm, &NewDimm { populate, ..dimm("block-1", &memory) }, LONG).expect("taken");
+            add_dimm(&linux.vm, &NewDimm { filling, ..dimm("block-1", &memory) }, LONG).expect("taken");
             assert_eq!(linux.more(), 128, "{}", qemu.version);
-            assert_eq!(memory.allocated().expect("told") == BLOCK, populate);
+            assert_eq!(memory.allocated().expect("told") == BLOCK, filling == Filling::Allocated);
             let told = dimms(&linux.vm).expect("told");
             assert_eq!((told.len(), told[0].size, told[0].hotplugged), (1, BLOCK, true));
             // Linux fills what it may give back first.
@@ -366,7 +366,7 @@ fn what_is_no_memory_for_a_guest_is_refused_and_leaves_nothing() {
         let small = GuestRam::create("small", Bytes(64 * MIB)).expect("memory");
         let pipe = std::io::pipe().expect("a pipe").0;
         for memory in [small.as_fd(), pipe.as_fd()] {
-            let wrong = NewDimm { id: "wrong", memory, size: BLOCK, populate: true };
+            let wrong = NewDimm { id: "wrong", memory, size: BLOCK, filling: Filling::Allocated };
             let error = add_dimm(&vm, &wrong, LONG).expect_err("no such memory");
             assert!(matches!(error, MemoryDeviceError::Backend { .. }), "{error}");
         }

@@ -1,8 +1,10 @@
-//! `bench memory`: what staged memory is worth: recorded demand through the planner, what planning costs, and
-//! what a real guest waits.
+//! `bench memory`: what staged memory is worth: recorded demand through the planner, what planning costs, what a real
+//! guest waits, and whether a database in one sees anything of it.
 
+mod debian;
 mod guests;
 mod replay;
+mod spans;
 
 use std::process::ExitCode;
 
@@ -18,10 +20,11 @@ use crate::{
 type Part = (&'static str, fn(&Args) -> anyhow::Result<Value>, fn(&Value) -> String);
 
 /// All parts, in the order in which they are run.
-const PARTS: [Part; 3] = [
+const PARTS: [Part; 4] = [
     ("replay", replay::rows, forecast::series::words),
     ("overhead", replay::overhead, forecast::series::words),
     ("guests", guests::rows, guests::words),
+    ("debian", debian::rows, spans::words),
 ];
 
 /// `cargo xtask bench memory`: the part that is named, or all of them.

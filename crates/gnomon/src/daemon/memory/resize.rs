@@ -17,7 +17,8 @@ use std::{
 use gnomon_cycle::staging::STEP_PER_FREE;
 use gnomon_memory::{BlockId, Request};
 use gnomon_qemu::{
-    Dimm, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, add_dimm, dimms, remove_dimm, sweep_backends,
+    Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, add_dimm, dimms, remove_dimm,
+    sweep_backends,
 };
 use gnomon_terms::Bytes;
 
@@ -284,7 +285,7 @@ impl Growth<'_> {
         let Some(mut reserved) = taken else { return true };
         while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {
             let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
-            let added = self.add(&id, &block, size, true);
+            let added = self.add(&id, &block, size, Filling::Mapped);
             let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
             if !self.settle(added, size, &id) {
                 match stays {
@@ -298,8 +299,8 @@ impl Growth<'_> {
         true
     }
 
-    fn add(&self, id: &str, memory: &impl AsFd, size: Bytes, populate: bool) -> Result<(), MemoryDeviceError> {
-        let dimm = NewDimm { id, memory: memory.as_fd(), size, populate };
+    fn add(&self, id: &str, memory: &impl AsFd, size: Bytes, filling: Filling) -> Result<(), MemoryDeviceError> {
+        let dimm = NewDimm { id, memory: memory.as_fd(), size, filling };
         add_dimm(&self.guest.qemu, &dimm, PATIENCE)
     }
 
@@ -308,7 +309,7 @@ impl Growth<'_> {
         let (size, id) = (Bytes(self.left), format!("{COLD}{}", self.guest.free_number()));
         match GuestRam::create(&format!("{}-{id}", self.guest.name), size) {
             Ok(ram) => {
-                let added = self.add(&id, &ram, size, false);
+                let added = self.add(&id, &ram, size, Filling::Untouched);
                 self.settle(added, size, &id);
             }
             Err(error) => self.change.why = Some(error.to_string()),
