@@ -42,7 +42,7 @@ pub enum Filling {
     /// What is allocated of it is mapped, beside the running guest: some 25 ms for 128 MiB. It is a help: what is not
     /// mapped then is as the guest touches it.
     Mapped,
-    /// QEMU allocates what nobody has yet, and maps all of it. The guest's disks and cards stand meanwhile: for 100 ms and
+    /// QEMU allocates what nobody has yet, and maps all of it. The guest's disks and cards stand meanwhile: for 40 ms and
     /// more where 128 MiB are allocated, and half a second where they are not.
     Allocated,
 }
