@@ -67,6 +67,13 @@ pub fn virtio_mem(qemu: &Qemu) -> Result<VirtioMem, MemoryDeviceError> {
     find_virtio_mem(qemu.qmp())?.ok_or_else(absent)
 }
 
+/// How much a guest has of what was added while it ran, or is on its way to it: DIMMs, and its virtio-mem device.
+pub fn added(qemu: &Qemu) -> Result<Bytes, MemoryDeviceError> {
+    let dimms = dimms(qemu)?.into_iter().map(|dimm| dimm.size.0).fold(0, u64::saturating_add);
+    let device = find_virtio_mem(qemu.qmp())?.map_or(Bytes(0), |device| device.actual.max(device.requested));
+    Ok(Bytes(dimms.saturating_add(device.0)))
+}
+
 fn find_virtio_mem(qmp: &Qmp) -> Result<Option<VirtioMem>, QmpError> {
     let answer = qmp.query_memory_devices()?;
     let devices = answer.as_array().ok_or_else(|| unexpected(&answer))?;

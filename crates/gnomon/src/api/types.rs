@@ -22,8 +22,8 @@ pub use forecast::{
     ReadView, TOP, WorthView,
 };
 pub use memory::{
-    AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, MemoryChange, MemoryView, RequestsView,
-    ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
+    AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, GrowBy, MemoryChange, MemoryView,
+    RequestsView, ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
 };
 pub use nic::{NicView, RunNic};
 pub use protection::{
@@ -356,6 +356,9 @@ pub struct RunVm {
     /// What it may be grown to while it runs; left open, it cannot grow.
     #[serde(default)]
     pub max_memory: Option<u64>,
+    /// How it is grown.
+    #[serde(default)]
+    pub grow_by: GrowBy,
     /// The trust group that it joins.
     #[serde(default)]
     pub group: Option<String>,

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     api::types::{
-        AdoptVm, AgentView, Front, MoveMode, MoveRequest, NicView, PressureView, RamWay, RunDisk, RunNic, RunVm,
-        StopVm, VmView,
+        AdoptVm, AgentView, Front, GrowBy, MoveMode, MoveRequest, NicView, PressureView, RamWay, RunDisk, RunNic,
+        RunVm, StopVm, VmView,
     },
     daemon::console,
     names,
@@ -171,6 +171,10 @@ pub struct RunArgs {
     /// cannot be moved, protected or updated while it has more than it began with
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<Bytes>,
+    /// How it is grown: dimms (of 128 MiB and more, from what is staged), or virtio-mem (in steps of 2 MiB, and easier to give
+    /// back; nothing of it is staged)
+    #[arg(long, value_enum, default_value = "dimms", requires = "max_memory")]
+    grow_by: GrowBy,
     /// The trust group that it joins: it is begun from the group's staged memory where there is a block of its size
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
@@ -296,6 +300,7 @@ fn request(args: RunArgs) -> Result<RunVm, Failure> {
         name: args.name,
         memory: args.memory.0,
         max_memory: args.max_memory.map(|most| most.0),
+        grow_by: args.grow_by,
         group: args.group,
         cpus: args.cpus,
         disks: args.disks,

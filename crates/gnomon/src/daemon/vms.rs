@@ -35,7 +35,7 @@ use super::{
 use crate::{
     api::{
         ApiError,
-        types::{Front, PortView, RunDisk, RunNic, RunVm, VmView},
+        types::{Front, GrowBy, PortView, RunDisk, RunNic, RunVm, VmView},
     },
     names,
 };
@@ -346,6 +346,9 @@ impl Vms {
         let nics = nics.collect::<Result<_, _>>()?;
         Ok(VmSpec {
             max_memory: request.max_memory,
+            virtio_mem: (request.grow_by == GrowBy::VirtioMem)
+                .then(|| request.max_memory.map(|most| most.saturating_sub(request.memory)))
+                .flatten(),
             cpus: request.cpus,
             machine: request.machine.clone().unwrap_or_else(|| "q35".to_string()),
             accel,

@@ -278,6 +278,29 @@ fn a_guest_that_never_answers_holds_one_block_at_most() {
     shop.assert_balanced();
 }
 
+/// The other way: one device that changes its size. Nothing of it can be staged, and steps are small.
+#[test]
+fn a_guest_grows_and_shrinks_by_virtio_mem() {
+    let shop = Shop::open();
+    let mut linux = shop.boot("web", &["--max-memory", "768M", "--grow-by", "virtio-mem"]);
+    let change = shop.resize("web", "--grow", 200);
+    assert_eq!((change["staged"].as_u64(), change["dimms"].as_u64()), (Some(0), Some(0)), "{change}");
+    linux.touch(280);
+    assert_eq!(shop.group()["requests"]["hit_bytes"], 0, "{}", shop.group());
+    refused(&shop, &["vm", "memory", "web", "--grow", "400M"], "that can be added");
+    refused(&shop, &["vm", "update", "web", "--cpu", "qemu64-v1"], "more memory than it began with");
+    linux.ask("drop", "memory");
+    let shrunk = || (shop.house.run(&["vm", "memory", "web", "--shrink", "200M"]).code == 0).then_some(());
+    let now = || {
+        let view = shop.house.ask(&["vm", "memory", "web"]);
+        (view["now"] == view["boot"]).then_some(())
+    };
+    // It gives back what it can, and goes on at the rest.
+    shrunk().expect("asked");
+    await_some("all of it back", || shop.house.ask(&["vm", "memory", "web"]).to_string(), now);
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+}
+
 /// A guest that is short says so by its agent, and gets more before its program is through.
 #[test]
 fn a_guest_that_is_short_gets_more_by_itself() {

@@ -150,6 +150,18 @@ pub struct BelievedView {
     pub weight: f64,
 }
 
+/// How a VM is given memory while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrowBy {
+    /// By DIMMs, in steps of 128 MiB: of what is staged for its trust group first.
+    #[default]
+    Dimms,
+    /// By one device that changes its size in steps of 2 MiB (virtio-mem). What it gives cannot be staged ahead: its memory
+    /// belongs to one VM.
+    VirtioMem,
+}
+
 /// Asks for a change of a running VM's memory: one of the two.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ResizeMemory {

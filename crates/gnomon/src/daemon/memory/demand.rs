@@ -4,7 +4,7 @@
 //! nobody can lie about; what the guest says is the agent's last report, which is there already.
 
 use gnomon_cycle::staging::{Said, Seen, demand};
-use gnomon_qemu::{Dimm, Qemu, dimms};
+use gnomon_qemu::{Qemu, added_memory};
 use gnomon_terms::Bytes;
 
 use crate::{
@@ -39,9 +39,8 @@ fn with(qemu: &Qemu, added: u64) -> Option<Bytes> {
 
 /// What was added to a guest; its QEMU is asked if there is room for more than it began with.
 fn added(qemu: &Qemu) -> Option<u64> {
-    let size = |dimm: Dimm| dimm.size.0;
     match qemu.record().spec.as_ref()?.max_memory {
-        Some(_) => Some(dimms(qemu).ok()?.into_iter().map(size).fold(0, u64::saturating_add)),
+        Some(_) => added_memory(qemu).ok().map(|bytes| bytes.0),
         None => Some(0),
     }
 }

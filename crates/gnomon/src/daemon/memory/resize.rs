@@ -17,8 +17,8 @@ use std::{
 use gnomon_cycle::staging::STEP_PER_FREE;
 use gnomon_memory::{BlockId, Request};
 use gnomon_qemu::{
-    Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, add_dimm, dimms, remove_dimm,
-    sweep_backends,
+    Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, VirtioMem, add_dimm, dimms, remove_dimm,
+    resize_virtio_mem, sweep_backends, virtio_mem,
 };
 use gnomon_terms::Bytes;
 
@@ -50,6 +50,8 @@ struct Guest {
     boot: u64,
     slots: u32,
     dimms: Vec<Dimm>,
+    /// Instead of DIMMs.
+    device: Option<VirtioMem>,
 }
 
 impl Guest {
@@ -73,11 +75,13 @@ impl Guest {
         // QEMU may have been given a little more to begin with, and that much more at most.
         let most = resolved.memory + grows_to.saturating_sub(spec.memory);
         let dimms = dimms(&qemu)?;
-        Ok(Guest { name, most, boot: resolved.memory, slots: spec.memory_slots, dimms, qemu })
+        let device = spec.virtio_mem.map(|_| virtio_mem(&qemu)).transpose()?;
+        Ok(Guest { name, most, boot: resolved.memory, slots: spec.memory_slots, dimms, device, qemu })
     }
 
     fn added(&self) -> u64 {
-        self.dimms.iter().map(|dimm| dimm.size.0).sum()
+        let device = self.device.as_ref().map_or(0, |device| device.actual.0);
+        device + self.dimms.iter().map(|dimm| dimm.size.0).sum::<u64>()
     }
 
     fn free_slots(&self) -> u32 {
@@ -134,6 +138,11 @@ pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange
     let _turn = memory.turns.take(name)?;
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
+    if let Some(device) = &guest.device {
+        refuse_if_it_cannot_take(daemon, name, bytes)?;
+        let change = elastic(memory, &guest, device, signed(bytes), begun)?;
+        return told(name, signed(bytes), signed(change.done), change, begun, &vm);
+    }
     let wanted = bytes
         .checked_next_multiple_of(GUEST_BLOCK)
         .filter(|wanted| (1..=guest.room()).contains(wanted))
@@ -163,6 +172,10 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
     let _turn = memory.turns.take(name)?;
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
+    if let Some(device) = &guest.device {
+        let change = elastic(memory, &guest, device, -signed(bytes), begun)?;
+        return told(name, -signed(bytes), -signed(change.done), change, begun, &vm);
+    }
     let mut change = Change::default();
     for dimm in guest.dimms.iter().rev().filter(|dimm| dimm.hotplugged) {
         if dimm.size.0 > bytes.saturating_sub(change.done) {
@@ -194,6 +207,34 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
     }
     let done = signed(change.done);
     told(name, -signed(bytes), -done, change, begun, &vm)
+}
+
+/// Changes the size of a guest's device by so many bytes, in whole steps: more when it grows, fewer when it shrinks. What it
+/// gives was not staged, and is counted so.
+fn elastic(memory: &Memory, guest: &Guest, device: &VirtioMem, by: i64, begun: Instant) -> Result<Change, ApiError> {
+    let step = device.block.0.max(1);
+    let bytes = by.unsigned_abs();
+    let size = match by >= 0 {
+        true => bytes.checked_next_multiple_of(step).and_then(|bytes| device.requested.0.checked_add(bytes)),
+        false => device.requested.0.checked_sub(bytes - bytes % step),
+    };
+    let size = size.filter(|size| *size <= device.most.0).ok_or_else(|| {
+        let (has, most) = (device.requested, device.most);
+        ApiError::refused(format!("VM '{}' was given {has} of {most} that can be added", guest.name))
+            .then("ask for less, or start it with a larger --max-memory")
+    })?;
+    let (now, why) = match resize_virtio_mem(&guest.qemu, Bytes(size), PATIENCE) {
+        Ok(now) => (now.actual, None),
+        Err(error @ MemoryDeviceError::PartWay { actual, .. }) => (actual, Some(error.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    if by > 0
+        && let Some(group) = memory.group_of(&guest.name)
+    {
+        let size = Bytes(size - device.requested.0);
+        group.note(&Served { vm: &guest.name, size, whole: false, hit: Bytes(0), took: begun.elapsed() });
+    }
+    Ok(Change { done: now.0.abs_diff(device.actual.0), why, ..Change::default() })
 }
 
 /// What a VM has, and may have.

@@ -61,16 +61,13 @@ impl VmHandle {
         }
     }
 
-    /// Refuses what carries a guest's memory elsewhere while it has more than it began with: DIMMs are in none of the ways.
+    /// Refuses what carries a guest's memory elsewhere while it has more than it began with: that is in none of the ways.
     pub fn refuse_if_grown(&self) -> Result<(), ApiError> {
-        let added = match self.qemu() {
-            Some(qemu) => gnomon_qemu::dimms(&qemu)?.iter().map(|dimm| dimm.size.0).sum(),
-            None => 0,
-        };
-        if added == 0 {
+        let added = self.qemu().map(|qemu| gnomon_qemu::added_memory(&qemu)).transpose()?.unwrap_or_default();
+        if added == Bytes(0) {
             return Ok(());
         }
-        let (name, added) = (self.record().name, Bytes(added));
+        let name = self.record().name;
         Err(ApiError::refused(format!(
             "VM '{name}' has {added} more memory than it began with, which stays on this host"
         ))
