@@ -8,6 +8,7 @@ mod agent_image;
 mod args;
 mod bench;
 mod check;
+mod crosscheck;
 mod debian;
 mod demo;
 mod guest_image;
@@ -57,6 +58,8 @@ cargo xtask COMMAND
                        clients heard nothing for, and whether anything is missing that they were told of (root)
                          [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
+  crosscheck           the networks of forecasts beside candle's: the same weights, the same outputs, and how fast each is.
+                         Builds candle, which takes some ten minutes once
   model                train the network that is shipped anew, from the recordings that are shipped
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one, and make the guest with QEMU's agent
@@ -101,6 +104,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
             args(&[], &[])?;
             guest_image::build().map(|_| ExitCode::SUCCESS)
         }
+        "crosscheck" => args(&[], &[]).map_err(Into::into).and_then(|_| crosscheck::run()),
         "model" => args(&[], &[]).map_err(Into::into).and_then(|_| model::run()),
         "setup" => args(&[], &[]).map_err(Into::into).and_then(|_| setup::run()),
         "bench" => {
