@@ -14,13 +14,12 @@ use std::{
     fs, io,
     ptr::{self, NonNull},
     sync::mpsc::Receiver,
-    thread,
     time::{Duration, Instant},
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::chance::scramble;
+use crate::{chance::scramble, uevents::Uevents};
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -29,8 +28,9 @@ const STEP: usize = 4 * MIB;
 /// Left to the kernel, which would kill us for the last of it: what it needs for a DIMM of 1 GiB (16 MiB of page
 /// descriptors), and as much again.
 const RESERVE: usize = 32 * MIB;
-/// How often the kernel is asked again. It tells nobody when memory has come.
-const LOOK_EACH: Duration = Duration::from_millis(1);
+/// How often the kernel is asked again while it tells nothing. It tells of a DIMM at once; of what a virtio-mem device gives
+/// within memory that is plugged already, and of what other programs let go of, it tells nobody.
+const LOOK_EACH: Duration = Duration::from_millis(10);
 /// How long a step or a host waits for memory. Then what there is is told.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -177,15 +177,18 @@ impl Meminfo {
 
 /// Asks the kernel until it is as wanted or patience has ended: how it is then, and how long that took.
 fn wait_for(is_there: impl Fn(&Meminfo) -> bool) -> io::Result<(Meminfo, Duration)> {
-    let begun = Instant::now();
-    let mut waited = Duration::ZERO;
+    let now = Meminfo::read()?;
+    if is_there(&now) {
+        return Ok((now, Duration::ZERO));
+    }
+    // Opened before the next look, so that what comes after it is heard.
+    let (begun, told) = (Instant::now(), Uevents::open()?);
     loop {
-        let now = Meminfo::read()?;
+        let (now, waited) = (Meminfo::read()?, begun.elapsed());
         if is_there(&now) || waited >= PATIENCE {
             return Ok((now, waited));
         }
-        thread::sleep(LOOK_EACH);
-        waited = begun.elapsed();
+        told.wait(LOOK_EACH)?;
     }
 }
 
