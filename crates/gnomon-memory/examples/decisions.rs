@@ -103,7 +103,7 @@ fn ask(staging: &Staging, seed: u64, end: Instant, pause: Option<Duration>) -> R
         seen.hits += u64::from(taken.missing == Bytes(0));
         if random.is_multiple_of(64) {
             for block in taken.reserved.assign(&format!("vm{vm}")).map_err(|e| e.to_string())? {
-                staging.returned(&block).map_err(|e| e.to_string())?;
+                staging.returned(block.id()).map_err(|e| e.to_string())?;
             }
         }
         if let Some(pause) = pause {

@@ -167,8 +167,8 @@ impl Staging {
     /// A guest let a block go (its DIMM was unplugged, or never came to be): its memory is back at the host when this
     /// returns, whatever QEMU still has open. Only for a caller who knows that the guest has no access to it any more: what
     /// it had there is zeros from now on. Refused when the block is not on the books as assigned. Blocks for 0.2 s per GiB.
-    pub fn returned(&self, block: &Block) -> Result<(), StagingError> {
-        self.shared.give_back(block.id())
+    pub fn returned(&self, block: BlockId) -> Result<(), StagingError> {
+        self.shared.give_back(block)
     }
 
     /// A VM has ended, in whatever way: everything that was assigned to it is back at the host when this returns. Says how

@@ -59,7 +59,7 @@ fn a_group_that_is_removed_during_a_request_settles() {
         host.wait_until(PATIENCE, |accounts| accounts.host.reserved.blocks == 2 && accounts.host.leaving.blocks == 0)
     );
     let blocks = kept.reserved.assign("vm").expect("a request that is under way is served");
-    host.returned(&blocks[0]).expect("returned");
+    host.returned(blocks[0].id()).expect("returned");
     assert_eq!(host.vm_ended("vm").expect("ended"), 1);
     let accounts = host.balanced();
     assert_eq!((accounts.host.living(), accounts.groups.len()), (0, 0));
@@ -87,7 +87,7 @@ fn a_vm_that_dies_between_reserve_and_assign_costs_nothing() {
     assert_eq!(host.balanced().host.released.blocks, 0);
     let assigned = host.take_web(mib(2)).reserved.assign("vm").expect("assigned");
     assert_eq!(host.vm_ended("vm").expect("ended"), 2);
-    assert!(matches!(host.returned(&assigned[0]), Err(StagingError::Imbalance(_))), "it was given back already");
+    assert!(matches!(host.returned(assigned[0].id()), Err(StagingError::Imbalance(_))), "it was given back already");
     host.balanced();
 }
 
@@ -100,7 +100,7 @@ fn a_guest_that_takes_one_block_and_refuses_the_next_leaves_the_rest_to_others()
     let taken = reserved.assign_next("vm").expect("assigned").expect("the first");
     let refused = reserved.assign_next("vm").expect("assigned").expect("the second");
     assert_eq!((taken.size(), refused.size(), reserved.blocks().len()), (mib(2), MIB, 2));
-    host.returned(&refused).expect("no guest has it");
+    host.returned(refused.id()).expect("no guest has it");
     assert_eq!(host.balanced().host.reserved.blocks, 2);
     drop(reserved);
     let accounts = host.balanced().host;
@@ -118,7 +118,7 @@ fn a_guest_that_asks_and_returns_in_a_loop_costs_no_more_than_the_refill() {
     host.stage(&[(MIB, 2)]);
     for _ in 0..400 {
         for block in host.take_web(mib(2)).reserved.assign("vm").expect("assigned") {
-            host.returned(&block).expect("returned");
+            host.returned(block.id()).expect("returned");
         }
         thread::yield_now();
     }

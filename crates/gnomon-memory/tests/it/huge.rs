@@ -84,7 +84,7 @@ fn large_pages_are_staged_as_far_as_they_are_reserved() {
     let mut bytes = vec![1; size.0 as usize];
     another_descriptor(&block).read_exact_at(&mut bytes, 0).expect("read");
     assert!(bytes.iter().all(|byte| *byte == 0));
-    staging.returned(&block).expect("returned");
+    staging.returned(block.id()).expect("returned");
     staging.remove_group(&web()).expect("removed");
     assert_eq!(free(), PAGES, "all are back");
     staging.check().expect("balanced");

@@ -133,7 +133,7 @@ impl Life {
         let at = self.below(self.guests.len());
         if at < self.guests.len() {
             let guest = self.guests.swap_remove(at);
-            self.host.returned(&guest.block).expect("returned");
+            self.host.returned(guest.block.id()).expect("returned");
             assert_eq!(guest.block.allocated().expect("told"), Bytes(0));
             // A QEMU that has kept it writes on.
             guest.memory.write_all_at(&[0xa5; 4096], 0).expect("written");

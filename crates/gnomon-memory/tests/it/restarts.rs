@@ -105,7 +105,7 @@ fn what_is_at_a_guest_is_not_at_the_holder_and_is_found_at_the_guest() {
     let again = host.assigned_again("vm", at_guest).expect("on the books");
     assert_eq!(host.assigned_to("vm"), [(assigned.id(), MIB)]);
     assert_eq!(host.balanced().host.assigned.blocks, 1);
-    host.returned(&again).expect("returned");
+    host.returned(again.id()).expect("returned");
     assert_eq!(assigned.allocated().expect("told"), Bytes(0));
 }
 
@@ -121,7 +121,7 @@ fn a_block_that_is_at_a_guest_after_all_is_given_to_nobody() {
     match host.assigned_again("vm", seen) {
         Ok(block) => {
             assert_eq!(host.assigned_to("vm"), [(id, MIB)]);
-            host.returned(&block).expect("returned");
+            host.returned(block.id()).expect("returned");
         }
         Err(error) => assert!(matches!(error, StagingError::Imbalance(_)), "{error}"),
     }

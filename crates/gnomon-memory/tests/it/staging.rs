@@ -30,7 +30,7 @@ fn what_a_target_wants_is_staged_and_what_a_request_wants_is_taken() {
     let blocks = taken.reserved.assign("vm").expect("assigned");
     assert_eq!(host.balanced().host.assigned.bytes, mib(6));
     assert_eq!(host.assigned_to("vm").len(), 3);
-    host.returned(&blocks[0]).expect("returned");
+    host.returned(blocks[0].id()).expect("returned");
     assert_eq!(host.vm_ended("vm").expect("ended"), 2);
     let accounts = host.balanced().host;
     assert_eq!((accounts.assigned.blocks, accounts.released.bytes), (0, mib(6)));
@@ -81,7 +81,7 @@ fn nothing_a_guest_wrote_is_ever_seen_again() {
     let first = host.take_web(MIB).reserved.assign("one").expect("assigned").remove(0);
     let kept = another_descriptor(&first);
     kept.write_all_at(&vec![0xa5; MIB.0 as usize], 0).expect("the guest writes");
-    host.returned(&first).expect("returned");
+    host.returned(first.id()).expect("returned");
     assert_eq!(std::os::unix::fs::MetadataExt::blocks(&kept.metadata().expect("open")), 0, "no memory is left in it");
     assert!(host.wait_until(PATIENCE, |accounts| accounts.host.staged.blocks == 1));
     let second = host.take_web(MIB).reserved.assign("two").expect("assigned").remove(0);
@@ -122,7 +122,7 @@ fn what_cannot_be_is_refused() {
     }
     host.stage(&[(MIB, 1)]);
     let block = Arc::clone(host.take_web(MIB).reserved.blocks().next().expect("one"));
-    assert!(host.returned(&block).is_err(), "it was not at a guest");
+    assert!(host.returned(block.id()).is_err(), "it was not at a guest");
     assert_eq!(host.balanced().host.staged.blocks, 1);
 }
 

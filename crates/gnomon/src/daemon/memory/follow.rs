@@ -17,7 +17,10 @@ use std::{
 use gnomon_cycle::staging::{Limits, Pressure, Said, Verdict};
 use gnomon_terms::Bytes;
 
-use super::{Memory, demand, resize};
+use super::{
+    Memory, demand,
+    resize::{self, Ask},
+};
 use crate::{
     api::{ApiError, types::MemoryChange},
     daemon::Daemon,
@@ -71,8 +74,8 @@ pub(super) fn follow(daemon: &Arc<Daemon>) {
         let daemon = Arc::clone(daemon);
         thread::spawn(move || {
             let changed = match verdict {
-                Verdict::Grow(bytes) => resize::grow(&daemon, &name, bytes.0),
-                Verdict::Shrink(bytes) => resize::shrink(&daemon, &name, bytes.0),
+                Verdict::Grow(bytes) => resize::change(&daemon, &name, Ask::More(bytes.0)),
+                Verdict::Shrink(bytes) => resize::change(&daemon, &name, Ask::Less(bytes.0)),
                 Verdict::Stay => return,
             };
             daemon.memory.followed(&name, changed);

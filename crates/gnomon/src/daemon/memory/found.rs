@@ -77,10 +77,10 @@ fn look_at(daemon: &Daemon, vm: &VmHandle, name: &str, pid: i32) -> Result<(), A
         group.join(name, groups::most(daemon, name))?;
     }
     for block in blocks_of(pid).map_err(|error| ApiError::of(error.kind(), &error))? {
-        let id = block.id();
-        if !memory.at_guests.lock().contains_key(&id) {
-            let block = memory.open_staging()?.assigned_again(name, block)?;
-            memory.at_guests.lock().insert(id, block);
+        let staging = memory.open_staging()?;
+        let is_known = staging.assigned_to(name).iter().any(|(id, _)| *id == block.id());
+        if !is_known {
+            staging.assigned_again(name, block)?;
             // It may be of a change that an earlier daemon did not see the end of.
             memory.owes(name);
         }

@@ -3,6 +3,7 @@
 //! ```text
 //!   clock.rs   once a second: who has ended, who is short; each step: demands ─► planner ─► target ─► staging area
 //!   resize.rs  a running guest's request ─► staged blocks, then the standard path
+//!   elastic.rs the same for a guest with a device that changes its size: nothing can be staged for it
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
 //!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
 //!   turn.rs    one change of a VM at a time
@@ -14,6 +15,7 @@
 mod boot;
 mod clock;
 pub mod demand;
+mod elastic;
 mod follow;
 mod found;
 mod group;
@@ -56,8 +58,6 @@ pub struct Memory {
     /// Opened when there is a group, or something of an earlier daemon's. A request never waits for that.
     staging: RwLock<Option<Arc<Staging>>>,
     opening: Mutex<()>,
-    /// Blocks that are guests' own. The accounts say whose.
-    at_guests: Mutex<BTreeMap<BlockId, Arc<Block>>>,
     /// QEMUs that were looked at for blocks of an earlier daemon's, by process.
     looked_at: Mutex<HashSet<i32>>,
     turns: Turns,
@@ -79,7 +79,6 @@ impl Memory {
             changes: Mutex::default(),
             staging: RwLock::default(),
             opening: Mutex::default(),
-            at_guests: Mutex::default(),
             looked_at: Mutex::default(),
             turns: Turns::default(),
             owing: Mutex::default(),
@@ -148,24 +147,16 @@ impl Memory {
 
     /// Makes the next of these blocks a VM's own: from here on it can only go back to the host.
     fn assign(&self, reserved: &mut Reserved, vm: &str) -> Option<Arc<Block>> {
-        match reserved.assign_next(vm) {
-            Ok(block) => {
-                let block = block?;
-                self.at_guests.lock().insert(block.id(), Arc::clone(&block));
-                Some(block)
-            }
-            Err(error) => {
-                tracing::warn!(vm, %error, "what is staged cannot be used");
-                None
-            }
-        }
+        reserved.assign_next(vm).unwrap_or_else(|error| {
+            tracing::warn!(vm, %error, "what is staged cannot be used");
+            None
+        })
     }
 
     /// A guest has let a block go, or never had it: its memory goes back to the host.
     fn returned(&self, id: BlockId) {
-        let Some(block) = self.at_guests.lock().remove(&id) else { return };
         if let Some(staging) = self.staging()
-            && let Err(error) = staging.returned(&block)
+            && let Err(error) = staging.returned(id)
         {
             tracing::error!(block = id.0, %error, "memory that a guest has let go of");
         }
@@ -174,13 +165,10 @@ impl Memory {
     /// A VM has no QEMU any more: nor has it any block.
     fn ended(&self, vm: &str) {
         let Some(staging) = self.staging() else { return };
-        let blocks = staging.assigned_to(vm);
         match staging.vm_ended(vm) {
             Ok(0) => {}
             Ok(count) => tracing::info!(vm, count, "its staged memory went back to the host"),
             Err(error) => tracing::error!(vm, %error, "memory of a VM that has ended"),
         }
-        let mut at_guests = self.at_guests.lock();
-        blocks.iter().for_each(|(id, _)| drop(at_guests.remove(id)));
     }
 }

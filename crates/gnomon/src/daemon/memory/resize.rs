@@ -18,11 +18,11 @@ use gnomon_cycle::staging::STEP_PER_FREE;
 use gnomon_memory::{BlockId, Request};
 use gnomon_qemu::{
     Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, VirtioMem, add_dimm, dimms, remove_dimm,
-    resize_virtio_mem, sweep_backends, virtio_mem,
+    sweep_backends, virtio_mem,
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, group::Served};
+use super::{Memory, elastic, group::Served};
 use crate::{
     api::{
         ApiError,
@@ -33,7 +33,7 @@ use crate::{
 
 /// How long a guest may take for one DIMM. Linux takes tens of milliseconds to add one, and up to seconds to move its pages
 /// off one on a busy host.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked, once a second, whether a guest that has not answered does so yet: ten minutes. Later its next change
 /// finds it.
 const LOOKS: u32 = 600;
@@ -102,23 +102,58 @@ impl Guest {
 }
 
 /// How far a change has come.
-#[derive(Default)]
-struct Change {
-    done: u64,
-    staged: u64,
-    dimms: u32,
-    decided: Duration,
-    why: Option<String>,
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// Bytes, in the direction that was asked for.
+    pub done: u64,
+    /// Of them, bytes that were staged.
+    pub staged: u64,
+    /// DIMMs that were added or taken away.
+    pub dimms: u32,
+    /// To find out what is staged.
+    pub decided: Duration,
+    /// Why it is not all.
+    pub why: Option<String>,
 }
 
-/// Does as asked.
-pub fn resize(daemon: &Arc<Daemon>, name: &str, ask: &ResizeMemory) -> Result<MemoryChange, ApiError> {
-    match (ask.grow, ask.shrink) {
-        (Some(0), None) | (None, Some(0)) => Err(ApiError::usage("0 bytes: write how many, in steps of 128 MiB")),
-        (Some(bytes), None) => grow(daemon, name, bytes),
-        (None, Some(bytes)) => shrink(daemon, name, bytes),
-        _ => Err(ApiError::usage("write either grow or shrink, in bytes")),
+/// What is asked for, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// So many more.
+    More(u64),
+    /// So many back.
+    Less(u64),
+}
+
+impl Ask {
+    /// Of the API's two ways.
+    fn of(ask: &ResizeMemory) -> Result<Ask, ApiError> {
+        match (ask.grow, ask.shrink) {
+            (Some(0), None) | (None, Some(0)) => Err(ApiError::usage("0 bytes: write how many, in steps of 128 MiB")),
+            (Some(bytes), None) => Ok(Ask::More(bytes)),
+            (None, Some(bytes)) => Ok(Ask::Less(bytes)),
+            _ => Err(ApiError::usage("write either grow or shrink, in bytes")),
+        }
     }
+
+    /// So many bytes in its direction: more are positive.
+    fn signed(self, bytes: u64) -> i64 {
+        match self {
+            Ask::More(_) => signed(bytes),
+            Ask::Less(_) => -signed(bytes),
+        }
+    }
+
+    fn bytes(self) -> u64 {
+        match self {
+            Ask::More(bytes) | Ask::Less(bytes) => bytes,
+        }
+    }
+}
+
+/// Does as the API asks.
+pub fn resize(daemon: &Arc<Daemon>, name: &str, ask: &ResizeMemory) -> Result<MemoryChange, ApiError> {
+    change(daemon, name, Ask::of(ask)?)
 }
 
 /// Has a VM's memory follow what its guest needs, or not any more.
@@ -130,52 +165,48 @@ pub fn follow(daemon: &Arc<Daemon>, name: &str, on: bool) -> Result<MemoryView, 
     look(daemon, name)
 }
 
-/// Gives a running guest so many bytes more. Blocks until it has them, or it is known why not. What was done of a part
-/// stays done, and is told.
-pub fn grow(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
+/// Gives a running guest more, or asks for some back. Blocks until that is done, or it is known why not. What was done of a
+/// part stays done, and is told.
+pub fn change(daemon: &Arc<Daemon>, name: &str, ask: Ask) -> Result<MemoryChange, ApiError> {
     let begun = Instant::now();
-    let (vm, memory) = (daemon.vms.get(name)?, &daemon.memory);
-    let _turn = memory.turns.take(name)?;
+    let vm = daemon.vms.get(name)?;
+    let _turn = daemon.memory.turns.take(name)?;
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
-    if let Some(device) = &guest.device {
+    if let Ask::More(bytes) = ask {
         refuse_if_it_cannot_take(daemon, name, bytes)?;
-        let change = elastic(memory, &guest, device, signed(bytes), begun)?;
-        return told(name, signed(bytes), signed(change.done), change, begun, &vm);
     }
-    let wanted = bytes
-        .checked_next_multiple_of(GUEST_BLOCK)
-        .filter(|wanted| (1..=guest.room()).contains(wanted))
-        .ok_or_else(|| {
-            let room = Bytes(guest.room());
-            ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
-                .then("ask for less, or start it with a larger --max-memory")
-        })?;
-    refuse_if_it_cannot_take(daemon, name, wanted)?;
+    let change = match (ask, &guest.device) {
+        (_, Some(device)) => elastic::resize(&guest.qemu, name, device, ask)?,
+        (Ask::More(bytes), None) => grow(&daemon.memory, &guest, bytes, begun)?,
+        (Ask::Less(bytes), None) => shrink(&daemon.memory, &guest, bytes),
+    };
+    told(name, ask, change, begun, &vm)
+}
+
+/// Adds DIMMs.
+fn grow(memory: &Memory, guest: &Guest, bytes: u64, begun: Instant) -> Result<Change, ApiError> {
+    let name = &guest.name;
+    let fits = |wanted: &u64| (1..=guest.room()).contains(wanted);
+    let wanted = bytes.checked_next_multiple_of(GUEST_BLOCK).filter(fits).ok_or_else(|| {
+        let room = Bytes(guest.room());
+        ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
+            .then("ask for less, or start it with a larger --max-memory")
+    })?;
     if guest.free_slots() == 0 {
         return Err(ApiError::refused(format!("all {} memory slots of VM '{name}' are taken", guest.slots))
             .then("shrink it first: smaller DIMMs make room for larger ones"));
     }
-    let change = Growth { memory, guest: &guest, left: wanted, change: Change::default() }.run();
+    let change = Growth { memory, guest, left: wanted, change: Change::default() }.run();
     if let Some(group) = memory.group_of(name) {
         let (size, hit) = (Bytes(wanted), Bytes(change.staged));
         group.note(&Served { vm: name, size, whole: false, hit, took: begun.elapsed() });
     }
-    told(name, signed(wanted), signed(change.done), change, begun, &vm)
+    Ok(change)
 }
 
-/// Asks a running guest for so many bytes back: whole DIMMs, the newest first, never more than asked. Blocks until it has let
-/// go of them, or it is known that it does not.
-pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChange, ApiError> {
-    let begun = Instant::now();
-    let (vm, memory) = (daemon.vms.get(name)?, &daemon.memory);
-    let _turn = memory.turns.take(name)?;
-    refuse_if_bound(daemon, &vm)?;
-    let guest = Guest::of(&vm)?;
-    if let Some(device) = &guest.device {
-        let change = elastic(memory, &guest, device, -signed(bytes), begun)?;
-        return told(name, -signed(bytes), -signed(change.done), change, begun, &vm);
-    }
+/// Takes DIMMs away: whole ones, the newest first, never more than asked.
+fn shrink(memory: &Memory, guest: &Guest, bytes: u64) -> Change {
     let mut change = Change::default();
     for dimm in guest.dimms.iter().rev().filter(|dimm| dimm.hotplugged) {
         if dimm.size.0 > bytes.saturating_sub(change.done) {
@@ -190,7 +221,7 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
             // It keeps this one; another it may let go.
             Err(error) => {
                 if matches!(error, MemoryDeviceError::NoAnswer { .. }) {
-                    memory.owes(name);
+                    memory.owes(&guest.name);
                 }
                 change.why = Some(error.to_string());
             }
@@ -200,41 +231,10 @@ pub fn shrink(daemon: &Arc<Daemon>, name: &str, bytes: u64) -> Result<MemoryChan
         change.why = None;
     } else if change.why.is_none() {
         let sizes: Vec<String> = guest.dimms.iter().map(|dimm| dimm.size.to_string()).collect();
-        change.why = Some(format!(
-            "only whole DIMMs can go, and it has {}",
-            if sizes.is_empty() { "none".into() } else { sizes.join(", ") }
-        ));
+        let sizes = if sizes.is_empty() { "none".to_string() } else { sizes.join(", ") };
+        change.why = Some(format!("only whole DIMMs can go, and it has {sizes}"));
     }
-    let done = signed(change.done);
-    told(name, -signed(bytes), -done, change, begun, &vm)
-}
-
-/// Changes the size of a guest's device by so many bytes, in whole steps: more when it grows, fewer when it shrinks. What it
-/// gives was not staged, and is counted so.
-fn elastic(memory: &Memory, guest: &Guest, device: &VirtioMem, by: i64, begun: Instant) -> Result<Change, ApiError> {
-    let step = device.block.0.max(1);
-    let bytes = by.unsigned_abs();
-    let size = match by >= 0 {
-        true => bytes.checked_next_multiple_of(step).and_then(|bytes| device.requested.0.checked_add(bytes)),
-        false => device.requested.0.checked_sub(bytes - bytes % step),
-    };
-    let size = size.filter(|size| *size <= device.most.0).ok_or_else(|| {
-        let (has, most) = (device.requested, device.most);
-        ApiError::refused(format!("VM '{}' was given {has} of {most} that can be added", guest.name))
-            .then("ask for less, or start it with a larger --max-memory")
-    })?;
-    let (now, why) = match resize_virtio_mem(&guest.qemu, Bytes(size), PATIENCE) {
-        Ok(now) => (now.actual, None),
-        Err(error @ MemoryDeviceError::PartWay { actual, .. }) => (actual, Some(error.to_string())),
-        Err(error) => return Err(error.into()),
-    };
-    if by > 0
-        && let Some(group) = memory.group_of(&guest.name)
-    {
-        let size = Bytes(size - device.requested.0);
-        group.note(&Served { vm: &guest.name, size, whole: false, hit: Bytes(0), took: begun.elapsed() });
-    }
-    Ok(Change { done: now.0.abs_diff(device.actual.0), why, ..Change::default() })
+    change
 }
 
 /// What a VM has, and may have.
@@ -432,16 +432,9 @@ fn block_of(id: &str) -> Option<BlockId> {
     id.strip_prefix(STAGED)?.parse().ok().map(BlockId)
 }
 
-fn told(
-    name: &str,
-    asked: i64,
-    done: i64,
-    change: Change,
-    begun: Instant,
-    vm: &VmHandle,
-) -> Result<MemoryChange, ApiError> {
+fn told(name: &str, ask: Ask, change: Change, begun: Instant, vm: &VmHandle) -> Result<MemoryChange, ApiError> {
     let now = Guest::of(vm).map_or(0, |guest| guest.boot + guest.added());
-    if done == 0
+    if change.done == 0
         && let Some(why) = &change.why
     {
         return Err(ApiError::unavailable(format!("the memory of VM '{name}' has not changed: {why}"))
@@ -449,8 +442,8 @@ fn told(
     }
     Ok(MemoryChange {
         vm: name.to_string(),
-        asked,
-        done,
+        asked: ask.signed(ask.bytes()),
+        done: ask.signed(change.done),
         staged: change.staged,
         dimms: change.dimms,
         decided_us: change.decided.as_secs_f64() * 1e6,
