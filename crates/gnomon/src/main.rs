@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod daemon;
 mod doctor;
+mod files;
 mod metrics;
 mod names;
 mod progress;

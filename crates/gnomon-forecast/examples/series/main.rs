@@ -6,6 +6,7 @@ mod data;
 mod demands;
 mod location;
 mod memory;
+mod parallel;
 mod speed;
 mod traffic;
 

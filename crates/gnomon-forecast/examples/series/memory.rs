@@ -7,11 +7,7 @@
 //! of Bitbrains), on which models warm up and reserves take their scale. `raw` is the trace; in `hwm1h` a guest keeps
 //! what it had for an hour.
 
-use std::{
-    path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
-};
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use gnomon_forecast::series::{ExpertView, GroupDemand};
@@ -20,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     demands::{self, Demands},
+    parallel::in_parallel,
     round, row,
 };
 
@@ -226,23 +223,4 @@ fn experts(shown: &[Shown]) -> Vec<Value> {
             })
         })
         .collect()
-}
-
-/// Does `work` for each of `all` on as many threads as there are processors; results in order.
-pub fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let (next, threads) = (AtomicUsize::new(0), thread::available_parallelism().map_or(1, usize::from));
-    let mut done: Vec<(usize, R)> = thread::scope(|scope| {
-        let worker = || {
-            let mut done = Vec::new();
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = all.get(at) else { break done };
-                done.push((at, work(item)));
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
-    });
-    done.sort_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use gnomon_forecast::series::{SeriesBlend, SeriesForecaster, Step};
 use serde_json::Value;
 
-use crate::{data, memory::in_parallel, row};
+use crate::{data, parallel::in_parallel, row};
 
 /// Intervals of 15 minutes.
 const DAY: usize = 96;

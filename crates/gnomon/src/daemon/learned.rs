@@ -12,7 +12,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,7 +25,10 @@ use gnomon_forecast::{
 use parking_lot::Mutex;
 
 use super::keeper::{Keeper, VolumeHandle};
-use crate::api::ApiError;
+use crate::{
+    api::ApiError,
+    files::{self, with},
+};
 
 /// The first bytes of the file, with the version of what is around the experience; that has a version of its own.
 const MAGIC: &[u8; 16] = b"gnomon learned 1";
@@ -107,7 +110,8 @@ impl LearnedFile {
     pub fn write(&self, experience: &Experience, accesses: u64) -> io::Result<()> {
         let mut state = self.state.lock();
         if !state.removed && !experience.is_empty() {
-            replace(&self.path, &experience.encode())?;
+            let body = experience.encode();
+            files::replace(&self.path, &[MAGIC, blake3::hash(&body).as_bytes(), &body])?;
         }
         state.accesses = accesses;
         Ok(())
@@ -122,13 +126,6 @@ impl LearnedFile {
             _ => Ok(()),
         })
     }
-}
-
-/// A path with something at its end.
-fn with(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
 }
 
 /// What a file holds, if there is one. Units of another size than ours are as nothing.
@@ -150,18 +147,6 @@ fn decode(path: &Path) -> Result<Option<Experience>, LearnedError> {
     }
     let experience = Experience::decode(body)?;
     Ok(Some(experience).filter(|experience| experience.blocks_per_unit == DEFAULT_BLOCKS_PER_UNIT))
-}
-
-/// Writes a file whole or not at all.
-fn replace(path: &Path, body: &[u8]) -> io::Result<()> {
-    let new = with(path, ".new");
-    let mut file = File::create(&new)?;
-    let written = [&MAGIC[..], blake3::hash(body).as_bytes(), body].iter().try_for_each(|part| file.write_all(part));
-    written.and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
-        // What is half written is of no use; if it cannot go either, the next writing takes its place.
-        let _ = fs::remove_file(&new);
-    })?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Keeps what the loops of all volumes learn, again and again; never returns.

@@ -25,7 +25,7 @@ use super::{
     knowledge::{geometry_of, read_bounded},
     replay::thought,
 };
-use crate::{api::ApiError, trace};
+use crate::{api::ApiError, files, trace};
 
 /// The share of each recording that is kept to judge the network.
 const HELD_OUT: f64 = 0.2;
@@ -187,19 +187,15 @@ fn model(args: &Args, trainer: &Trainer, corpus: &Corpus) -> Result<Model, ApiEr
 
 /// The unfinished training of a file.
 fn beside(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".training");
-    PathBuf::from(name)
+    files::with(out, ".training")
 }
 
 /// Writes a file whole or not at all.
 fn replace(file: &Path, bytes: &[u8]) -> Result<(), ApiError> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    fs::write(&new, bytes)
-        .and_then(|()| fs::rename(&new, file))
-        .map_err(|error| ApiError::unavailable(format!("{} cannot be written: {error}", file.display())))
+    files::replace(file, &[bytes]).map_err(|error| {
+        ApiError::unavailable(format!("{} cannot be written: {error}", file.display()))
+            .then("name another file with --out, or make room there")
+    })
 }
 
 fn cell(text: &str) -> Result<Cell, String> {
