@@ -59,7 +59,7 @@ cargo xtask COMMAND
                          [--json] [--switchovers 20] [--failovers 20] [--clients 4]
   bench vhost          our vhost-user-blk beside qemu-storage-daemon's, driven by a guest          (same options)
   crosscheck           the networks of forecasts beside candle's: the same weights, the same outputs, and how fast each is.
-                         Builds candle, which takes some ten minutes once
+                         Builds candle, which takes long, once
   model                train the network that is shipped anew, from the recordings that are shipped
   setup                install the Debian packages that tests and demo need (root), or say which; unpack a newer
                        QEMU beside the installed one, and make the guest with QEMU's agent

@@ -7,6 +7,8 @@ mod demands;
 mod knob;
 mod life;
 mod overhead;
+#[path = "../../../gnomon-forecast/examples/series/parallel.rs"]
+mod parallel;
 mod replay;
 
 use std::{path::Path, process::ExitCode};

@@ -4,11 +4,7 @@
 //! what is known; what is asked for of that is hit, the rest of it is idle. Read off at 2, 5, 10 and 20 % of the mean demand.
 //! Judged after the first third (month 1 of Bitbrains). `raw` is the trace; in `hwm1h` a guest keeps what it had for an hour.
 
-use std::{
-    path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
-};
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use gnomon_cycle::staging::Privacy;
@@ -19,6 +15,7 @@ use crate::{
     demands::{self, Demands},
     knob::Curve,
     life::{AIM, Shown, live},
+    parallel::in_parallel,
     round,
 };
 
@@ -99,23 +96,4 @@ fn own(name: &str, pools: usize, shown: &Shown) -> Value {
         "hit": hit, "idle": idle, "hit_in_blocks": blocks_hit, "idle_in_blocks": blocks_idle,
         "silent": round(shown.silent as f64 / shown.steps.max(1) as f64),
     })
-}
-
-/// Does `work` for each of `all` on as many threads as there are processors; results in order.
-fn in_parallel<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let (next, threads) = (AtomicUsize::new(0), thread::available_parallelism().map_or(1, usize::from));
-    let mut done: Vec<(usize, R)> = thread::scope(|scope| {
-        let worker = || {
-            let mut done = Vec::new();
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = all.get(at) else { break done };
-                done.push((at, work(item)));
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
-    });
-    done.sort_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -1,7 +1,7 @@
 //! How long a Linux guest waits for memory: a DIMM of memory that was staged, beside one that nobody has allocated yet,
 //! which its first touches or QEMU have to; and the same for what a guest boots with.
 //!
-//! `memory KERNEL INITRD ROUNDS`. The ways take turns on the same guest, each round beginning with another one, so
+//! `guests KERNEL INITRD ROUNDS`. The ways take turns on the same guest, each round beginning with another one, so
 //! that a busy host falls on all alike. Prints JSON: the samples of each case by way, in milliseconds. `cargo xtask bench
 //! memory` runs it.
 
@@ -78,7 +78,7 @@ struct Samples {
 
 fn main() -> Fallible<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [kernel, initrd, rounds] = &words[..] else { return Err("usage: memory KERNEL INITRD ROUNDS".into()) };
+    let [kernel, initrd, rounds] = &words[..] else { return Err("usage: guests KERNEL INITRD ROUNDS".into()) };
     let parts = Parts { kernel: kernel.into(), initrd: initrd.into() };
     let rounds: usize = rounds.parse()?;
     let mut samples = Samples::default();

@@ -25,9 +25,9 @@ pub(super) fn rows(args: &Args) -> Result<Value> {
     let rounds = args.number("rounds", ROUNDS)?.max(1);
     setup::ensure()?;
     let image = sh::stage("guest", guest_image::build)?;
-    let build = ["build", "--release", "--quiet", "--package", "gnomon-qemu", "--example", "memory"];
+    let build = ["build", "--release", "--quiet", "--package", "gnomon-qemu", "--example", "guests"];
     sh::stage("build", || sh::run_aside(sh::cargo().args(build)))?;
-    let mut measure = Command::new(sh::target().join("release/examples/memory"));
+    let mut measure = Command::new(sh::target().join("release/examples/guests"));
     measure.args([&image.kernel, &image.initrd]).arg(rounds.to_string());
     let told = sh::capture(measure.stderr(std::process::Stdio::inherit()))?;
     let told: Value = serde_json::from_str(&told).context("what the measurement tells is no JSON")?;
