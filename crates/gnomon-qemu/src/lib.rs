@@ -43,8 +43,8 @@ pub use guest_agent::{
 pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
 pub use memory::{
     Dimm, DimmAnswer, DimmEvent, Filling, GUEST_BLOCK, HeldMemory, MemoryDeviceError, NewDimm, OfferedDimm,
-    PluggedDimm, VirtioMem, add_dimm, added as added_memory, dimms, held_memory, remove_dimm, resize_virtio_mem,
-    sweep_backends, virtio_mem,
+    PluggedDimm, VirtioMem, add_dimm, added as added_memory, dimms, held_memory, memory_of, remove_dimm,
+    resize_virtio_mem, resolved_now, sweep_backends, virtio_mem,
 };
 pub use migrate::{
     Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,
@@ -55,11 +55,11 @@ pub use qmp::{
     CloseReason, EventError, EventStream, MachineInfo, MemoryBackend, MigrationProgress, MigrationStatus, Qmp,
     QmpError, QmpEvent, RunState, VmStatus,
 };
-pub use ram::{GuestRam, Page, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter};
+pub use ram::{GuestMemory, GuestRam, Page, RAM_ID, RamError, RamLoan, RamRecord, RamSharing, RamView, RamWriter};
 pub use spec::{
     Accel, Accelerator, DiskSource, DiskSpec, MAX_INTERFACE, MacAddress, NetSpec, NicSpec, NoMacAddress, NoVersion,
-    PortSpec, QemuVersion, RamBacking, RamFd, Resolved, Role, SpecError, Uplink, VmPaths, VmSpec, command_line,
-    resolve, safe_memory_size,
+    PortSpec, QemuVersion, RamBacking, RamFd, Resolved, Role, SettledDimm, SpecError, Uplink, VmPaths, VmSpec,
+    command_line, resolve, safe_memory_size,
 };
 pub use state::{
     CaptureOptions, CapturePhases, Checkpoint, Frozen, Loaded, STATE_LIMIT, Standby, StateBlob, StateError, capture,

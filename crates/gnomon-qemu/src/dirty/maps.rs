@@ -50,6 +50,11 @@ impl Window {
         (self.at.end - self.at.start) / PAGE_SIZE
     }
 
+    /// The same, of memory whose first page is called so.
+    pub(super) fn behind(self, first: PageNumber) -> Window {
+        Window { first: PageNumber(first.0 + self.first.0), ..self }
+    }
+
     /// Its pages.
     pub(super) fn run(&self) -> PageRun {
         PageRun { start: self.first, len: PageCount(self.pages()) }
@@ -84,6 +89,13 @@ fn parse(line: &str) -> Option<Mapping<'_>> {
     let at = hex(start)?..hex(end)?;
     let path = words.next().unwrap_or_default().trim_start();
     (at.start < at.end).then_some(Mapping { at, access, offset, device, inode, path })
+}
+
+/// The inode of the shared file whose first byte a process has at this address; `None` when there is none.
+pub(crate) fn file_at(maps: &str, address: u64) -> Option<u64> {
+    let there = mappings(maps).find(|mapping| mapping.at.contains(&address))?;
+    let begins = there.offset == 0 && there.at.start == address;
+    (begins && there.access.ends_with('s')).then_some(there.inode)
 }
 
 /// Where the first `pages` pages of the RAM are. Neighbours are one: a mapping may be split by advice on a part of it.

@@ -28,6 +28,7 @@ mod inject;
 mod live;
 pub(crate) mod maps;
 mod pagemap;
+mod part;
 mod probe;
 mod register;
 mod selftest;

@@ -3,67 +3,61 @@
 use std::{
     fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::{FileExt, MetadataExt},
-    },
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use gnomon_terms::{Bytes, PAGE_SIZE, PageCount, PageNumber};
-use rustix::{
-    fs::{FlockOperation, SeekFrom, flock, major, minor, seek},
-    io::Errno,
-};
+use rustix::io::Errno;
 
 use super::{
     TrackError, TrackerTier,
-    maps::{RamAt, Window, covered, fine, windows},
+    maps::{Window, covered, fine},
+    part::Part,
 };
-use crate::ram::GuestRam;
+use crate::ram::{GuestMemory, GuestRam};
 
-/// A process and the guest RAM that it maps. Opened once: the files keep meaning this very process, whoever has its
+/// A process and the guest's memory that it maps. Opened once: the files keep meaning this very process, whoever has its
 /// number later.
 #[derive(Debug)]
 pub struct TrackTarget {
     pid: i32,
-    ram_at: RamAt,
-    pages: u64,
+    /// In the order of their pages, without gaps.
+    parts: Vec<Part>,
     /// Lists the process's mappings; empty once it has ended.
     maps: File,
-    /// Where the RAM's bytes are read: its memfd, or the process's memory.
-    content: File,
-    /// Where in `content` the RAM begins.
-    base: u64,
 }
 
 impl TrackTarget {
     /// A QEMU and the memfd that is its guest's RAM. The caller has made sure that `pid` is that QEMU.
     pub fn new(pid: i32, ram: &GuestRam) -> Result<TrackTarget, TrackError> {
-        // Opened anew and not duplicated: a lock belongs to an open file, and the one we were given may be QEMU's too.
-        let path = PathBuf::from(format!("/proc/self/fd/{}", ram.as_fd().as_raw_fd()));
-        let content = File::open(&path).map_err(|e| TrackError::file("open", &path, e))?;
-        let metadata = content.metadata().map_err(|e| TrackError::file("look at", &path, e))?;
-        let device = (major(metadata.dev()), minor(metadata.dev()));
-        let ram_at = RamAt::File { device, inode: metadata.ino() };
-        TrackTarget::over(pid, ram_at, ram.size(), content, 0)
+        TrackTarget::over(pid, vec![Part::of_ram(ram, PageNumber(0))?])
+    }
+
+    /// A QEMU and all of its guest's memory, in its numbering. The caller has made sure that `pid` is that QEMU.
+    pub fn of_memory(pid: i32, memory: &GuestMemory) -> Result<TrackTarget, TrackError> {
+        let (mut parts, mut next) = (Vec::new(), PageNumber(0));
+        for ram in memory.parts() {
+            let part = Part::of_ram(ram, next)?;
+            next = part.pages.end();
+            parts.push(part);
+        }
+        TrackTarget::over(pid, parts)
     }
 
     /// A QEMU that gnomon did not start and the addresses at which it has its guest's RAM (the monitor's `gpa2hva 0`
     /// tells): memory without a file. `address` and `size` are multiples of 4 KiB.
     pub fn at_address(pid: i32, address: u64, size: Bytes) -> Result<TrackTarget, TrackError> {
-        let path = PathBuf::from(format!("/proc/{pid}/mem"));
-        let content = File::open(&path).map_err(|e| TrackError::file("open", &path, e))?;
-        TrackTarget::over(pid, RamAt::Address(address), size, content, address)
+        TrackTarget::over(pid, vec![Part::at_address(pid, address, size)?])
     }
 
-    fn over(pid: i32, ram_at: RamAt, size: Bytes, content: File, base: u64) -> Result<TrackTarget, TrackError> {
+    fn over(pid: i32, parts: Vec<Part>) -> Result<TrackTarget, TrackError> {
         let path = PathBuf::from(format!("/proc/{pid}/maps"));
         let maps = File::open(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => TrackError::Gone { pid },
             _ => TrackError::file("open", &path, e),
         })?;
-        let target = TrackTarget { pid, ram_at, pages: size.0 / PAGE_SIZE, maps, content, base };
+        let target = TrackTarget { pid, parts, maps };
         target.windows().map(|_| target)
     }
 
@@ -74,16 +68,15 @@ impl TrackTarget {
 
     /// How many pages the RAM has.
     pub fn pages(&self) -> PageCount {
-        PageCount(self.pages)
+        PageCount(self.parts.last().map_or(0, |part| part.pages.end().0))
     }
 
     /// The same target once more.
     pub(super) fn again(&self) -> Result<TrackTarget, TrackError> {
-        let twin =
-            |file: &File, what: &str| file.try_clone().map_err(|e| TrackError::file("keep open", Path::new(what), e));
-        let maps = twin(&self.maps, "/proc/PID/maps")?;
-        let content = twin(&self.content, "the guest's RAM")?;
-        Ok(TrackTarget { maps, content, ..*self })
+        let maps = self.maps.try_clone();
+        let maps = maps.map_err(|e| TrackError::file("keep open", Path::new("/proc/PID/maps"), e))?;
+        let parts = self.parts.iter().map(Part::again).collect::<Result<_, _>>()?;
+        Ok(TrackTarget { pid: self.pid, parts, maps })
     }
 
     /// The process's list of mappings, as it is now. Fails when the process has ended.
@@ -108,9 +101,10 @@ impl TrackTarget {
 
     /// Where the process has the RAM now: all of it, perhaps parts several times.
     pub(super) fn windows(&self) -> Result<Vec<Window>, TrackError> {
-        let found = windows(&self.maps()?, self.ram_at, self.pages);
-        match covered(&found, self.pages) {
-            mapped if mapped == self.pages => Ok(found),
+        let maps = self.maps()?;
+        let found: Vec<Window> = self.parts.iter().flat_map(|part| part.windows(&maps)).collect();
+        match covered(&found, self.pages().0) {
+            mapped if mapped == self.pages().0 => Ok(found),
             mapped => Err(TrackError::NotMapped { pid: self.pid, mapped, pages: self.pages() }),
         }
     }
@@ -131,16 +125,16 @@ impl TrackTarget {
         Ok(())
     }
 
-    /// Takes the RAM for one tracker, until this target is closed. Memory without a file has no lock.
+    /// Takes the memory for one tracker, until this target is closed.
     pub(super) fn take(&self) -> Result<(), TrackError> {
-        if let RamAt::Address(_) = self.ram_at {
-            return Ok(());
+        for part in &self.parts {
+            match part.take() {
+                Ok(true) => {}
+                Ok(false) => return Err(TrackError::Taken { pid: self.pid }),
+                Err(e) => return Err(TrackError::file("lock", &self.path("the RAM"), e)),
+            }
         }
-        match flock(&self.content, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(Errno::WOULDBLOCK) => Err(TrackError::Taken { pid: self.pid }),
-            Err(e) => Err(TrackError::file("lock", &self.path("the RAM"), e.into())),
-        }
+        Ok(())
     }
 
     /// A file of the process in `/proc`.
@@ -148,35 +142,43 @@ impl TrackTarget {
         PathBuf::from(format!("/proc/{}/{name}", self.pid))
     }
 
-    /// Copies RAM as it is now.
+    /// Copies memory as it is now.
     pub(super) fn read(&self, start: PageNumber, into: &mut [u8]) -> Result<(), TrackError> {
-        let at = self.check(start, into.len())?;
-        self.content.read_exact_at(into, self.base + at).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => TrackError::Gone { pid: self.pid },
-            _ => TrackError::Scan { pid: self.pid, source },
-        })
+        self.check(start, into.len())?;
+        let (mut at, mut rest) = (start, into);
+        for part in self.parts.iter().filter(|part| part.pages.end() > start) {
+            let there = (part.pages.end().0 - at.0).saturating_mul(PAGE_SIZE);
+            let length = rest.len().min(usize::try_from(there).unwrap_or(usize::MAX));
+            let (here, behind) = rest.split_at_mut(length);
+            part.read(at, here).map_err(|source| match source.kind() {
+                io::ErrorKind::UnexpectedEof => TrackError::Gone { pid: self.pid },
+                _ => TrackError::Scan { pid: self.pid, source },
+            })?;
+            if behind.is_empty() {
+                break;
+            }
+            (at, rest) = (part.pages.end(), behind);
+        }
+        Ok(())
     }
 
-    /// The first page from this one on that is not a hole of the RAM's file. Of memory without a file, and of a file that
-    /// cannot tell, it is that page itself.
+    /// The first page from this one on that is not a hole of a memfd, as far as that can be told.
     pub(super) fn data_from(&self, page: PageNumber) -> Result<Option<PageNumber>, TrackError> {
-        if let RamAt::Address(_) = self.ram_at {
-            return Ok(Some(page));
+        for part in self.parts.iter().filter(|part| part.pages.end() > page) {
+            let found = part.data_from(page.max(part.pages.start));
+            if let Some(found) = found.map_err(|source| TrackError::Scan { pid: self.pid, source })? {
+                return Ok(Some(found));
+            }
         }
-        match seek(&self.content, SeekFrom::Data(page.0 * PAGE_SIZE)) {
-            Ok(at) => Ok(Some(PageNumber(at / PAGE_SIZE))),
-            Err(Errno::NXIO) => Ok(None),
-            Err(Errno::INVAL) => Ok(Some(page)),
-            Err(e) => Err(TrackError::Scan { pid: self.pid, source: e.into() }),
-        }
+        Ok(None)
     }
 
-    /// The offset of whole pages that the RAM has.
+    /// The offset of whole pages that the memory has.
     pub(super) fn check(&self, start: PageNumber, length: usize) -> Result<u64, TrackError> {
         let wanted = (length as u64).div_ceil(PAGE_SIZE);
         let whole = (length as u64).is_multiple_of(PAGE_SIZE);
         match start.0.checked_add(wanted) {
-            Some(end) if whole && end <= self.pages => Ok(start.0 * PAGE_SIZE),
+            Some(end) if whole && end <= self.pages().0 => Ok(start.0 * PAGE_SIZE),
             _ => Err(TrackError::OutOfRange { start, length, pages: self.pages() }),
         }
     }

@@ -82,18 +82,22 @@ fn find_virtio_mem(qmp: &Qmp) -> Result<Option<VirtioMem>, QmpError> {
     virtio_mem_of(&found["data"]).map(Some).ok_or_else(|| unexpected(&answer))
 }
 
-/// Something that a guest has of what can be added while it runs: the name of a DIMM, or of a virtio-mem device that is
-/// not empty. `backends` are what [`Qmp::query_memdev`] told.
-pub(crate) fn added_memory(qmp: &Qmp, backends: &[MemoryBackend]) -> Result<Option<String>, QmpError> {
+/// What a guest has of what can be added while it runs.
+pub(crate) struct AddedMemory {
+    /// Names of DIMMs, also of such as the guest was not told of yet.
+    pub(crate) dimms: Vec<String>,
+    /// The name of a virtio-mem device that is not empty.
+    pub(crate) device: Option<String>,
+}
+
+/// What was added to a guest; `backends` are what [`Qmp::query_memdev`] told.
+pub(crate) fn added_memory(qmp: &Qmp, backends: &[MemoryBackend]) -> Result<AddedMemory, QmpError> {
     let ids = || backends.iter().filter_map(|backend| backend.id.as_deref());
-    if let Some(dimm) = ids().find_map(|id| id.strip_suffix(BACKEND_SUFFIX)) {
-        return Ok(Some(dimm.to_string()));
-    }
-    if ids().all(|id| id != VIRTIO_MEM_BACKEND) {
-        return Ok(None);
-    }
+    let dimms = ids().filter_map(|id| id.strip_suffix(BACKEND_SUFFIX)).map(str::to_string).collect();
     let is_used = |device: &VirtioMem| (device.actual, device.requested) != (Bytes(0), Bytes(0));
-    Ok(find_virtio_mem(qmp)?.filter(is_used).map(|_| VIRTIO_MEM.to_string()))
+    let has_device = ids().any(|id| id == VIRTIO_MEM_BACKEND);
+    let device = if has_device { find_virtio_mem(qmp)?.filter(is_used) } else { None };
+    Ok(AddedMemory { dimms, device: device.map(|_| VIRTIO_MEM.to_string()) })
 }
 
 /// Every memfd that a QEMU has open, each once: also blocks that are its guest's DIMMs, for a daemon that was restarted.

@@ -30,14 +30,16 @@ mod plug;
 mod tables;
 mod unplug;
 mod virtio;
+mod whole;
 
 pub use error::MemoryDeviceError;
 pub use event::{DimmAnswer, DimmEvent};
-pub(crate) use inventory::added_memory;
+pub(crate) use inventory::{AddedMemory, added_memory};
 pub use inventory::{Dimm, HeldMemory, VirtioMem, added, dimms, held_memory, virtio_mem};
 pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
+pub use whole::{memory_of, resolved_now};
 
 use std::time::Duration;
 
@@ -57,8 +59,18 @@ pub(crate) const VIRTIO_MEM_BACKEND: &str = "vmem0-ram";
 /// What the backends of DIMMs end with: the DIMM's own name comes before.
 const BACKEND_SUFFIX: &str = "-dimm";
 
-fn backend_of(id: &str) -> String {
+/// The longest name of a DIMM.
+pub(crate) const MAX_NAME: usize = 64;
+
+/// What the backend of a DIMM is called, in QEMU and in the state of devices.
+pub(crate) fn backend_of(id: &str) -> String {
     format!("{id}{BACKEND_SUFFIX}")
+}
+
+/// Whether QEMU takes this for a name: a letter, then letters, digits, `-`, `.` and `_`.
+pub(crate) fn is_name(id: &str) -> bool {
+    let first = id.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
+    first && id.len() <= MAX_NAME && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
 }
 
 /// Reads events until one is what is looked for; `None` when patience has ended.

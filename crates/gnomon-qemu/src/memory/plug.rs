@@ -8,14 +8,13 @@ use std::{
 use gnomon_terms::Bytes;
 use serde_json::json;
 
-use super::{DimmAnswer, DimmEvent, GUEST_BLOCK, MemoryDeviceError, await_event, backend_of, tables};
+use super::{
+    DimmAnswer, DimmEvent, GUEST_BLOCK, MAX_NAME, MemoryDeviceError, await_event, backend_of, is_name, tables,
+};
 use crate::{
     Qemu,
     qmp::{EventStream, Qmp, QmpError},
 };
-
-/// The longest name of a DIMM.
-const MAX_ID: usize = 64;
 
 /// How long QEMU may take to map memory, and to populate it when that is asked for: 1 GiB that nobody has touched takes
 /// one second on an idle host and some ten on a busy one.
@@ -149,10 +148,8 @@ impl PluggedDimm {
 }
 
 fn check(dimm: &NewDimm<'_>) -> Result<(), MemoryDeviceError> {
-    let first = dimm.id.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
-    let rest = dimm.id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    if !first || !rest || dimm.id.len() > MAX_ID {
-        return Err(MemoryDeviceError::BadId { id: dimm.id.chars().take(MAX_ID).collect() });
+    if !is_name(dimm.id) {
+        return Err(MemoryDeviceError::BadId { id: dimm.id.chars().take(MAX_NAME).collect() });
     }
     match dimm.size.0 > 0 && dimm.size.0.is_multiple_of(GUEST_BLOCK) {
         true => Ok(()),
@@ -181,7 +178,7 @@ mod tests {
             let dimm = NewDimm { id, memory: file.as_fd(), size: Bytes(size), filling: Filling::Mapped };
             assert_eq!(check(&dimm).is_ok(), fits, "{id} {size}");
         }
-        let long = "b".repeat(MAX_ID + 1);
+        let long = "b".repeat(MAX_NAME + 1);
         let dimm = NewDimm { id: &long, memory: file.as_fd(), size: Bytes(GUEST_BLOCK), filling: Filling::Mapped };
         assert!(matches!(check(&dimm), Err(MemoryDeviceError::BadId { .. })));
     }

@@ -18,7 +18,7 @@ mod spawn;
 mod watch;
 
 use std::{
-    fs, io,
+    fs, io, iter,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -40,7 +40,7 @@ pub use watch::{ExitWatch, Exited};
 
 use crate::{
     qmp::{GREETING_TIMEOUT, Qmp, QmpError, dial},
-    ram::{GuestRam, RamError, RamLoan, RamRecord},
+    ram::{GuestMemory, GuestRam, RamError, RamLoan, RamRecord},
     spec::{RamBacking, RamFd, Resolved, Role, VmPaths, VmSpec, command_line},
 };
 
@@ -63,8 +63,8 @@ pub struct Launch<'a> {
     pub dir: &'a Path,
     /// Whether it boots or waits for a migration.
     pub role: Role,
-    /// RAM of `resolved.memory` bytes that is there already (a takeover, a fork, a shadow). When left open, RAM is made
-    /// as the spec says.
+    /// Memory that is there already (a takeover, a fork, a shadow): `resolved.memory` bytes, then a piece for each of
+    /// `resolved.dimms`. When left open, memory is made as the spec says.
     pub ram: Option<RamLoan<'a>>,
 }
 
@@ -99,28 +99,32 @@ impl Qemu {
     /// to that, no process is left and the error tells what QEMU said.
     pub fn launch(launch: &Launch<'_>) -> Result<Qemu, ProcessError> {
         launch.spec.check()?;
+        launch.resolved.check(launch.spec)?;
         let mut paths = VmPaths::new(launch.dir);
         paths.check()?;
         fs::create_dir_all(launch.dir).map_err(|e| ProcessError::file("make", launch.dir, e))?;
         refuse_if_running(&paths)?;
-        let made = make_ram(launch)?;
-        let loan = launch.ram.or(made.as_ref().map(GuestRam::shared));
+        let made = make_memory(launch)?;
+        let loan = launch.ram.or(made.as_ref().map(GuestMemory::shared));
         let listener = listen(&paths.qmp())?;
         paths.qmp_fd = Some(listener.as_raw_fd());
-        paths.ram = loan.map(|loan| RamFd {
-            fd: loan.ram.as_fd().as_raw_fd(),
+        let numbers = loan.iter().flat_map(|loan| loan.parts).map(|part| part.as_fd().as_raw_fd());
+        let mut inherit: Vec<i32> = numbers.collect();
+        paths.ram = loan.zip(inherit.first()).map(|(loan, fd)| RamFd {
+            fd: *fd,
             sharing: loan.sharing,
             populate: loan.populate,
         });
+        paths.dimms = inherit.get(1..).unwrap_or_default().to_vec();
+        inherit.extend(paths.qmp_fd);
 
         let mut args = launch.host_args.to_vec();
         args.extend(command_line(launch.spec, launch.resolved, &paths, launch.role));
-        let inherit: Vec<i32> = [paths.qmp_fd, paths.ram.map(|ram| ram.fd)].into_iter().flatten().collect();
         let (pid, pidfd, watch) =
             spawn(&Spawn { program: launch.qemu, args: &args, inherit: &inherit, log: &paths.qemu_log() })?;
         // From here on only QEMU listens: if it ends, whoever waits for its greeting sees the end.
         drop(listener);
-        let started = Started { pid, pidfd, watch, paths: &paths, ram: loan.map(|loan| loan.record()) };
+        let started = Started { pid, pidfd, watch, paths: &paths, ram: loan.and_then(|loan| loan.record()) };
         started.greet(launch)
     }
 
@@ -260,16 +264,20 @@ impl Started<'_> {
     }
 }
 
-/// The RAM that a spec wants made, and a check of RAM that is there already.
-fn make_ram(launch: &Launch<'_>) -> Result<Option<GuestRam>, ProcessError> {
-    let wanted = Bytes(launch.resolved.memory);
-    match (launch.ram, launch.spec.ram) {
-        (Some(loan), _) if loan.ram.size() != wanted => {
-            Err(RamError::OtherSize { wanted, size: loan.ram.size() }.into())
-        }
-        (Some(_), _) | (None, RamBacking::Private) => Ok(None),
-        (None, RamBacking::Shared) => Ok(Some(GuestRam::create(&launch.spec.name, wanted)?)),
+/// The memory that a spec wants made, and a check of memory that is there already. DIMMs are always ours to make.
+fn make_memory(launch: &Launch<'_>) -> Result<Option<GuestMemory>, ProcessError> {
+    let resolved = launch.resolved;
+    let Some(loan) = launch.ram else {
+        let is_private = launch.spec.ram == RamBacking::Private && resolved.dimms.is_empty();
+        let made = (!is_private).then(|| GuestMemory::create(&launch.spec.name, resolved));
+        return Ok(made.transpose()?);
+    };
+    let wanted = iter::once(resolved.memory).chain(resolved.dimms.iter().map(|dimm| dimm.size));
+    if wanted.eq(loan.parts.iter().map(|part| part.size().0)) {
+        return Ok(None);
     }
+    let size = loan.parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.size().0));
+    Err(RamError::OtherSize { wanted: Bytes(resolved.whole_memory()), size: Bytes(size) }.into())
 }
 
 /// How long to wait for the end of a process whose monitor failed in this way. One that closes its monitor, or does not

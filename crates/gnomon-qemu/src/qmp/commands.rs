@@ -63,6 +63,14 @@ impl Qmp {
             .map_err(|e| QmpError::Unexpected { command: "query-memdev".into(), what: e.to_string() })
     }
 
+    /// At which address QEMU has what the guest sees at `address` of its physical memory.
+    pub fn host_address(&self, address: u64) -> Result<u64, QmpError> {
+        let line = format!("gpa2hva {address:#x}");
+        let answer = self.ask("human-monitor-command", json!({ "command-line": line }))?;
+        let words = answer.as_str().unwrap_or_default();
+        host_address_in(words).ok_or_else(|| unexpected("human-monitor-command gpa2hva", &answer))
+    }
+
     /// Requests that the guest has made to its disks since QEMU began: reads, writes and flushes that have ended.
     pub fn query_block_requests(&self) -> Result<u64, QmpError> {
         let answer = self.ask("query-blockstats", json!({}))?;
@@ -234,4 +242,30 @@ const BANDWIDTH_LIMIT: u64 = 1 << 53;
 fn unexpected(command: &str, answer: &Value) -> QmpError {
     let what: String = answer.to_string().chars().take(200).collect();
     QmpError::Unexpected { command: command.to_string(), what }
+}
+
+/// The address in what a person would read: `Host virtual address for 0x100000000 (m-dimm) is 0x7f3a40000000`.
+fn host_address_in(words: &str) -> Option<u64> {
+    let told = words.trim().strip_prefix("Host virtual address for ")?.rsplit_once(" is 0x")?.1;
+    u64::from_str_radix(told, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_complaints_are_none() {
+        let table = [
+            ("Host virtual address for 0x100000000 (a-dimm) is 0x7f3a40000000\r\n", Some(0x7f3a_4000_0000)),
+            ("Host virtual address for 0x0 (ram0) is 0x1", Some(1)),
+            ("No memory is mapped at address 0x100000000\r\n", None),
+            ("Memory at address 0xfee00000 is not RAM\r\n", None),
+            ("Host virtual address for 0x0 (ram0) is 0xg", None),
+            ("", None),
+        ];
+        for (words, address) in table {
+            assert_eq!(host_address_in(words), address, "{words}");
+        }
+    }
 }

@@ -15,6 +15,7 @@
 //! Source: memfd_create(2), proc_pid_fd(5); QEMU documentation, `-object memory-backend-file`.
 
 mod error;
+mod memory;
 mod view;
 
 use std::{
@@ -35,6 +36,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 pub use error::RamError;
+pub use memory::GuestMemory;
 pub use view::{Page, RamView, RamWriter};
 
 /// What the guest's RAM is called in QEMU, and with it in every migration stream.
@@ -64,11 +66,11 @@ pub enum RamSharing {
     Forked,
 }
 
-/// RAM of ours lent to a QEMU that is about to be started.
+/// Memory of ours lent to a QEMU that is about to be started.
 #[derive(Clone, Copy, Debug)]
 pub struct RamLoan<'a> {
-    /// The RAM.
-    pub ram: &'a GuestRam,
+    /// What it begins with, then a piece for each of its DIMMs.
+    pub parts: &'a [GuestRam],
     /// How it is mapped.
     pub sharing: RamSharing,
     /// Whether QEMU fills its page tables before the guest runs, and allocates what nobody has yet: then the guest never
@@ -189,24 +191,22 @@ impl GuestRam {
 
     /// Lends it to a QEMU as its guest's RAM.
     pub fn shared(&self) -> RamLoan<'_> {
-        RamLoan { ram: self, sharing: RamSharing::Shared, populate: false }
+        RamLoan { parts: std::slice::from_ref(self), sharing: RamSharing::Shared, populate: false }
     }
 
     /// Lends it to a QEMU as the origin of a private copy; see [`RamSharing::Forked`].
     pub fn forked(&self) -> RamLoan<'_> {
-        RamLoan { ram: self, sharing: RamSharing::Forked, populate: false }
+        RamLoan { parts: std::slice::from_ref(self), sharing: RamSharing::Forked, populate: false }
     }
 
     /// Maps all of it to be read. Refused when it is not sealed against shrinking.
     pub fn map(&self) -> Result<RamView, RamError> {
-        self.refuse_if_it_can_shrink()?;
-        RamView::over(self.file.as_fd(), self.size, false)
+        RamView::over(std::slice::from_ref(self), false)
     }
 
     /// Maps all of it to be read and written. Refused when it is not sealed against shrinking.
     pub fn map_writable(&self) -> Result<RamWriter, RamError> {
-        self.refuse_if_it_can_shrink()?;
-        RamView::over(self.file.as_fd(), self.size, true).map(RamWriter::over)
+        RamView::over(std::slice::from_ref(self), true).map(RamWriter::over)
     }
 
     /// A page beyond the end of a file kills whoever touches it.
@@ -231,15 +231,17 @@ impl RamLoan<'_> {
         RamLoan { populate: true, ..self }
     }
 
-    /// What is to be recorded of a QEMU that was started with it.
-    pub(crate) fn record(&self) -> RamRecord {
-        RamRecord {
+    /// What is to be recorded of a QEMU that was started with it: what it begins with. DIMMs come and go, and are found
+    /// by what QEMU tells of them.
+    pub(crate) fn record(&self) -> Option<RamRecord> {
+        let boot = self.parts.first()?;
+        Some(RamRecord {
             id: RAM_ID.to_string(),
-            fd: self.ram.file.as_raw_fd(),
-            inode: self.ram.inode,
-            size: self.ram.size,
+            fd: boot.file.as_raw_fd(),
+            inode: boot.inode,
+            size: boot.size,
             sharing: self.sharing,
-        }
+        })
     }
 }
 
@@ -324,7 +326,7 @@ mod tests {
     fn ram_is_found_again_through_its_process() {
         let ram = GuestRam::create("found", SIZE).expect("made");
         ram.map_writable().expect("mapped").write_at(5, b"here").expect("within");
-        let told = ram.shared().record();
+        let told = ram.shared().record().expect("told");
         let moved = RamRecord { fd: -1, ..told.clone() };
         for record in [told, moved] {
             let again = GuestRam::open_in(own_pid(), &record).expect("found");
@@ -336,7 +338,8 @@ mod tests {
 
     #[test]
     fn ram_that_is_not_there_is_told() {
-        let record = RamRecord { inode: u64::MAX, ..GuestRam::create("x", SIZE).expect("made").shared().record() };
+        let told = GuestRam::create("x", SIZE).expect("made").shared().record().expect("told");
+        let record = RamRecord { inode: u64::MAX, ..told };
         let error = GuestRam::open_in(own_pid(), &record).expect_err("no such inode");
         assert!(matches!(error, RamError::NotThere { .. }), "{error}");
         let error = GuestRam::open_in(i32::MAX, &record).expect_err("no such process");

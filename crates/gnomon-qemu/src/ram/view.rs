@@ -5,15 +5,17 @@
 //! is being written is dirty and will be copied again), but it is never undefined behaviour.
 
 use std::{
-    os::fd::BorrowedFd,
     ptr::{self, NonNull},
     sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
 };
 
 use gnomon_terms::{Bytes, PAGE_SIZE, PageCount, PageNumber};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
+};
 
-use super::RamError;
+use super::{GuestRam, RamError};
 
 /// The content of a page.
 pub type Page = [u8; PAGE_SIZE as usize];
@@ -41,15 +43,31 @@ unsafe impl Send for RamView {}
 unsafe impl Sync for RamView {}
 
 impl RamView {
-    /// Maps `size` bytes of a memfd that cannot shrink.
-    pub(super) fn over(memfd: BorrowedFd<'_>, size: u64, writable: bool) -> Result<RamView, RamError> {
-        let failed = |e: rustix::io::Errno| RamError::Map { size: Bytes(size), source: e.into() };
-        let length = usize::try_from(size).map_err(|_| failed(rustix::io::Errno::NOMEM))?;
-        let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    /// Maps memfds that cannot shrink, one behind the other.
+    pub(super) fn over(parts: &[GuestRam], writable: bool) -> Result<RamView, RamError> {
+        parts.iter().try_for_each(GuestRam::refuse_if_it_can_shrink)?;
+        let size = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+        let failed = |e: Errno| RamError::Map { size: Bytes(size), source: e.into() };
+        let length = usize::try_from(size).map_err(|_| failed(Errno::NOMEM))?;
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let base = unsafe { mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, memfd, 0) };
-        let base = NonNull::new(base.map_err(failed)?.cast::<u8>());
-        base.map(|base| RamView { base, size }).ok_or_else(|| failed(rustix::io::Errno::INVAL))
+        let base = unsafe {
+            mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+        };
+        let base = NonNull::new(base.map_err(failed)?.cast::<u8>()).ok_or_else(|| failed(Errno::INVAL))?;
+        // From here on it is unmapped when it is dropped.
+        let view = RamView { base, size };
+        let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let mut at = 0;
+        for part in parts {
+            // SAFETY: the sum of all sizes fits in the mapping above, which is ours and is replaced piece by piece.
+            let mapped = unsafe {
+                let place = view.base.as_ptr().add(at).cast();
+                mmap(place, part.size as usize, protection, MapFlags::SHARED | MapFlags::FIXED, &part.file, 0)
+            };
+            mapped.map_err(failed)?;
+            at += part.size as usize;
+        }
+        Ok(view)
     }
 
     /// Its size.
@@ -93,7 +111,7 @@ impl RamView {
         if !fits {
             return Err(RamError::OutOfRange { at, length, size: Bytes(self.size) });
         }
-        // SAFETY: the range is within one mapping, whose size was a usize.
+        // SAFETY: the range is within the mappings that are one behind the other, whose size was a usize.
         Ok(unsafe { self.base.as_ptr().add(at as usize) })
     }
 }

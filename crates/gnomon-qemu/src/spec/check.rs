@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use gnomon_terms::ErrorKind;
+use gnomon_terms::{Bytes, ErrorKind};
 
 use super::{DiskSource, DiskSpec, MAX_INTERFACE, NetSpec, QemuVersion, RamBacking, Uplink, VmSpec};
 use crate::memory::GUEST_BLOCK;
@@ -90,6 +90,26 @@ pub enum SpecError {
         what: &'static str,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// Another host has said that a guest was given more than it has room for.
+    #[error("the guest was given {added} while it ran, and has room for {room} in {slots} slots")]
+    TooMuchAdded {
+        /// What it was given.
+        added: Bytes,
+        /// What can be added to it.
+        room: Bytes,
+        /// In so many pieces.
+        slots: u32,
+    },
+    /// Another host has said that a guest has a DIMM that it cannot have.
+    #[error(
+        "the guest cannot have been given DIMM '{id}' in slot {slot}: its name, size or slot is none, or is taken"
+    )]
+    BadDimm {
+        /// Its name, or the beginning of it.
+        id: String,
+        /// Its slot.
+        slot: u64,
     },
     /// A path or text with bytes that QEMU's command line cannot carry.
     #[error(

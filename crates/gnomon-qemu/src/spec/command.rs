@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     kvm::KVM_CPU,
-    memory::{VIRTIO_MEM, VIRTIO_MEM_BACKEND},
+    memory::{VIRTIO_MEM, VIRTIO_MEM_BACKEND, backend_of},
     ram::{RAM_ID, RamSharing},
 };
 
@@ -44,6 +44,7 @@ pub fn command_line(spec: &VmSpec, resolved: &Resolved, paths: &VmPaths, role: R
     add_net(&mut args, &spec.net);
     add_nics(&mut args, &spec.nics);
     add_virtio_mem(&mut args, spec);
+    add_dimms(&mut args, resolved, paths);
     args.flags(match role {
         Role::Boot => &[],
         Role::BootPaused => &["-S"],
@@ -77,7 +78,7 @@ fn basics(args: &mut Args, spec: &VmSpec) {
 
 fn machine(args: &mut Args, spec: &VmSpec, resolved: &Resolved, paths: &VmPaths) {
     let machine = escape(&resolved.machine);
-    let backend = paths.ram.map(|ram| ram_backend(resolved.memory, ram));
+    let backend = paths.ram.map(|ram| ram_backend(RAM_ID, resolved.memory, ram));
     match backend {
         Some(backend) => {
             args.option("-object", backend);
@@ -106,6 +107,17 @@ fn memory_size(spec: &VmSpec, resolved: &Resolved) -> String {
     }
 }
 
+/// Where the guest has them already, by what it was told where it ran before.
+fn add_dimms(args: &mut Args, resolved: &Resolved, paths: &VmPaths) {
+    let Some(ram) = paths.ram else { return };
+    for (dimm, fd) in resolved.dimms.iter().zip(&paths.dimms) {
+        let backend = backend_of(&dimm.id);
+        args.option("-object", ram_backend(&backend, dimm.size, RamFd { fd: *fd, ..ram }));
+        let (id, slot, address) = (&dimm.id, dimm.slot, dimm.address);
+        args.option("-device", format!("pc-dimm,id={id},memdev={backend},slot={slot},addr={address:#x}"));
+    }
+}
+
 /// A memfd of QEMU's own: the device empties it at its start, so nothing could be put there before.
 fn add_virtio_mem(args: &mut Args, spec: &VmSpec) {
     let Some(size) = spec.virtio_mem else { return };
@@ -124,13 +136,13 @@ pub(crate) fn cpu_model(named: Option<&str>, accelerator: Accelerator) -> Option
 
 /// A file backend counts as RAM with a name, which newer QEMU demands of what `x-ignore-shared` leaves out; a memfd
 /// backend of QEMU's own does not.
-fn ram_backend(size: u64, ram: RamFd) -> String {
+fn ram_backend(id: &str, size: u64, ram: RamFd) -> String {
     let (fd, prealloc) = (ram.fd, if ram.populate { ",prealloc=on" } else { "" });
     let share = match ram.sharing {
         RamSharing::Shared => "on",
         RamSharing::Forked => "off",
     };
-    format!("memory-backend-file,id={RAM_ID},size={size},mem-path=/proc/self/fd/{fd},share={share}{prealloc}")
+    format!("memory-backend-file,id={id},size={size},mem-path=/proc/self/fd/{fd},share={share}{prealloc}")
 }
 
 fn monitor_and_console(args: &mut Args, spec: &VmSpec, paths: &VmPaths) {
@@ -252,7 +264,7 @@ mod tests {
     use crate::spec::Uplink;
 
     fn resolved(accelerator: Accelerator) -> Resolved {
-        Resolved { machine: "pc-q35-7.2".into(), accelerator, memory: 64 << 20 }
+        Resolved { machine: "pc-q35-7.2".into(), accelerator, memory: 64 << 20, dimms: Vec::new() }
     }
 
     fn line(spec: &VmSpec, role: Role) -> String {

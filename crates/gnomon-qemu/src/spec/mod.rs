@@ -20,7 +20,7 @@ pub(crate) use command::cpu_model;
 pub use command::{Role, command_line};
 pub use nic::{MAX_INTERFACE, MacAddress, NicSpec, NoMacAddress, Uplink};
 pub use paths::{RamFd, VmPaths};
-pub use resolve::{Accelerator, NoVersion, QemuVersion, Resolved, resolve, safe_memory_size};
+pub use resolve::{Accelerator, NoVersion, QemuVersion, Resolved, SettledDimm, resolve, safe_memory_size};
 
 /// A guest, as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,8 @@ pub struct VmPaths {
     pub qmp_fd: Option<i32>,
     /// The guest's RAM.
     pub ram: Option<RamFd>,
+    /// The memory of the DIMMs that it has from the start, in their order: numbers of descriptors that QEMU inherits.
+    pub dimms: Vec<i32>,
 }
 
 /// A memfd that QEMU inherits.
@@ -32,7 +34,7 @@ pub struct RamFd {
 impl VmPaths {
     /// The paths of a guest that lives in `dir`.
     pub fn new(dir: &Path) -> VmPaths {
-        VmPaths { dir: dir.to_path_buf(), qmp_fd: None, ram: None }
+        VmPaths { dir: dir.to_path_buf(), qmp_fd: None, ram: None, dimms: Vec::new() }
     }
 
     /// The monitor.

@@ -1,13 +1,16 @@
 //! What the user left open, settled against one host.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use gnomon_terms::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Accel, SpecError, VmSpec};
-use crate::qmp::MachineInfo;
+use crate::{
+    memory::{GUEST_BLOCK, MAX_NAME, is_name},
+    qmp::MachineInfo,
+};
 
 /// A QEMU release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,8 +40,51 @@ pub struct Resolved {
     pub machine: String,
     /// What runs the processors.
     pub accelerator: Accelerator,
-    /// RAM in bytes, as given to QEMU.
+    /// RAM in bytes that it begins with, as given to QEMU.
     pub memory: u64,
+    /// DIMMs that it has when it starts, by slot: what it was given where it ran before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dimms: Vec<SettledDimm>,
+}
+
+/// A DIMM, and where the guest has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledDimm {
+    /// What QEMU calls it; its memory is called so in the state of devices.
+    pub id: String,
+    /// In bytes: a multiple of 128 MiB.
+    pub size: u64,
+    /// Its slot.
+    pub slot: u64,
+    /// Its first byte, as the guest sees it.
+    pub address: u64,
+}
+
+impl Resolved {
+    /// All the memory that it has when it starts, in bytes.
+    pub fn whole_memory(&self) -> u64 {
+        self.dimms.iter().fold(self.memory, |sum, dimm| sum.saturating_add(dimm.size))
+    }
+
+    /// Checks what another host may have said of DIMMs: names that are names to QEMU, sizes that a guest can add, each slot
+    /// and name once, within what the spec has room for.
+    pub fn check(&self, spec: &VmSpec) -> Result<(), SpecError> {
+        let room = spec.max_memory.unwrap_or(spec.memory).saturating_sub(spec.memory);
+        let added = self.whole_memory().saturating_sub(self.memory);
+        if self.dimms.len() > spec.memory_slots as usize || added > room {
+            return Err(SpecError::TooMuchAdded { added: Bytes(added), room: Bytes(room), slots: spec.memory_slots });
+        }
+        let (mut slots, mut ids) = (BTreeSet::new(), BTreeSet::new());
+        for dimm in &self.dimms {
+            let is_free = slots.insert(dimm.slot) && ids.insert(&dimm.id);
+            let fits =
+                dimm.size > 0 && dimm.size.is_multiple_of(GUEST_BLOCK) && dimm.slot < u64::from(spec.memory_slots);
+            if !is_free || !fits || !is_name(&dimm.id) {
+                return Err(SpecError::BadDimm { id: dimm.id.chars().take(MAX_NAME).collect(), slot: dimm.slot });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The first release with `-netdev dgram`.
@@ -70,7 +116,7 @@ pub fn resolve(
         .name
         .clone();
     let memory = safe_memory_size(Bytes(spec.memory), accelerator, version).0;
-    Ok(Resolved { machine, accelerator, memory })
+    Ok(Resolved { machine, accelerator, memory, dimms: Vec::new() })
 }
 
 /// The RAM size to give to QEMU for `wanted`: a multiple of 8 KiB (what `-m` rounds up to), never less than wanted.

@@ -10,18 +10,21 @@ use super::{
     prepare, run, unpace,
 };
 use crate::{
-    memory::added_memory,
+    memory::{AddedMemory, added_memory},
     migrate::status_of,
     process::Qemu,
     qmp::{EventError, EventStream, MigrationStatus, Qmp, QmpEvent, RunState},
+    spec::Resolved,
 };
 
 /// How long a guest may take to run again after a capture that failed: QEMU reopens its disks for that.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How devices are captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureOptions {
+    /// DIMMs whose memory is carried by whoever captures. The guest has to have these and no others.
+    pub dimms: Vec<String>,
     /// The most bytes of the state.
     pub limit: Bytes,
     /// How long QEMU may take. A disk whose server is away makes it wait.
@@ -29,9 +32,17 @@ pub struct CaptureOptions {
 }
 
 impl Default for CaptureOptions {
-    /// 64 MiB and ten seconds: a thousand times what it takes.
+    /// 64 MiB and ten seconds: a thousand times what it takes. No DIMMs.
     fn default() -> CaptureOptions {
-        CaptureOptions { limit: STATE_LIMIT, timeout: Duration::from_secs(10) }
+        CaptureOptions { dimms: Vec::new(), limit: STATE_LIMIT, timeout: Duration::from_secs(10) }
+    }
+}
+
+impl CaptureOptions {
+    /// The default, for a guest that has these DIMMs.
+    pub fn of(resolved: &Resolved) -> CaptureOptions {
+        let dimms = resolved.dimms.iter().map(|dimm| dimm.id.clone()).collect();
+        CaptureOptions { dimms, ..CaptureOptions::default() }
     }
 }
 
@@ -82,7 +93,7 @@ struct Guard {
 /// says so. Refused at once for a guest whose RAM is not shared, and for one that stands because of an earlier migration or
 /// capture: it has to run in between.
 pub fn capture(qemu: &Qemu, options: &CaptureOptions) -> Result<Frozen, StateError> {
-    refuse_unless_whole(qemu.qmp())?;
+    refuse_unless_whole(qemu.qmp(), &options.dimms)?;
     let attempt = Attempt::begin(qemu.qmp(), options.limit)?;
     let mut times = Times::default();
     let note = |event: &QmpEvent| times.note(&event.name, status_of(event), event.at);
@@ -240,16 +251,19 @@ impl Times {
     }
 }
 
-/// QEMU leaves out shared RAM only: any other would be sent along, all of it, while the guest stands. And whoever carries
-/// the RAM carries what the guest began with: a state with more could be loaded nowhere, which nobody may learn when the
-/// guest is gone.
-fn refuse_unless_whole(qmp: &Qmp) -> Result<(), StateError> {
+/// QEMU leaves out shared RAM only: any other would be sent along, all of it, while the guest stands. And a state with more
+/// memory than is carried, or less, could be loaded nowhere, which nobody may learn when the guest is gone.
+fn refuse_unless_whole(qmp: &Qmp, carried: &[String]) -> Result<(), StateError> {
     let backends = qmp.query_memdev()?;
     if let Some(block) = backends.iter().find(|block| !block.share) {
         return Err(StateError::RamNotShared { id: block.id.clone().unwrap_or_default() });
     }
-    match added_memory(qmp, &backends)? {
-        Some(id) => Err(StateError::RamAdded { id }),
+    let AddedMemory { dimms, device } = added_memory(qmp, &backends)?;
+    if let Some(id) = dimms.iter().find(|id| !carried.contains(id)).or(device.as_ref()) {
+        return Err(StateError::RamAdded { id: id.clone() });
+    }
+    match carried.iter().find(|id| !dimms.contains(id)) {
+        Some(id) => Err(StateError::RamGivenBack { id: id.clone() }),
         None => Ok(()),
     }
 }

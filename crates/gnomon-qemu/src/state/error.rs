@@ -24,9 +24,15 @@ pub enum StateError {
         id: String,
     },
     /// The guest has memory that it did not begin with, which is not carried with its RAM. The guest runs on.
-    #[error("the guest has '{id}', memory that was added while it ran and cannot be carried; remove it first")]
+    #[error("the guest has '{id}', memory that was added while it ran and is not carried; remove it first")]
     RamAdded {
         /// What was added.
+        id: String,
+    },
+    /// The guest has given memory back since it began to be carried. It runs on.
+    #[error("the guest has given '{id}' back since its memory began to be carried; begin again")]
+    RamGivenBack {
+        /// What it has not any more.
         id: String,
     },
     /// The guest stands because of an earlier migration or capture, and QEMU makes no other before it has run.
@@ -109,6 +115,7 @@ impl StateError {
             StateError::Stream(e) => e.kind(),
             StateError::RamNotShared { .. }
             | StateError::RamAdded { .. }
+            | StateError::RamGivenBack { .. }
             | StateError::Migrated
             | StateError::TooLarge { .. }
             | StateError::OtherMachine { .. }

@@ -4,15 +4,16 @@
 //! a monitor costs a tenth of a millisecond, and ten times that on a busy host.
 
 use std::{
+    iter,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use super::{StateBlob, StateError, await_end, channel::Channel, prepare, run};
 use crate::{
-    process::{ExitWatch, Qemu, last_words},
+    memory::backend_of,
+    process::{ExitWatch, Qemu, QemuRecord, last_words},
     qmp::{EventError, EventStream, MigrationStatus, Qmp, QmpError},
-    ram::RamRecord,
     stream::Inventory,
 };
 
@@ -25,7 +26,8 @@ pub struct Standby {
     qmp: Qmp,
     events: EventStream,
     machine: String,
-    ram: Option<RamRecord>,
+    /// Blocks of memory that are here already: their names and sizes.
+    blocks: Vec<(String, u64)>,
     watch: ExitWatch,
     log: Option<PathBuf>,
 }
@@ -52,7 +54,7 @@ impl Standby {
         Ok(Standby {
             events: qmp.events(),
             machine: qmp.current_machine()?,
-            ram: qemu.record().ram.clone(),
+            blocks: blocks_of(qemu.record()),
             watch: qemu.exit_watch(),
             log: qemu.record().log.clone(),
             qmp,
@@ -66,12 +68,14 @@ impl Standby {
             let (state, here) = (inventory.machine.clone(), self.machine.clone());
             return Err(StateError::OtherMachine { state, here });
         }
-        let Some(ram) = &self.ram else { return Ok(()) };
-        let block = inventory.ram.iter().find(|block| block.left_out && block.id == ram.id);
-        match block.map(|block| block.size) {
-            Some(size) if size == ram.size => Ok(()),
-            state => Err(StateError::OtherRam { id: ram.id.clone(), state, here: ram.size }),
+        for (id, here) in &self.blocks {
+            let block = inventory.ram.iter().find(|block| block.left_out && block.id == *id);
+            match block.map(|block| block.size) {
+                Some(size) if size == *here => {}
+                state => return Err(StateError::OtherRam { id: id.clone(), state, here: *here }),
+            }
         }
+        Ok(())
     }
 
     /// Checks a state and loads it. After an error of the check (kind Corrupt, other machine or RAM) the QEMU still
@@ -113,6 +117,14 @@ impl Standby {
         let answer = || self.qmp.query_migrate().ok().and_then(|progress| progress.error);
         StateError::NotTaken { said: said.or_else(answer).unwrap_or_else(|| otherwise.to_string()) }
     }
+}
+
+/// What a QEMU was started with that is not in a state.
+fn blocks_of(record: &QemuRecord) -> Vec<(String, u64)> {
+    let Some(boot) = &record.ram else { return Vec::new() };
+    let dimms = record.resolved.iter().flat_map(|resolved| &resolved.dimms);
+    let dimms = dimms.map(|dimm| (backend_of(&dimm.id), dimm.size));
+    iter::once((boot.id.clone(), boot.size)).chain(dimms).collect()
 }
 
 impl Loaded {

@@ -27,7 +27,7 @@ fn machines_have_versioned_names_and_aliases() {
 
 /// A machine type that both QEMUs have.
 fn machine(name: &str) -> Resolved {
-    Resolved { machine: name.to_string(), accelerator: Accelerator::Tcg, memory: 16 << 20 }
+    Resolved { machine: name.to_string(), accelerator: Accelerator::Tcg, memory: 16 << 20, dimms: Vec::new() }
 }
 
 #[test]

@@ -8,11 +8,12 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, CaptureOptions, DimmAnswer, Filling, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec,
-    Qemu, QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture, dimms, held_memory, remove_dimm,
-    resize_virtio_mem, resolve, sweep_backends, virtio_mem,
+    Accel, CaptureOptions, DimmAnswer, DirtyTracker, Filling, GuestMemory, GuestRam, Launch, MemoryDeviceError,
+    NewDimm, OfferedDimm, PortSpec, Qemu, QemuBinary, RamLoan, Resolved, Role, Standby, StateError, TrackTarget,
+    VmSpec, add_dimm, capture, dimms, held_memory, memory_of, remove_dimm, resize_virtio_mem, resolve, resolved_now,
+    sweep_backends, track, virtio_mem,
 };
-use gnomon_terms::{Bytes, ErrorKind};
+use gnomon_terms::{Bytes, ErrorKind, PageNumber, PageSet};
 use serde_json::{Value, json};
 
 use crate::{
@@ -337,9 +338,82 @@ fn a_guest_gets_all_that_its_description_allows_and_no_more() {
     }
 }
 
-/// What carries a guest carries what it began with. A device that could have memory and has none is no hindrance.
+/// On the same memory, and on a copy of it. One that was given back before leaves a slot free and a gap in addresses.
 #[test]
-fn a_guest_with_added_memory_is_not_captured() {
+fn a_guest_goes_on_in_another_qemu_with_what_it_was_given() {
+    for (qemu, is_copied) in qemus().into_iter().zip([false, true]) {
+        let stable = Stable::new();
+        let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
+        let blocks = ["gone", "first", "second"].map(block);
+        for (id, memory) in ["gone", "first", "second"].into_iter().zip(&blocks) {
+            add_dimm(&linux.vm, &dimm(id, memory), LONG).expect("taken");
+        }
+        remove_dimm(&linux.vm, "gone", LONG).expect("given back");
+        linux.use_up(320);
+
+        let made_of = resolved_now(&linux.vm).expect("told").expect("ours");
+        assert_eq!(
+            made_of.dimms.iter().map(|dimm| (dimm.id.as_str(), dimm.slot)).collect::<Vec<_>>(),
+            [("first", 1), ("second", 2)]
+        );
+        let memory = memory_of(&linux.vm).expect("found").expect("ours");
+        let inodes = |parts: &[GuestRam]| parts.iter().map(GuestRam::inode).collect::<Vec<_>>();
+        assert_eq!(inodes(&memory.parts()[1..]), inodes(&blocks[1..]));
+        let target = TrackTarget::of_memory(linux.vm.record().pid, &memory).expect("mapped");
+        let tracker = is_copied.then(|| track(&target).expect("followed").tracker);
+        let frozen = capture(&linux.vm, &CaptureOptions::of(&made_of)).expect("captured");
+        let memory = tracker.map_or(memory, |mut tracker| copied(&mut *tracker, &made_of));
+
+        let mut spec = linux.vm.record().spec.clone().expect("ours");
+        spec.ports[0].socket = stable.path().join("next.sock");
+        let launch = Launch {
+            qemu: &qemu.path,
+            host_args: &qemu.host_args(),
+            spec: &spec,
+            resolved: &made_of,
+            dir: &stable.home("next"),
+            role: Role::IncomingPaused,
+            ram: Some(memory.shared()),
+        };
+        let next = Qemu::launch(&launch).expect("QEMU starts");
+        let port = UnixStream::connect(&spec.ports[0].socket).expect("it listens");
+        let blob = frozen.hand_over();
+        Standby::new(&next).expect("ready").load(&blob, LONG).expect("loaded").run(LONG).expect("runs");
+        linux.vm.kill().expect("killed");
+        port.set_read_timeout(Some(2 * LONG)).expect("set");
+        let mut linux = Linux { vm: next, port: BufReader::new(port), ..linux };
+        assert_eq!(linux.ask("check", "checked")["wrong"], 0, "{}", qemu.version);
+        assert_eq!(resolved_now(&linux.vm).expect("told"), Some(made_of));
+
+        // It gives back what it brought along, and gets more.
+        linux.ask("drop", "memory");
+        remove_dimm(&linux.vm, "second", LONG).expect("given back");
+        assert_eq!((linux.more(), ids(&linux.vm)), (128, vec!["first".to_string()]));
+        add_dimm(&linux.vm, &dimm("third", &blocks[0]), LONG).expect("taken");
+        linux.use_up(320);
+    }
+}
+
+/// The memory of a guest that stands, in memory of its own.
+fn copied(tracker: &mut dyn DirtyTracker, made_of: &Resolved) -> GuestMemory {
+    let copy = GuestMemory::create("copy", made_of).expect("memory");
+    let (writer, mut dirty) = (copy.map_writable().expect("mapped"), PageSet::new());
+    tracker.scan(&mut dirty).expect("scanned");
+    assert_eq!(dirty.count(), copy.pages(), "the first scan tells of all");
+    // Runs that cross the borders of its parts.
+    let mut bytes = vec![0; 24 << 20];
+    for start in (0..copy.pages().0).step_by(bytes.len() / 4096) {
+        let count = (copy.pages().0 - start).min(bytes.len() as u64 / 4096);
+        let bytes = &mut bytes[..count as usize * 4096];
+        tracker.read(PageNumber(start), bytes).expect("read");
+        writer.write_at(start * 4096, bytes).expect("within");
+    }
+    copy
+}
+
+/// What carries a guest says what it carries. A device that could have memory and has none is no hindrance.
+#[test]
+fn a_guest_with_memory_that_nobody_carries_is_not_captured() {
     for qemu in qemus() {
         let stable = Stable::new();
         let spec = VmSpec { virtio_mem: Some(BLOCK.0), ..sector(&stable, 2, 1) };
@@ -354,6 +428,9 @@ fn a_guest_with_added_memory_is_not_captured() {
         drop(OfferedDimm::new(&vm, &dimm("a", &block("a"))).expect("offered").plug().expect("plugged"));
         let error = capture(&vm, &CaptureOptions::default()).expect_err("whose memory is that?");
         assert!(matches!(&error, StateError::RamAdded { id } if id == "a"), "{error}");
+        let options = CaptureOptions { dimms: vec!["b".into(), "a".into()], ..CaptureOptions::default() };
+        let error = capture(&vm, &options).expect_err("it has no such memory");
+        assert!(matches!(&error, StateError::RamGivenBack { id } if id == "b"), "{error}");
         assert!(vm.qmp().query_status().expect("answers").running);
     }
 }

@@ -254,7 +254,12 @@ mod tests {
             ),
             ("pdp11", &newer[..], Some("QEMU 10.0.2 does not know 'pdp11'")),
         ];
-        let has = Resolved { machine: "pc-q35-7.2".into(), accelerator: Accelerator::Tcg, memory: 1 << 24 };
+        let has = Resolved {
+            machine: "pc-q35-7.2".into(),
+            accelerator: Accelerator::Tcg,
+            memory: 1 << 24,
+            dimms: Vec::new(),
+        };
         for (named, known, refused) in table {
             let told = target(named).check_machine(&has, known);
             assert_eq!(told.err().as_deref(), refused, "{named}");
