@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use gnomon_qemu::{
-    CaptureOptions, DirtyTracker, GuestRam, Qemu, RamError, RamWriter, StateBlob, StateError, TrackError, capture,
+    CaptureOptions, DirtyTracker, GuestMemory, Qemu, RamError, RamWriter, Resolved, StateBlob, StateError,
+    TrackError, capture,
 };
 use gnomon_terms::{Bytes, ErrorKind, PAGE_SIZE, PageCount, PageNumber, PageRun, PageSet};
 
@@ -28,8 +29,10 @@ const CHUNK: u64 = 256;
 /// A guest at one moment.
 #[derive(Debug)]
 pub struct Snapshot<T> {
-    /// Its RAM, in memory of its own.
-    pub ram: GuestRam,
+    /// Its memory, in memory of its own.
+    pub memory: GuestMemory,
+    /// What it was made of at that moment.
+    pub made_of: Resolved,
     /// Its devices.
     pub blob: StateBlob,
     /// What the caller made of the same moment.
@@ -72,26 +75,27 @@ impl SnapshotError {
     }
 }
 
-/// Copies the guest of `qemu`. `at_rest` runs while it stands, with its disks at rest. Takes as long as its RAM takes to
+/// Copies the guest of `qemu`, whose makeup is `made_of`. `at_rest` runs while it stands, with its disks at rest. Takes as long as its RAM takes to
 /// copy; the guest stands for some milliseconds of it, if `tracker` follows a guest that runs.
 pub fn snapshot<T>(
     qemu: &Qemu,
+    made_of: Resolved,
     tracker: &mut dyn DirtyTracker,
     at_rest: impl FnOnce() -> Result<T, String>,
 ) -> Result<Snapshot<T>, SnapshotError> {
-    let ram = GuestRam::create(&format!("copy of {}", qemu.record().name), tracker.pages().bytes())?;
-    let copy = ram.map_writable()?;
+    let memory = GuestMemory::create(&format!("copy of {}", qemu.record().name), &made_of)?;
+    let copy = memory.map_writable()?;
     let mut written = PageSet::new();
     if !tracker.tier().needs_standing_guest() {
         passes(tracker, &copy, &mut written)?;
     }
-    let frozen = capture(qemu, &CaptureOptions::default())?;
+    let frozen = capture(qemu, &CaptureOptions::of(&made_of))?;
     tracker.scan(&mut written)?;
     let copied_standing = copy_pages(tracker, &written, &copy)?;
     let at_rest = at_rest().map_err(|why| SnapshotError::AtRest { why })?;
     let done = frozen.resume(RESUME)?;
     drop(copy);
-    Ok(Snapshot { ram, blob: done.blob, at_rest, pause: done.pause, copied_standing })
+    Ok(Snapshot { memory, made_of, blob: done.blob, at_rest, pause: done.pause, copied_standing })
 }
 
 /// Copies while the guest runs; leaves in `written` what a copy may be older than.

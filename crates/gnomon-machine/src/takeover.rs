@@ -104,7 +104,8 @@ impl TakeoverError {
 pub fn take_over(old: &Qemu, new: &Qemu, disks: &dyn Disks) -> Result<Phases, TakeoverError> {
     // Whatever can be asked of the new one is asked while the guest runs.
     let standby = Standby::new(new).map_err(TakeoverError::Load)?;
-    let frozen = capture(old, &CaptureOptions::default()).map_err(TakeoverError::Capture)?;
+    let carried = new.record().resolved.as_ref().map(CaptureOptions::of).unwrap_or_default();
+    let frozen = capture(old, &carried).map_err(TakeoverError::Capture)?;
     let mut phases =
         Phases { approach: frozen.phases().approach, saving: frozen.phases().saving, ..Phases::default() };
     let mut clock = Clock(Instant::now());

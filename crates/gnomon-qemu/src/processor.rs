@@ -16,6 +16,10 @@ const MOST: usize = 4096;
 /// What the type is called says nothing to the guest: a model has several names.
 const NAME_ONLY: &str = "type";
 
+/// Which memory is near follows from how the guest's memory is described (room for more makes one node of all), which a
+/// QEMU that is only asked about processors does not know; it is no part of the processor.
+const NODE: &str = "node-id";
+
 /// The answers that QEMU itself forms from the others, one register at a time.
 const REGISTERS: &str = "feature-words";
 
@@ -69,6 +73,7 @@ impl Processor {
     /// Takes one answer down.
     fn note(&mut self, name: String, value: &Value) {
         match value {
+            _ if name == NODE => {}
             Value::Array(words) if name == REGISTERS => self.registers.extend(words.iter().filter_map(register)),
             Value::String(word) if name != NAME_ONLY => drop(self.properties.insert(name, word.clone())),
             Value::Bool(_) | Value::Number(_) => drop(self.properties.insert(name, value.to_string())),
@@ -146,7 +151,13 @@ mod tests {
 
     #[test]
     fn a_guest_sees_what_is_told_and_nothing_else() {
-        let own = processor(&[("type", json!("a-cpu")), ("model", json!(6)), (REGISTERS, words(3, &[]))]);
+        let registers = words(3, &[]);
+        let own = processor(&[
+            ("type", json!("a-cpu")),
+            ("model", json!(6)),
+            ("node-id", json!(0)),
+            (REGISTERS, registers),
+        ]);
         let leaf = |features| json!({ "cpuid-register": "EAX", "cpuid-input-eax": 36, "cpuid-input-ecx": 0, "features": features });
         let table = [
             // Another name, a property and a leaf that only the newer one knows and that say nothing.
@@ -156,7 +167,13 @@ mod tests {
             (json!("a-cpu"), json!(6), words(3, &[leaf(8)]), vec!["CPUID 0x24.0 EAX: 0x00000000 and 0x00000008"]),
         ];
         for (kind, model, registers, told) in table {
-            let other = [("type", kind), ("model", model), (REGISTERS, registers), ("sha512", json!(false))];
+            let other = [
+                ("type", kind),
+                ("model", model),
+                (REGISTERS, registers),
+                ("sha512", json!(false)),
+                ("node-id", json!(-1)),
+            ];
             let told_of: Vec<String> = own.differences(&processor(&other)).iter().map(ToString::to_string).collect();
             assert_eq!(told_of, told);
         }

@@ -2,7 +2,7 @@
 //!
 //! Source: proc_pid_maps(5), proc_pid_smaps(5).
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use gnomon_terms::{PAGE_SIZE, PageCount, PageNumber, PageRun};
 
@@ -89,6 +89,11 @@ fn parse(line: &str) -> Option<Mapping<'_>> {
     let at = hex(start)?..hex(end)?;
     let path = words.next().unwrap_or_default().trim_start();
     (at.start < at.end).then_some(Mapping { at, access, offset, device, inode, path })
+}
+
+/// The inodes of all files that a process has mapped.
+pub(crate) fn files(maps: &str) -> HashSet<u64> {
+    mappings(maps).map(|mapping| mapping.inode).filter(|inode| *inode != 0).collect()
 }
 
 /// The inode of the shared file whose first byte a process has at this address; `None` when there is none.

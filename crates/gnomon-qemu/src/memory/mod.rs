@@ -39,7 +39,7 @@ pub use inventory::{Dimm, HeldMemory, VirtioMem, added, dimms, held_memory, virt
 pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
-pub use whole::{memory_of, resolved_now};
+pub use whole::{mapped_files, memory_of, resolved_now};
 
 use std::time::Duration;
 

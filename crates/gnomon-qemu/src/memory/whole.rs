@@ -5,14 +5,14 @@
 //!
 //! Source: QEMU documentation, "Human Monitor", `gpa2hva`.
 
-use std::fs;
+use std::{collections::HashSet, fs};
 
 use gnomon_terms::Bytes;
 
 use super::{Dimm, HeldMemory, MemoryDeviceError, dimms, held_memory};
 use crate::{
     Qemu,
-    dirty::maps::file_at,
+    dirty::maps::{file_at, files},
     ram::{GuestMemory, RamError},
     spec::{Resolved, SettledDimm},
 };
@@ -24,10 +24,9 @@ pub fn resolved_now(qemu: &Qemu) -> Result<Option<Resolved>, MemoryDeviceError> 
     Ok(Some(Resolved { dimms: dimms(qemu)?.into_iter().map(settled).collect(), ..began }))
 }
 
-/// All the memory of a guest, opened through its process, DIMMs by slot; `None` for one with RAM of QEMU's own. The guest is
-/// given nothing and gives nothing back meanwhile.
-pub fn memory_of(qemu: &Qemu) -> Result<Option<GuestMemory>, MemoryDeviceError> {
-    let (record, dimms) = (qemu.record(), dimms(qemu)?);
+/// All the memory of a guest of this makeup, opened through its process; `None` for one with RAM of QEMU's own.
+pub fn memory_of(qemu: &Qemu, made_of: &Resolved) -> Result<Option<GuestMemory>, MemoryDeviceError> {
+    let (record, dimms) = (qemu.record(), &made_of.dimms);
     let Some(boot) = &record.ram else { return Ok(None) };
     let mut memory = GuestMemory::of(crate::GuestRam::open_in(record.pid, boot)?);
     if dimms.is_empty() {
@@ -36,13 +35,21 @@ pub fn memory_of(qemu: &Qemu) -> Result<Option<GuestMemory>, MemoryDeviceError> 
     let held = held_memory(qemu)?;
     let path = format!("/proc/{}/maps", record.pid);
     let maps = fs::read_to_string(&path).map_err(|source| RamError::Open { path: path.into(), source })?;
-    for dimm in &dimms {
+    for dimm in dimms {
         let address = qemu.qmp().host_address(dimm.address)?;
-        let found = file_at(&maps, address).and_then(|inode| held_as(&held, inode, dimm.size));
+        let found = file_at(&maps, address).and_then(|inode| held_as(&held, inode, Bytes(dimm.size)));
         let found = found.ok_or_else(|| RamError::NotThere { pid: record.pid, what: dimm.id.clone() })?;
         memory.add(found.open()?);
     }
     Ok(Some(memory))
+}
+
+/// Inodes of the files that a process has mapped: of the memory that its guest really has. One that is only open may be what
+/// the process was started with, and of no use to it any more.
+pub fn mapped_files(pid: i32) -> Result<HashSet<u64>, MemoryDeviceError> {
+    let path = format!("/proc/{pid}/maps");
+    let maps = fs::read_to_string(&path).map_err(|source| RamError::Open { path: path.into(), source })?;
+    Ok(files(&maps))
 }
 
 fn held_as(held: &[HeldMemory], inode: u64, size: Bytes) -> Option<&HeldMemory> {

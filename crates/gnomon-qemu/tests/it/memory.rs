@@ -356,7 +356,7 @@ fn a_guest_goes_on_in_another_qemu_with_what_it_was_given() {
             made_of.dimms.iter().map(|dimm| (dimm.id.as_str(), dimm.slot)).collect::<Vec<_>>(),
             [("first", 1), ("second", 2)]
         );
-        let memory = memory_of(&linux.vm).expect("found").expect("ours");
+        let memory = memory_of(&linux.vm, &made_of).expect("found").expect("ours");
         let inodes = |parts: &[GuestRam]| parts.iter().map(GuestRam::inode).collect::<Vec<_>>();
         assert_eq!(inodes(&memory.parts()[1..]), inodes(&blocks[1..]));
         let target = TrackTarget::of_memory(linux.vm.record().pid, &memory).expect("mapped");

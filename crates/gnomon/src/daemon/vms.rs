@@ -22,6 +22,7 @@ mod beside;
 mod cables;
 mod found;
 mod handle;
+pub mod makeup;
 mod waiting;
 
 pub use beside::{Beside, Forks, Purpose};

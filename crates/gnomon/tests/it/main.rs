@@ -12,6 +12,7 @@ mod etcd;
 mod failovers;
 mod feeds;
 mod forecasts;
+mod grown;
 mod guest;
 mod guest_exec;
 mod house;

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use gnomon_cycle::staging::MOST_STEPS;
 use gnomon_memory::blocks_of;
+use gnomon_qemu::mapped_files;
 
 use super::{group::Group, groups};
 use crate::{
@@ -76,7 +77,10 @@ fn look_at(daemon: &Daemon, vm: &VmHandle, name: &str, pid: i32) -> Result<(), A
         // How much it may have was not known while it did not run, or not answer.
         group.join(name, groups::most(daemon, name))?;
     }
-    for block in blocks_of(pid).map_err(|error| ApiError::of(error.kind(), &error))? {
+    // A QEMU that was started with a block keeps its descriptor, also when its guest has given the block back.
+    let mapped = mapped_files(pid)?;
+    let held = blocks_of(pid).map_err(|error| ApiError::of(error.kind(), &error))?;
+    for block in held.into_iter().filter(|block| mapped.contains(&block.inode())) {
         let staging = memory.open_staging()?;
         let is_known = staging.assigned_to(name).iter().any(|(id, _)| *id == block.id());
         if !is_known {

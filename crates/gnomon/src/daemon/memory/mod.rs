@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   clock.rs   once a second: who has ended, who is short; each step: demands ─► planner ─► target ─► staging area
+//!   dimm.rs    what DIMMs are called, and which block that means
 //!   resize.rs  a running guest's request ─► staged blocks, then the standard path
 //!   elastic.rs the same for a guest with a device that changes its size: nothing can be staged for it
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
@@ -15,6 +16,7 @@
 mod boot;
 mod clock;
 pub mod demand;
+mod dimm;
 mod elastic;
 mod follow;
 mod found;
@@ -33,6 +35,7 @@ use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, Opening, Request,
 use parking_lot::{Mutex, RwLock};
 
 use self::{
+    dimm::DimmNames,
     follow::Following,
     group::Group,
     turn::{Turn, Turns},
@@ -49,6 +52,7 @@ const SOCKET: &str = "memory.sock";
 /// What this node does about memory.
 pub struct Memory {
     config: crate::config::MemoryConfig,
+    dimm_names: DimmNames,
     socket: PathBuf,
     records: Arc<Records>,
     groups: RwLock<BTreeMap<String, Arc<Group>>>,
@@ -73,6 +77,7 @@ impl Memory {
     pub fn new(config: &Config, records: Arc<Records>) -> Memory {
         Memory {
             config: config.memory,
+            dimm_names: DimmNames::of(&config.node),
             socket: config.run_dir.join(SOCKET),
             records,
             groups: RwLock::default(),
@@ -114,7 +119,7 @@ impl Memory {
     /// elsewhere, and has it on record by then.
     pub(super) fn hold_still(&self, vm: &VmHandle) -> Result<Turn<'_>, ApiError> {
         let turn = self.turns.take(&vm.record().name)?;
-        vm.refuse_if_grown()?;
+        vm.refuse_if_its_device_has_memory()?;
         Ok(turn)
     }
 
@@ -151,6 +156,17 @@ impl Memory {
             tracing::warn!(vm, %error, "what is staged cannot be used");
             None
         })
+    }
+
+    /// A DIMM is no VM's any more, or never was: its memory goes back to the host, if it is of a block of this host that is
+    /// that VM's on the books.
+    fn let_go(&self, vm: &str, name: &str) {
+        let is_its_own = |id: &BlockId| {
+            self.staging().is_some_and(|staging| staging.assigned_to(vm).iter().any(|(own, _)| own == id))
+        };
+        if let Some(id) = self.dimm_names.block_of(name).filter(is_its_own) {
+            self.returned(id);
+        }
     }
 
     /// A guest has let a block go, or never had it: its memory goes back to the host.

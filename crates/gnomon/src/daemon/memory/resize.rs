@@ -15,14 +15,14 @@ use std::{
 };
 
 use gnomon_cycle::staging::STEP_PER_FREE;
-use gnomon_memory::{BlockId, Request};
+use gnomon_memory::Request;
 use gnomon_qemu::{
     Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, VirtioMem, add_dimm, dimms, remove_dimm,
     sweep_backends, virtio_mem,
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, elastic, group::Served};
+use super::{Memory, dimm, elastic, group::Served};
 use crate::{
     api::{
         ApiError,
@@ -37,10 +37,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked, once a second, whether a guest that has not answered does so yet: ten minutes. Later its next change
 /// finds it.
 const LOOKS: u32 = 600;
-/// What DIMMs of staged blocks are called: this, and the block's number.
-const STAGED: &str = "staged-";
-/// What others are called.
-const COLD: &str = "cold-";
 
 /// A guest that can be given memory, and what it has.
 struct Guest {
@@ -96,7 +92,7 @@ impl Guest {
 
     /// A number that none of its DIMMs has.
     fn free_number(&self) -> u64 {
-        let numbers = self.dimms.iter().filter_map(|dimm| dimm.id.strip_prefix(COLD)?.parse::<u64>().ok());
+        let numbers = self.dimms.iter().filter_map(|dimm| dimm::number_of(&dimm.id));
         numbers.max().map_or(1, |newest| newest.saturating_add(1))
     }
 }
@@ -208,13 +204,13 @@ fn grow(memory: &Memory, guest: &Guest, bytes: u64, begun: Instant) -> Result<Ch
 /// Takes DIMMs away: whole ones, the newest first, never more than asked.
 fn shrink(memory: &Memory, guest: &Guest, bytes: u64) -> Change {
     let mut change = Change::default();
-    for dimm in guest.dimms.iter().rev().filter(|dimm| dimm.hotplugged) {
+    for dimm in guest.dimms.iter().rev().filter(|dimm| dimm::is_given(&dimm.id)) {
         if dimm.size.0 > bytes.saturating_sub(change.done) {
             continue;
         }
         match remove_dimm(&guest.qemu, &dimm.id, PATIENCE) {
             Ok(()) => {
-                memory.let_go(&dimm.id);
+                memory.let_go(&guest.name, &dimm.id);
                 change.done += dimm.size.0;
                 change.dimms += 1;
             }
@@ -325,7 +321,7 @@ impl Growth<'_> {
         self.change.decided = decided.elapsed();
         let Some(mut reserved) = taken else { return true };
         while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {
-            let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
+            let (size, id) = (block.size(), self.memory.dimm_names.staged(block.id()));
             let added = self.add(&id, &block, size, Filling::Mapped);
             let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
             if !self.settle(added, size, &id) {
@@ -347,7 +343,7 @@ impl Growth<'_> {
 
     /// The standard path: memory that the host gives as it is touched.
     fn add_cold(&mut self) {
-        let (size, id) = (Bytes(self.left), format!("{COLD}{}", self.guest.free_number()));
+        let (size, id) = (Bytes(self.left), dimm::cold(self.guest.free_number()));
         match GuestRam::create(&format!("{}-{id}", self.guest.name), size) {
             Ok(ram) => {
                 let added = self.add(&id, &ram, size, Filling::Untouched);
@@ -372,7 +368,7 @@ impl Growth<'_> {
                 if matches!(error, MemoryDeviceError::Declined { .. })
                     && remove_dimm(&self.guest.qemu, id, PATIENCE).is_ok()
                 {
-                    self.memory.let_go(id);
+                    self.memory.let_go(&self.guest.name, id);
                 }
                 false
             }
@@ -381,20 +377,13 @@ impl Growth<'_> {
 }
 
 impl Memory {
-    /// A DIMM is no guest's any more: its memory goes back to the host.
-    fn let_go(&self, id: &str) {
-        if let Some(block) = block_of(id) {
-            self.returned(block);
-        }
-    }
-
     /// Takes back what a guest has let go of while nobody waited. Only while nobody else changes its memory.
     fn sweep(&self, vm: &str, qemu: &Qemu) {
         let swept = sweep_backends(qemu).unwrap_or_else(|error| {
             tracing::debug!(vm, %error, "what it has let go of is not known");
             Vec::new()
         });
-        swept.iter().for_each(|id| self.let_go(id));
+        swept.iter().for_each(|id| self.let_go(vm, id));
     }
 
     /// A VM's guest may let go of memory, or turn out to have none, while nobody waits.
@@ -425,11 +414,6 @@ impl Memory {
 /// As many bytes with a sign; what no host has is the most that there is.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-/// The block that a DIMM is of.
-fn block_of(id: &str) -> Option<BlockId> {
-    id.strip_prefix(STAGED)?.parse().ok().map(BlockId)
 }
 
 fn told(name: &str, ask: Ask, change: Change, begun: Instant, vm: &VmHandle) -> Result<MemoryChange, ApiError> {

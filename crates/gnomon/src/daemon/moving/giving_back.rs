@@ -32,6 +32,7 @@ use crate::{
         Daemon,
         keeper::VolumeHandle,
         records::{HandoverRecord, StandingRecord},
+        vms::makeup::built,
     },
 };
 
@@ -223,11 +224,8 @@ impl GivingBack {
     /// How a guest of this node is built; `None` when it does not run.
     pub fn built(&self, daemon: &Arc<Daemon>, vm: &str) -> Result<Option<Built>, ApiError> {
         let Some(qemu) = daemon.vms.get(vm).ok().and_then(|vm| vm.qemu()) else { return Ok(None) };
-        let record = qemu.record().clone();
-        match (record.spec, record.resolved) {
-            (Some(spec), Some(resolved)) => Ok(Some(Built { spec, resolved })),
-            _ => Err(ApiError::refused(format!("VM '{vm}' was adopted: its devices are not known"))),
-        }
+        let (spec, resolved) = built(&qemu)?;
+        Ok(Some(Built { spec, resolved }))
     }
 
     /// Begins to send a guest.

@@ -28,8 +28,8 @@ use gnomon_machine::{
     wire::{Wire, WireClosed},
 };
 use gnomon_proto::frame::{Message, Stream};
-use gnomon_qemu::{GuestRam, Qemu, RamWriter, Resolved, RunState, Standby, VmSpec};
-use gnomon_terms::{Bytes, Epoch};
+use gnomon_qemu::{GuestMemory, Qemu, RamWriter, Resolved, RunState, Standby, VmSpec};
+use gnomon_terms::Epoch;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -150,9 +150,9 @@ fn add(daemon: &Daemon, record: LandingRecord) -> Arc<Landing> {
 
 impl Landing {
     fn start(self: &Arc<Landing>, daemon: &Daemon, spec: VmSpec, resolved: Resolved) -> Result<Outcome, ApiError> {
-        let ram = GuestRam::create(&self.record.vm, Bytes(resolved.memory))?;
-        let qemu = Arc::new(daemon.vms.launch_waiting(spec, resolved, self.record.token, ram.shared())?);
-        let writer: Arc<RamWriter> = Arc::new(ram.map_writable()?);
+        let memory = GuestMemory::create(&self.record.vm, &resolved)?;
+        let qemu = Arc::new(daemon.vms.launch_waiting(spec, resolved, self.record.token, memory.shared())?);
+        let writer: Arc<RamWriter> = Arc::new(memory.map_writable()?);
         let mut shadow = Shadow::new(STREAM, writer, Limits::default(), Some(Standby::new(&qemu)?));
         shadow.begin(EPOCH)?;
         let (tell, outcome) = oneshot::channel();

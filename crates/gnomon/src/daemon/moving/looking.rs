@@ -63,7 +63,14 @@ impl SourceMove {
 
     /// Tells how priming does, or the sending of the guest. Memory counts as it is in the guest: what is zero, or a change
     /// only, takes less of the link, so that it is there sooner than is told.
-    pub(super) fn tell_priming(&self, look: &Look, meter: &Meter, transfer: Option<&Departure>, is_stuck: bool) {
+    pub(super) fn tell_priming(
+        &self,
+        look: &Look,
+        meter: &Meter,
+        memory: u64,
+        transfer: Option<&Departure>,
+        is_stuck: bool,
+    ) {
         let lacking = look.lacking.bytes().0;
         let stall = &look.stall;
         let message = match transfer {
@@ -82,7 +89,6 @@ impl SourceMove {
             ),
             None => String::new(),
         };
-        let memory = self.memory();
         self.job.report(match transfer {
             Some(departure) => {
                 let lacking = lacking + departure.owed().0.min(memory);

@@ -217,7 +217,7 @@ fn moved_with(daemon: &Arc<Daemon>, name: &str) -> Result<Vec<String>, ApiError>
             .then("move its volumes with `gnomon volume move`, and start it there"));
     }
     vm.refuse_unless_movable()?;
-    vm.refuse_if_grown()?;
+    vm.refuse_if_its_device_has_memory()?;
     let disks = vm.record().disks;
     if disks.is_empty() {
         return Err(ApiError::refused(format!("VM '{name}' has no volume of this node"))

@@ -22,7 +22,7 @@ use crate::{
         ApiError, Kind,
         types::{MoveMode, MoveOutlook, MoveRequest, RateOrigin, VolumeOutlook},
     },
-    daemon::{Daemon, keeper::VolumeHandle},
+    daemon::{Daemon, keeper::VolumeHandle, vms::makeup::all_memory},
 };
 
 /// Bytes in one question that measures the link: half of what a question may have.
@@ -40,9 +40,8 @@ pub async fn of_vm(daemon: &Arc<Daemon>, name: &str, ask: MoveRequest) -> Result
     let (asked, rate_of) = (ask.ram, ask.mode);
     let told = outlook(daemon, moved_with(daemon, name), ask).await?;
     let Some(qemu) = daemon.vms.get(name).ok().and_then(|vm| vm.qemu()) else { return Ok(told) };
-    let memory = qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory);
-    let foreseen =
-        tokio::task::spawn_blocking(move || ram::foresee(asked, &qemu)).await.map_err(ApiError::internal)?;
+    let looked = tokio::task::spawn_blocking(move || (all_memory(&qemu), ram::foresee(asked, &qemu)));
+    let (memory, foreseen) = looked.await.map_err(ApiError::internal)?;
     let mut told = MoveOutlook { memory, ..told };
     match foreseen {
         Ok(choice) => told.ram = Some(choice),

@@ -8,14 +8,14 @@
 //!   qemu          qemu           qemu                                    qemu
 //! ```
 
-use gnomon_qemu::{DirtyTracker, Qemu, TrackError, TrackTarget, TrackerFacts, TrackerTier};
+use gnomon_qemu::{DirtyTracker, GuestMemory, Qemu, TrackError, TrackTarget, TrackerFacts, TrackerTier};
 
 use crate::{
     api::{
         ApiError, chain,
         types::{RamChoice, RamWay},
     },
-    daemon::vms::VmHandle,
+    daemon::vms::{VmHandle, makeup::whole},
 };
 
 /// The ways to follow a guest for a move, best first. Soft-dirty is none: the guest would stand for all of its memory.
@@ -76,7 +76,9 @@ pub fn begin(asked: Option<RamWay>, qemu: &Qemu) -> Result<(RamChoice, Option<Bo
     let mut better = None;
     let followed = match why_not_followed(qemu) {
         Some(why) => Err(why),
-        None => follow(qemu, &mut better).map_err(|error| chain(&error)),
+        None => whole(qemu)
+            .map_err(|error| error.to_string())
+            .and_then(|(_, memory)| follow(qemu, &memory, &mut better).map_err(|error| chain(&error))),
     };
     let found = followed.as_ref().map(|tracker| tracker.tier()).map_err(String::clone);
     let choice = choose(asked, found, better)?;
@@ -84,10 +86,12 @@ pub fn begin(asked: Option<RamWay>, qemu: &Qemu) -> Result<(RamChoice, Option<Bo
     Ok((choice, tracker))
 }
 
-fn follow(qemu: &Qemu, better: &mut Option<String>) -> Result<Box<dyn DirtyTracker>, TrackError> {
-    let gone = || TrackError::Gone { pid: qemu.record().pid };
-    let ram = qemu.open_ram().ok().flatten().ok_or_else(gone)?;
-    let target = TrackTarget::new(qemu.record().pid, &ram)?;
+fn follow(
+    qemu: &Qemu,
+    memory: &GuestMemory,
+    better: &mut Option<String>,
+) -> Result<Box<dyn DirtyTracker>, TrackError> {
+    let target = TrackTarget::of_memory(qemu.record().pid, memory)?;
     let [best, last] = TIERS;
     match best.start(&target) {
         Err(error) if !error.ends_the_search() => *better = Some(chain(&error)),

@@ -46,7 +46,10 @@ use super::{
 };
 use crate::{
     api::ApiError,
-    daemon::{keeper::VolumeHandle, vms::VmHandle},
+    daemon::{
+        keeper::VolumeHandle,
+        vms::{VmHandle, makeup::built},
+    },
 };
 
 /// How long one look waits for a piece of work: the pace of the move meanwhile.
@@ -128,12 +131,10 @@ impl Sending {
     pub async fn start(hub: &Hub, setting: Setting) -> Result<Sending, ApiError> {
         let Setting { vm, volumes, move_id, tracker, link, turn } = setting;
         let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
-        let record = qemu.record();
-        let (Some(spec), Some(resolved)) = (record.spec.clone(), record.resolved.clone()) else {
-            return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
-                .then("restart it with `gnomon vm run`; adopted VMs cannot be moved by this version"));
-        };
-        let memory = Bytes((resolved.memory / REMEMBERED).max(REMEMBERED_LEAST));
+        let asked = Arc::clone(&qemu);
+        let (spec, resolved) = blocking(move || built(&asked)).await?;
+        let memory = Bytes((resolved.whole_memory() / REMEMBERED).max(REMEMBERED_LEAST));
+        let options = CaptureOptions::of(&resolved);
         hub.rpc.ask::<()>(&Ask::Receive { move_id, spec: Box::new(spec), resolved }).await?;
         let setup = Setup {
             stream: STREAM,
@@ -143,7 +144,7 @@ impl Sending {
             link,
             patience: PATIENCE,
         };
-        let hypervisor = QemuHypervisor::new(qemu, CaptureOptions::default());
+        let hypervisor = QemuHypervisor::new(qemu, options);
         // Its volumes do not go turn by turn: their handover follows the last checkpoint.
         let marks = |_| Ok(Vec::new());
         let (tally, pages) = (Arc::new(Tally::default()), tracker.pages());

@@ -31,7 +31,7 @@ use super::{
     progress::{Meter, shrinking},
     rollback,
     rpc::{Ask, Opened, State, lost},
-    transfer,
+    transfer::{self, blocking},
 };
 use crate::{
     api::{ApiError, types::RamChoice},
@@ -40,6 +40,7 @@ use crate::{
         jobs::Job,
         keeper::VolumeHandle,
         records::{MoveRecord, StandingRecord},
+        vms::makeup::all_memory,
     },
 };
 
@@ -386,10 +387,11 @@ impl SourceMove {
         Err(lost(&self.record.to, &format!("volume '{}' has to be compared again", leg.handle.record().name)))
     }
 
-    /// Bytes of its guest's memory; zero when no guest goes along.
-    pub(super) fn memory(&self) -> u64 {
+    /// Bytes of its guest's memory, DIMMs included; zero when no guest goes along.
+    pub(super) async fn memory(&self) -> u64 {
         let qemu = self.record.vm.as_ref().and_then(|vm| self.daemon.vms.get(vm).ok()?.qemu());
-        qemu.and_then(|qemu| Some(qemu.record().resolved.as_ref()?.memory)).unwrap_or(0)
+        let Some(qemu) = qemu else { return 0 };
+        blocking(move || Ok(all_memory(&qemu))).await.unwrap_or_default()
     }
 
     /// Bytes of all volumes.

@@ -30,7 +30,7 @@ impl SourceMove {
         inbox: &mut Inbox,
         legs: &[Leg],
     ) -> Result<Option<End>, ApiError> {
-        let mut meter = Meter::new();
+        let (mut meter, memory) = (Meter::new(), self.memory().await);
         let mut ticks = tokio::time::interval(TICK);
         let mut transfer: Option<Departure> = None;
         let mut givers = Vec::new();
@@ -57,7 +57,7 @@ impl SourceMove {
             let outlook = decide::Outlook { lacking: look.lacking, stall: look.stall, rate: meter.rate() };
             let ready = decide::is_ready(self.record.mode, &outlook);
             let is_stuck = self.record.mode == MoveMode::Pre && convergence.is_stuck(look.lacking);
-            self.tell_priming(&look, &meter, transfer.as_ref(), is_stuck);
+            self.tell_priming(&look, &meter, memory, transfer.as_ref(), is_stuck);
             match (&mut transfer, &self.record.vm) {
                 (Some(running), _) => {
                     let may = self.record.mode != MoveMode::Pre || ready;

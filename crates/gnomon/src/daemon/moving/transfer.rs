@@ -19,7 +19,10 @@ use crate::{
     daemon::{
         Daemon,
         records::{MoveRecord, VmRecord},
-        vms::VmHandle,
+        vms::{
+            VmHandle,
+            makeup::{all_memory, built, refuse_if_qemu_loses_pages},
+        },
     },
 };
 
@@ -50,11 +53,8 @@ impl Transfer {
     /// Has a QEMU started at the destination, and begins to send.
     pub async fn start(hub: &Hub, vm: Arc<VmHandle>) -> Result<Transfer, ApiError> {
         let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
-        let record = qemu.record().clone();
-        let (Some(spec), Some(resolved)) = (record.spec, record.resolved) else {
-            return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
-                .then("restart it with `gnomon vm run`; adopted VMs cannot be moved by this version"));
-        };
+        let (spec, resolved) =
+            blocking(move || refuse_if_qemu_loses_pages(&qemu).and_then(|()| built(&qemu))).await?;
         hub.rpc.ask::<()>(&Ask::Incoming { spec: Box::new(spec), resolved }).await?;
         Transfer::send(hub, vm).await
     }
@@ -63,10 +63,14 @@ impl Transfer {
     pub async fn send(hub: &Hub, vm: Arc<VmHandle>) -> Result<Transfer, ApiError> {
         let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
         let sent_before = Arc::clone(&qemu);
-        blocking(move || revive(sent_before.qmp())).await?;
+        let owed = blocking(move || {
+            refuse_if_qemu_loses_pages(&sent_before)?;
+            revive(sent_before.qmp())?;
+            Ok(Bytes(all_memory(&sent_before)))
+        });
+        let owed = owed.await?;
         let end = relay::outgoing(RAM, hub.sender(), Arc::clone(hub.window()))?;
         let downtime = downtime_after(Duration::ZERO);
-        let owed = Bytes(qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory));
         let options = OutgoingOptions { downtime, ..OutgoingOptions::default() };
         let outgoing = blocking(move || Ok(Outgoing::start(qemu.qmp(), end, &options)?)).await?;
         Ok(Transfer { vm, outgoing: Some(outgoing), standing: false, begun: Instant::now(), downtime, owed })

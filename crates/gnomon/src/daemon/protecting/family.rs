@@ -163,6 +163,11 @@ impl Family {
         Ok((guest, tracker))
     }
 
+    /// The guest is not what is followed any more: whoever begins next follows it anew.
+    pub(super) fn forget_guest(&self) {
+        self.guest.lock().0 = Weak::new();
+    }
+
     /// Its guard.
     pub(super) fn guard(&self) -> Option<Arc<PrimaryGuard>> {
         self.guard.lock().clone()

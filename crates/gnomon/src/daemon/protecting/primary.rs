@@ -22,7 +22,7 @@ use gnomon_machine::{
     wire::{Wire, WireClosed},
 };
 use gnomon_proto::frame::Message;
-use gnomon_qemu::{CaptureOptions, Qemu, TrackTarget, track};
+use gnomon_qemu::{CaptureOptions, Qemu, Resolved, TrackTarget, VmSpec, track};
 use gnomon_terms::{Bytes, Epoch, PAGE_SIZE};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -39,7 +39,13 @@ use super::{
 };
 use crate::{
     api::{ApiError, Kind},
-    daemon::{Daemon, jobs::Job, moving::hub::Hub, records::ProtectRecord, vms::VmHandle},
+    daemon::{
+        Daemon,
+        jobs::Job,
+        moving::hub::Hub,
+        records::ProtectRecord,
+        vms::{VmHandle, makeup},
+    },
 };
 
 /// What may be spent on remembering what the shadow has, as a share of the guest's memory: deltas and duplicates are
@@ -63,6 +69,8 @@ pub struct Primary {
     pub(super) volumes: Arc<Volumes>,
     /// Only its driver has it; a lock makes that so for the compiler.
     engine: Mutex<Option<Replicator>>,
+    /// How the guest is built: while it is protected, its memory stays what it is.
+    built: Mutex<Option<(VmSpec, Resolved)>>,
     /// The guest that the engine shares with those of the other shadows.
     guest: Mutex<Option<Arc<Guest>>>,
     /// Told when another shadow's checkpoint is one for this, too.
@@ -103,6 +111,7 @@ impl Primary {
             story: Story::new(daemon, &record.vm, &record.to),
             volumes,
             engine: Mutex::default(),
+            built: Mutex::default(),
             guest: Mutex::default(),
             captured: Arc::default(),
         };
@@ -111,11 +120,11 @@ impl Primary {
     }
 
     fn start_engine(&self, record: &ProtectRecord) -> Result<Replicator, ApiError> {
-        let memory = self.qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory);
+        let (spec, resolved) = makeup::built(&self.qemu)?;
         let setup = Setup {
             stream: STREAM,
             epoch: Epoch(record.epoch),
-            memory: Bytes((memory / REMEMBERED).max(REMEMBERED_LEAST)),
+            memory: Bytes((resolved.whole_memory() / REMEMBERED).max(REMEMBERED_LEAST)),
             pace: super::pace(record.interval_ms),
             link: self.daemon.config.link.as_ref().and_then(|link| link.rate),
             patience: PATIENCE,
@@ -132,21 +141,19 @@ impl Primary {
         let captured = Arc::clone(&self.captured);
         engine.on_captured(move || captured.notify_one());
         *self.guest.lock() = Some(guest);
+        *self.built.lock() = Some((spec, resolved));
         Ok(engine)
     }
 
     /// Begins to follow the guest's pages, for the engines of all shadows; by which means.
     fn follow(&self, record: &ProtectRecord) -> Result<(Arc<Guest>, String), ApiError> {
-        let ram = self.qemu.open_ram()?.ok_or_else(|| {
-            ApiError::refused("the guest's RAM is QEMU's own, and cannot be followed")
-                .then("restart the VM with `gnomon vm run`: its RAM is shared since then")
-        })?;
-        let tracking = track(&TrackTarget::new(self.qemu.record().pid, &ram)?)?;
+        let (made_of, memory) = makeup::whole(&self.qemu)?;
+        let tracking = track(&TrackTarget::of_memory(self.qemu.record().pid, &memory)?)?;
         for (tier, why) in &tracking.passed {
             tracing::info!(vm = record.vm, %tier, why = %why, "a better way to follow its pages cannot be had");
         }
         let tracker = tracking.tracker.tier().to_string();
-        let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::default());
+        let hypervisor = QemuHypervisor::new(Arc::clone(&self.qemu), CaptureOptions::of(&made_of));
         let leash = Arc::clone(&self.shared.family.leash);
         let hypervisor = Leashed::new(Arc::clone(&self.qemu), hypervisor, leash);
         let pace = super::pace(record.interval_ms);
@@ -312,9 +319,14 @@ impl Primary {
         if self.engine.lock().as_ref().is_none_or(|engine| engine.epoch().0 != self.record().epoch) {
             self.renew_engine()?;
         }
+        if self.is_made_otherwise().await? {
+            // What is followed for its other shadows is of no use to them either: they will find out as this has.
+            self.shared.family.forget_guest();
+            self.renew_engine()?;
+        }
         let record = self.record();
-        let (spec, resolved) = self.built()?;
-        let pages = resolved.memory / PAGE_SIZE;
+        let (spec, resolved) = self.built.lock().clone().ok_or_else(no_engine)?;
+        let pages = resolved.whole_memory() / PAGE_SIZE;
         let disks = self.volumes.told()?;
         let keep = Ask::Keep {
             id: record.id,
@@ -400,14 +412,11 @@ impl Primary {
         });
     }
 
-    /// The guest as it is built, for the node of its shadow.
-    fn built(&self) -> Result<(gnomon_qemu::VmSpec, gnomon_qemu::Resolved), ApiError> {
-        let record = self.qemu.record();
-        match (record.spec.clone(), record.resolved.clone()) {
-            (Some(spec), Some(resolved)) => Ok((spec, resolved)),
-            _ => Err(ApiError::refused("the VM was adopted: its devices are not known")
-                .then("restart it with `gnomon vm run`")),
-        }
+    /// Whether the guest has given memory back, as it was asked to before, since its pages began to be followed.
+    async fn is_made_otherwise(&self) -> Result<bool, ApiError> {
+        let qemu = Arc::clone(&self.qemu);
+        let now = blocking(move || makeup::built(&qemu)).await?;
+        Ok(self.built.lock().as_ref() != Some(&now))
     }
 
     /// Makes the guest run again when a crash of the daemon cut its checkpoint off. A guest that was given away stands
@@ -475,7 +484,7 @@ impl Primary {
         if !matches!(*self.shared.order.borrow(), Order::None | Order::Switch(_)) {
             hub.session().close("the first copy is not wanted any more");
         }
-        let total = self.qemu.record().resolved.as_ref().map_or(0, |resolved| resolved.memory);
+        let total = self.built.lock().as_ref().map_or(0, |(_, resolved)| resolved.whole_memory());
         let said = (self.shared.said.load(Ordering::Relaxed) * PAGE_SIZE).min(total);
         tell(job, "sync", said, total, &format!("the first copy is on its way to node {}", self.record().to));
     }

@@ -19,8 +19,8 @@ use std::{
 
 use gnomon_machine::shadow::{Limits, Shadow};
 use gnomon_proto::frame::Message;
-use gnomon_qemu::{GuestRam, Qemu, Resolved, Standby, VmSpec};
-use gnomon_terms::{Bytes, Epoch};
+use gnomon_qemu::{GuestMemory, Qemu, Resolved, Standby, VmSpec};
+use gnomon_terms::Epoch;
 use parking_lot::Mutex;
 
 use super::{
@@ -69,7 +69,7 @@ pub struct Keeping {
 pub(super) struct Engine {
     pub(super) shadow: Shadow<Standby>,
     pub(super) qemu: Arc<Qemu>,
-    ram: GuestRam,
+    memory: GuestMemory,
     spec: VmSpec,
     resolved: Resolved,
 }
@@ -368,8 +368,12 @@ impl Keeping {
         let copies = self.open_copies(daemon, wanted)?;
         let disks = copies.begin(&wanted.id, &wanted.disks, &wanted.wire)?;
         let mut engine = match slot.take() {
-            Some(engine) => engine,
-            None => self.start(daemon, wanted)?,
+            Some(engine) if engine.resolved.dimms == wanted.resolved.dimms => engine,
+            other => {
+                // The guest has given memory back since: its next devices could not be loaded on what is here.
+                other.map_or(Ok(()), |other| other.qemu.kill().map(drop))?;
+                self.start(daemon, wanted)?
+            }
         };
         if disks.iter().any(|has| has.sealed.is_none()) {
             // Memory of a moment that its disks do not have is of no use.
@@ -429,13 +433,13 @@ impl Keeping {
 
     /// Makes memory, and a QEMU that waits on it.
     fn start(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Engine, ApiError> {
-        let ram = GuestRam::create(&self.record.vm, Bytes(wanted.resolved.memory))?;
+        let memory = GuestMemory::create(&self.record.vm, &wanted.resolved)?;
         let (spec, resolved) = (wanted.spec.clone(), wanted.resolved.clone());
-        let qemu = daemon.vms.launch_waiting(spec.clone(), resolved.clone(), self.record.token, ram.shared())?;
+        let qemu = daemon.vms.launch_waiting(spec.clone(), resolved.clone(), self.record.token, memory.shared())?;
         let standby = Standby::new(&qemu)?;
-        let writer = Arc::new(ram.map_writable()?);
+        let writer = Arc::new(memory.map_writable()?);
         let shadow = Shadow::new(STREAM, writer, limits(), Some(standby));
-        Ok(Engine { shadow, qemu: Arc::new(qemu), ram, spec, resolved })
+        Ok(Engine { shadow, qemu: Arc::new(qemu), memory, spec, resolved })
     }
 
     /// Starts another QEMU on the same memory if the one that waited has ended.
@@ -445,7 +449,7 @@ impl Keeping {
         }
         tracing::warn!(vm = self.record.vm, said = engine.qemu.last_words(), "the QEMU that waited has ended");
         let (spec, resolved) = (engine.spec.clone(), engine.resolved.clone());
-        let qemu = daemon.vms.launch_waiting(spec, resolved, self.record.token, engine.ram.shared())?;
+        let qemu = daemon.vms.launch_waiting(spec, resolved, self.record.token, engine.memory.shared())?;
         engine.shadow.await_in(Standby::new(&qemu)?);
         engine.qemu = Arc::new(qemu);
         Ok(())

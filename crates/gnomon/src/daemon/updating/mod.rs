@@ -43,7 +43,7 @@ use super::{
     jobs::Job,
     keeper::Keeper,
     vitals::Rates,
-    vms::{Purpose, VmHandle},
+    vms::{Purpose, VmHandle, makeup},
 };
 use crate::api::{
     ApiError,
@@ -257,11 +257,11 @@ impl Update {
     fn switch(&self, job: &Job) -> Result<Phases, ApiError> {
         report(job, "switch", "");
         let old = self.vm.qemu().ok_or_else(|| ApiError::refused("the VM does not run any more"))?;
-        let ram = old.open_ram()?.ok_or_else(|| ApiError::refused("the guest's RAM is QEMU's own"))?;
+        let (made_of, memory) = makeup::whole(&old)?;
         let next = self.daemon.vms.launch_beside(
             &self.vm,
             (&self.target.program, &self.target.names),
-            ram.shared(),
+            (&made_of, memory.shared()),
             Purpose::Successor,
         )?;
         let record = self.vm.record();

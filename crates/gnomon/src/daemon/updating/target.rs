@@ -105,7 +105,7 @@ impl Target {
     /// guest, and asks the guest's own: some 0.5 s.
     pub fn check(&self, vm: &VmHandle) -> Result<(), ApiError> {
         vm.refuse_unless_updatable()?;
-        vm.refuse_if_grown()?;
+        vm.refuse_if_its_device_has_memory()?;
         let record = vm.record();
         if record.beside.is_some() {
             return Err(ApiError::refused(format!("VM '{}' is being updated already", record.name))

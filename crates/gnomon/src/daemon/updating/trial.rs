@@ -28,7 +28,7 @@ use crate::{
         Daemon,
         agent::Ear,
         jobs::Job,
-        vms::{Beside, Forks, Purpose, VmHandle},
+        vms::{Beside, Forks, Purpose, VmHandle, makeup},
     },
 };
 
@@ -62,7 +62,7 @@ pub fn run(
     let beside = daemon.vms.launch_beside(
         vm,
         (&target.program, &target.names),
-        copy.ram.shared(),
+        (&copy.made_of, copy.memory.shared()),
         Purpose::Trial(copy.at_rest),
     )?;
     let look = Look { copy: &beside.qemu, name: &name, target, ask, job };
@@ -132,17 +132,14 @@ impl Look<'_> {
 
 /// A copy of the guest, and forks of its disks, of one moment.
 fn copy_of(daemon: &Arc<Daemon>, vm: &VmHandle, qemu: &Qemu) -> Result<Snapshot<Forks>, ApiError> {
-    let ram = qemu.open_ram()?.ok_or_else(|| {
-        ApiError::refused("the guest's RAM is QEMU's own, and cannot be copied while it runs")
-            .then("restart the VM with `gnomon vm run`: since this version its RAM is shared")
-    })?;
-    let mut tracking = track(&TrackTarget::new(qemu.record().pid, &ram)?)?;
+    let (made_of, memory) = makeup::whole(qemu)?;
+    let mut tracking = track(&TrackTarget::of_memory(qemu.record().pid, &memory)?)?;
     let record = vm.record();
     let forks = || -> Result<Forks, String> {
         let fork = |disk: &String| daemon.keeper.fork(disk).map(|fork| (disk.clone(), fork));
         record.disks.iter().map(fork).collect::<Result<_, _>>().map_err(|error| error.to_string())
     };
-    Ok(snapshot(qemu, tracking.tracker.as_mut(), forks)?)
+    Ok(snapshot(qemu, made_of, tracking.tracker.as_mut(), forks)?)
 }
 
 /// Loads the copy and makes it run; `begin` is called in between, so that nothing of its life is missed.
@@ -160,7 +157,8 @@ fn try_on<T>(
 /// Devices that the new QEMU has and the old one had not, or the other way round: they load without a word and fail a
 /// guest later. Versions of a device's format may differ between releases.
 fn unlike(copy: &Qemu, original: &Inventory) -> Vec<Sign> {
-    let Ok(frozen) = capture(copy, &CaptureOptions::default()) else { return Vec::new() };
+    let carried = copy.record().resolved.as_ref().map(CaptureOptions::of).unwrap_or_default();
+    let Ok(frozen) = capture(copy, &carried) else { return Vec::new() };
     let Ok(inventory) = frozen.blob().inspect() else { return Vec::new() };
     let counts = |difference: &Difference| match difference {
         Difference::Device { this, other, .. } => this.is_none() != other.is_none(),

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use gnomon_qemu::{DiskSource, Launch, Qemu, QemuBinary, RamLoan, Role, VmSpec, end_leftover};
+use gnomon_qemu::{DiskSource, Launch, Qemu, QemuBinary, RamLoan, Resolved, Role, VmSpec, end_leftover};
 use gnomon_volume::disk::ForkDisk;
 
 use super::{VmHandle, Vms};
@@ -59,20 +59,17 @@ pub struct Beside {
 }
 
 impl Vms {
-    /// Starts a QEMU beside the one of `vm`, for the same guest, by another program or under other names, and on RAM that
-    /// is there. Blocks for some 60 ms.
+    /// Starts a QEMU beside the one of `vm`, for the same guest as it is made up now, by another program or under other
+    /// names, and on memory that is there. Blocks for some 60 ms.
     pub fn launch_beside(
         &self,
         vm: &VmHandle,
         (program, names): (&QemuBinary, &NamesRecord),
-        ram: RamLoan<'_>,
+        (resolved, memory): (&Resolved, RamLoan<'_>),
         purpose: Purpose,
     ) -> Result<Beside, ApiError> {
         let record = vm.record();
-        let known = record.qemu.as_ref();
-        let (Some(spec), Some(resolved)) =
-            (known.and_then(|qemu| qemu.spec.clone()), known.and_then(|qemu| qemu.resolved.clone()))
-        else {
+        let Some(spec) = record.qemu.as_ref().and_then(|qemu| qemu.spec.clone()) else {
             return Err(ApiError::refused(format!("VM '{}' was adopted: its devices are not known", record.name))
                 .then("restart it with `gnomon vm run`"));
         };
@@ -87,10 +84,10 @@ impl Vms {
                 qemu: &program.path,
                 host_args: &program.host_args(),
                 spec: &spec,
-                resolved: &resolved,
+                resolved,
                 dir: &dir,
                 role: Role::IncomingPaused,
-                ram: Some(ram),
+                ram: Some(memory),
             };
             let qemu = Arc::new(Qemu::launch(&launch)?);
             let program =

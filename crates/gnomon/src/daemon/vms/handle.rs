@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use gnomon_qemu::{DiskSource, Qemu};
+use gnomon_qemu::{DiskSource, Qemu, virtio_mem};
 use gnomon_terms::Bytes;
 use parking_lot::Mutex;
 
@@ -61,17 +61,18 @@ impl VmHandle {
         }
     }
 
-    /// Refuses what carries a guest's memory elsewhere while it has more than it began with: that is in none of the ways.
-    pub fn refuse_if_grown(&self) -> Result<(), ApiError> {
-        let added = self.qemu().map(|qemu| gnomon_qemu::added_memory(&qemu)).transpose()?.unwrap_or_default();
-        if added == Bytes(0) {
+    /// Refuses what carries a guest's memory elsewhere while its virtio-mem device has some: that is in none of the ways.
+    /// DIMMs are.
+    pub fn refuse_if_its_device_has_memory(&self) -> Result<(), ApiError> {
+        let Some(qemu) = self.qemu() else { return Ok(()) };
+        let has_device = qemu.record().spec.as_ref().is_some_and(|spec| spec.virtio_mem.is_some());
+        let has = if has_device { virtio_mem(&qemu)?.actual } else { Bytes(0) };
+        if has == Bytes(0) {
             return Ok(());
         }
         let name = self.record().name;
-        Err(ApiError::refused(format!(
-            "VM '{name}' has {added} more memory than it began with, which stays on this host"
-        ))
-        .then(format!("ask for it back first: `gnomon vm memory {name} --shrink {}`", added.0)))
+        Err(ApiError::refused(format!("VM '{name}' was given {has} by virtio-mem, which stay on this host"))
+            .then(format!("ask for them back first: `gnomon vm memory {name} --shrink {}`", has.0)))
     }
 
     /// Whether it runs as far as is known, and its monitor did not answer when the daemon started.

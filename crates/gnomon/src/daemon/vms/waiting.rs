@@ -66,10 +66,10 @@ impl Vms {
     /// Refuses a guest for which there is no memory here, or whose machine this host's QEMU does not know.
     pub fn refuse_unless_it_fits(&self, resolved: &Resolved) -> Result<(), ApiError> {
         let free = free_memory();
-        if free.is_some_and(|free| resolved.memory + SPARE_MEMORY > free) {
+        if free.is_some_and(|free| resolved.whole_memory().saturating_add(SPARE_MEMORY) > free) {
             return Err(ApiError::refused(format!(
                 "the guest has {} of memory, and {} are free here",
-                Bytes(resolved.memory),
+                Bytes(resolved.whole_memory()),
                 Bytes(free.unwrap_or_default())
             ))
             .then("choose a node with more memory"));
