@@ -2,12 +2,12 @@
 
 use super::{
     BayesForecaster, BothForecaster, Chances, LastPlaceForecaster, LocationForecaster, LocationScore, MAX_PLACES,
-    MarkovForecaster, Moment, PopularForecaster, RecentForecaster, Visit, Who, who::ByWho,
+    MarkovForecaster, Moment, PopularForecaster, RecentForecaster, RecurrentForecaster, Visit, Who, who::ByWho,
 };
 use crate::hedge::Hedge;
 
 /// Models of the blend.
-const N: usize = 6;
+const N: usize = 7;
 /// How strongly a loss counts, and the least weight.
 const RATE: f32 = 0.2;
 const FLOOR: f32 = 0.005;
@@ -56,6 +56,7 @@ pub(super) fn models() -> [Box<dyn LocationForecaster + Send>; N] {
         Box::new(MarkovForecaster::default()),
         Box::new(BayesForecaster::default()),
         Box::new(BothForecaster::default()),
+        Box::new(RecurrentForecaster::default()),
     ]
 }
 
