@@ -23,6 +23,7 @@ mod popular;
 mod recent;
 mod recurrent;
 mod score;
+mod sharpness;
 mod who;
 
 pub use bayes::BayesForecaster;
