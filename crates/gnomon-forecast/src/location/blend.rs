@@ -194,7 +194,7 @@ impl LocationForecaster for LocationBlend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::location::tests::{dice, visit};
+    use crate::location::tests::{dice, region, visit};
 
     /// A user that goes round, one that has a place for each part of the day, one that stays.
     fn story(visits: usize, seed: &mut u64) -> Vec<Visit> {
@@ -219,6 +219,20 @@ mod tests {
         assert!(blend.score().log_loss() < best + 0.05, "{} {best}", blend.score().log_loss());
         assert!(blend.score().among_three() > 0.95);
         assert!(blend.experts().iter().all(|expert| expert.weights.iter().all(|weight| *weight > 0.004)));
+    }
+
+    #[test]
+    fn where_each_knows_a_part_they_know_more_together() {
+        let (mut blend, mut seed) = (LocationBlend::default(), 113);
+        for mut visit in story(6000, &mut 97) {
+            // A third of the visits are anywhere, which nobody can know.
+            if dice(&mut seed, 3) == 0 {
+                visit.at = region(dice(&mut seed, 12));
+            }
+            blend.observe(&visit);
+        }
+        let best = blend.experts().iter().map(|expert| expert.score.log_loss()).fold(f64::INFINITY, f64::min);
+        assert!(blend.score().log_loss() < best - 0.05, "{} {best}", blend.score().log_loss());
     }
 
     #[test]

@@ -120,23 +120,16 @@ impl Learning {
 
     /// One update with a new lesson and some that were kept; the new one is kept as well.
     fn learn(&mut self, network: &mut Network, lesson: Lesson) {
-        self.gradient.fill(0.0);
-        self.hear(network, &lesson);
-        for _ in 0..AGAIN.min(self.kept.len()) {
-            let again = self.dice.below(self.kept.len());
-            let kept = std::mem::take(&mut self.kept);
-            self.hear(network, &kept[again]);
-            self.kept = kept;
-        }
+        let Learning { tape, gradient, kept, dice, .. } = self;
+        gradient.fill(0.0);
+        let share = 1.0 / (1 + AGAIN) as f32;
+        let mut hear = |Lesson { steps, below, at }: &Lesson| {
+            tape.learn_last(network, steps, (at.number() as u16, &known(below)), share, gradient);
+        };
+        hear(&lesson);
+        (0..AGAIN.min(kept.len())).for_each(|_| hear(&kept[dice.below(kept.len())]));
         self.adam.follow(network.values_mut(), &self.gradient, RATE);
         self.keep(lesson);
-    }
-
-    /// Adds what a lesson says about the weights to the gradient.
-    fn hear(&mut self, network: &Network, lesson: &Lesson) {
-        let share = 1.0 / (1 + AGAIN) as f32;
-        let came = (lesson.at.number() as u16, &known(&lesson.below)[..]);
-        self.tape.learn_last(network, &lesson.steps, came, share, &mut self.gradient);
     }
 
     fn keep(&mut self, lesson: Lesson) {

@@ -133,17 +133,7 @@ impl Tape {
         let back = &mut self.back;
         back.reset(shape.hidden, shape.gates());
         for step in self.steps[..self.used].iter_mut().rev() {
-            if let Some(target) = step.target {
-                // The softmax and the cross-entropy together: chances minus truth.
-                step.chances[usize::from(target)] -= 1.0;
-                step.chances.iter_mut().for_each(|chance| *chance *= scale);
-                axpy(into.output_bias, 1.0, &step.chances);
-                for (unit, value) in step.after.hidden.iter().enumerate() {
-                    let columns = unit * shape.tokens..(unit + 1) * shape.tokens;
-                    axpy(&mut into.output[columns.clone()], *value, &step.chances);
-                    back.hidden[unit] += dot(&parts.output[columns], &step.chances);
-                }
-            }
+            back.output(step, parts.output, (&mut *into.output, &mut *into.output_bias), scale);
             match shape.cell {
                 Cell::Gru => back.gru(step),
                 Cell::Lstm => back.lstm(step),
@@ -172,6 +162,21 @@ impl Back {
         ] {
             vector.clear();
             vector.resize(len, 0.0);
+        }
+    }
+
+    /// What a step that was to foretell something says about the output's weights, and about the hidden state after it.
+    fn output(&mut self, step: &mut Step, weights: &[f32], (output, bias): (&mut [f32], &mut [f32]), scale: f32) {
+        let Some(target) = step.target else { return };
+        // The softmax and the cross-entropy together: chances minus truth.
+        step.chances[usize::from(target)] -= 1.0;
+        step.chances.iter_mut().for_each(|chance| *chance *= scale);
+        axpy(bias, 1.0, &step.chances);
+        let tokens = step.chances.len();
+        for (unit, value) in step.after.hidden.iter().enumerate() {
+            let columns = unit * tokens..(unit + 1) * tokens;
+            axpy(&mut output[columns.clone()], *value, &step.chances);
+            self.hidden[unit] += dot(&weights[columns], &step.chances);
         }
     }
 

@@ -8,8 +8,8 @@
 //!                 hidden state ──output + output_bias──► a score for each token
 //! ```
 //! The input is one token of many, so "weights times input" is a row of a table: the row is what the token adds to the
-//! gates. Where several are read together (a place and an hour), their rows are added. All tables are stored by what comes in (row) and what goes out (columns beside each other), so that the step
-//! forward adds rows and never jumps.
+//! gates. Where several are read together (a place and an hour), their rows are added. All tables are stored by what comes
+//! in (row) and what goes out (columns beside each other), so that the step forward adds rows and never jumps.
 //!
 //! | part | rows | columns |
 //! |---|---|---|
