@@ -6,11 +6,12 @@
 //! check-ins by chance. A *move* is a check-in elsewhere than the user's last: that is what a mirror has to know;
 //! for it the place where the user was is taken out of what is said.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration, time::Instant};
 
 use anyhow::Result;
 use gnomon_forecast::location::{
-    LocationBlend, LocationForecaster, LocationScore, MAX_PLACES, Moment, Region, Visit,
+    BayesForecaster, BothForecaster, LastPlaceForecaster, LocationBlend, LocationForecaster, LocationScore,
+    MAX_PLACES, MarkovForecaster, Moment, PopularForecaster, RecentForecaster, RecurrentForecaster, Region, Visit,
 };
 use serde_json::{Value, json};
 
@@ -43,9 +44,11 @@ pub fn run(folder: &Path) -> Result<Vec<Value>> {
     let (visits, places) = visits(&data::foursquare(&path)?)?;
     let mut rows = Vec::new();
     for (name, feed) in [("weather", Feed::True), ("no feed", Feed::None), ("weather dealt by chance", Feed::Dealt)] {
-        let shown = live(&fed(&visits, feed), places);
+        let (shown, blend) = live(&fed(&visits, feed), places);
         rows.extend(rows_of(name, &shown));
+        rows.push(beliefs(name, &blend));
     }
+    rows.extend(costs(&fed(&visits, Feed::None), places));
     Ok(rows)
 }
 
@@ -122,7 +125,8 @@ fn fed(visits: &[(Visit, bool)], feed: Feed) -> Vec<(Visit, bool)> {
     fed
 }
 
-fn live(visits: &[(Visit, bool)], places: usize) -> BTreeMap<&'static str, Shown> {
+/// What each model showed, and the blend as it is in the end.
+fn live(visits: &[(Visit, bool)], places: usize) -> (BTreeMap<&'static str, Shown>, LocationBlend) {
     let mut blend = LocationBlend::default();
     let mut last: BTreeMap<u64, Region> = BTreeMap::new();
     let mut shown: BTreeMap<&'static str, Shown> = BTreeMap::new();
@@ -143,10 +147,47 @@ fn live(visits: &[(Visit, bool)], places: usize) -> BTreeMap<&'static str, Shown
         }
         blend.observe(visit);
     }
-    for expert in blend.experts() {
-        eprintln!("location: {:<8} weights {:?}, {} bytes", expert.name, expert.weights, expert.bytes);
+    (shown, blend)
+}
+
+/// Whom the blend believes about strangers, users known a little, and users known well.
+fn beliefs(feed: &str, blend: &LocationBlend) -> Value {
+    let experts = blend.experts().into_iter().map(|expert| {
+        json!({ "name": expert.name, "weights": expert.weights.map(|weight| round(weight.into())), "bytes": expert.bytes })
+    });
+    json!({ "case": format!("foursquare nyc, {feed}, experts"), "experts": experts.collect::<Vec<_>>(),
+        "sharpness": blend.sharpness().map(|power| round(power.into())) })
+}
+
+/// What each model costs, by itself, in the mean of all visits: microseconds to take one in (learning included) and to be
+/// asked, and bytes of state in the end.
+fn costs(visits: &[(Visit, bool)], places: usize) -> Vec<Value> {
+    let models: [Box<dyn LocationForecaster>; 8] = [
+        Box::new(LastPlaceForecaster::default()),
+        Box::new(PopularForecaster::default()),
+        Box::new(RecentForecaster::default()),
+        Box::new(MarkovForecaster::default()),
+        Box::new(BayesForecaster::default()),
+        Box::new(BothForecaster::default()),
+        Box::new(RecurrentForecaster::default()),
+        Box::new(LocationBlend::default()),
+    ];
+    models.into_iter().map(|mut model| cost(&mut *model, visits, places)).collect()
+}
+
+fn cost(model: &mut dyn LocationForecaster, visits: &[(Visit, bool)], places: usize) -> Value {
+    let (mut asked, mut observed) = (Duration::ZERO, Duration::ZERO);
+    for (visit, _) in visits {
+        let begun = Instant::now();
+        std::hint::black_box(model.forecast(visit.who, visit.profile, &visit.when, places));
+        asked += begun.elapsed();
+        let begun = Instant::now();
+        model.observe(visit);
+        observed += begun.elapsed();
     }
-    shown
+    let micros = |spent: Duration| (spent.as_secs_f64() * 1e7 / visits.len().max(1) as f64).round() / 10.0;
+    json!({ "case": format!("foursquare nyc, cost of {}", model.name()), "observe_us": micros(observed),
+        "forecast_us": micros(asked), "bytes": model.bytes() })
 }
 
 fn rows_of(feed: &str, shown: &BTreeMap<&'static str, Shown>) -> Vec<Value> {

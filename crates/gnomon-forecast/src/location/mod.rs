@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   visits ──► LocationBlend ──► Chances ──► top k, or abstains
-//!                 last · popular · recent · markov · bayes · both
+//!                 last · popular · recent · markov · bayes · both · recurrent
 //!   feeds  ──► Feed (late: aged, then unknown; wrong: unknown) ──► Moment
 //! ```
 
@@ -18,9 +18,12 @@ mod feed;
 mod last;
 mod markov;
 mod mirroring;
+mod past;
 mod popular;
 mod recent;
+mod recurrent;
 mod score;
+mod sharpness;
 mod who;
 
 pub use bayes::BayesForecaster;
@@ -33,6 +36,7 @@ pub use markov::MarkovForecaster;
 pub use mirroring::{MirrorCase, MirrorCost, mirroring_score};
 pub use popular::PopularForecaster;
 pub use recent::RecentForecaster;
+pub use recurrent::RecurrentForecaster;
 pub use score::LocationScore;
 
 use gnomon_terms::ErrorKind;
@@ -141,7 +145,7 @@ pub(crate) mod tests {
     fn every_model_gives_every_place_a_chance_and_stays_bounded() {
         for mut model in all() {
             let mut seed = 3;
-            for round in 0..30_000u64 {
+            for round in 0..15_000u64 {
                 // Ever new users, and moments that no clock shows.
                 let mut visit = visit(round / 3, dice(&mut seed, MAX_PLACES), (round % 256) as u8);
                 visit.when.weekday = 255;

@@ -8,8 +8,8 @@
 //!                 hidden state ──output + output_bias──► a score for each token
 //! ```
 //! The input is one token of many, so "weights times input" is a row of a table: the row is what the token adds to the
-//! gates. All tables are stored by what comes in (row) and what goes out (columns beside each other), so that the step
-//! forward adds rows and never jumps.
+//! gates. Where several are read together (a place and an hour), their rows are added. All tables are stored by what comes
+//! in (row) and what goes out (columns beside each other), so that the step forward adds rows and never jumps.
 //!
 //! | part | rows | columns |
 //! |---|---|---|
@@ -136,6 +136,14 @@ impl Network {
         Network { shape, values: (0..shape.weights()).map(|_| dice.even() * reach).collect() }
     }
 
+    /// The same, of which the output says nothing yet: what is known otherwise stands until something is learned.
+    pub(crate) fn silent(shape: Shape, seed: u64) -> Network {
+        let mut network = Network::seeded(shape, seed);
+        let [.., output, _] = network.shape.ranges();
+        network.values[output.start..].fill(0.0);
+        network
+    }
+
     /// Weights that come from elsewhere; none if they are not as many as the shape has, or the shape is out of bounds.
     pub fn of(shape: Shape, values: Vec<f32>) -> Option<Network> {
         (shape == shape.bounded() && values.len() == shape.weights()).then_some(Network { shape, values })
@@ -151,7 +159,7 @@ impl Network {
         &self.values
     }
 
-    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
 
@@ -167,25 +175,56 @@ impl Network {
 
     /// Reads one token: the state goes on. Unknown tokens are read as the escape. Nothing is allocated.
     pub fn read(&self, token: u16, state: &mut State, work: &mut Work) {
-        let token = if usize::from(token) < self.shape.tokens { token } else { 0 };
+        self.read_together(&[token], state, work);
+    }
+
+    /// Reads tokens that come together, in one step.
+    pub(crate) fn read_together(&self, tokens: &[u16], state: &mut State, work: &mut Work) {
         self.gates(&state.hidden, &mut work.gates);
-        let input = row(self.parts().input, usize::from(token), self.shape.gates());
+        self.input(tokens, &mut work.input);
         match self.shape.cell {
-            Cell::Gru => gru(input, &mut work.gates, state),
-            Cell::Lstm => lstm(input, &mut work.gates, state),
+            Cell::Gru => gru(&work.input, &mut work.gates, state),
+            Cell::Lstm => lstm(&work.input, &mut work.gates, state),
         }
     }
 
     /// How likely each token is to come next.
     pub fn chances<'w>(&self, state: &State, work: &'w mut Work) -> &'w [f32] {
-        let parts = self.parts();
-        work.scores.clear();
-        work.scores.extend_from_slice(parts.output_bias);
-        for (unit, value) in state.hidden.iter().enumerate() {
-            axpy(&mut work.scores, *value, row(parts.output, unit, self.shape.tokens));
-        }
+        self.chances_over(&[], state, work)
+    }
+
+    /// The same, over what is known of each token otherwise: the logarithm of its weight, which the network's score is
+    /// added to. Tokens that `known` does not reach have the weight one.
+    pub(crate) fn chances_over<'w>(&self, known: &[f32], state: &State, work: &'w mut Work) -> &'w [f32] {
+        self.scores(known, state, &mut work.scores);
         softmax(&mut work.scores);
         &work.scores
+    }
+
+    /// What the hidden state, and what is known otherwise, say for each token.
+    pub(super) fn scores(&self, known: &[f32], state: &State, scores: &mut Vec<f32>) {
+        let parts = self.parts();
+        scores.clear();
+        scores.extend_from_slice(parts.output_bias);
+        axpy(scores, 1.0, known);
+        for (unit, value) in state.hidden.iter().enumerate() {
+            axpy(scores, *value, row(parts.output, unit, self.shape.tokens));
+        }
+    }
+
+    /// This token, if the network has one of its number; else the escape.
+    pub(super) fn known(&self, token: u16) -> u16 {
+        if usize::from(token) < self.shape.tokens { token } else { 0 }
+    }
+
+    /// What tokens that come together add to the gates.
+    pub(super) fn input(&self, tokens: &[u16], input: &mut Vec<f32>) {
+        let table = self.parts().input;
+        input.clear();
+        input.resize(self.shape.gates(), 0.0);
+        for token in tokens {
+            axpy(input, 1.0, row(table, usize::from(self.known(*token)), self.shape.gates()));
+        }
     }
 
     /// What the hidden state adds to the gates.
@@ -223,6 +262,7 @@ impl State {
 /// Room for the intermediate values of a step, used again and again.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
+    pub(super) input: Vec<f32>,
     pub(super) gates: Vec<f32>,
     pub(super) scores: Vec<f32>,
 }
