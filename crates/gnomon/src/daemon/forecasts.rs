@@ -58,6 +58,7 @@ async fn show(handle: &VolumeHandle, query: ForecastQuery) -> Result<ForecastVie
         volume: handle.record().name,
         role: handle.role().to_string(),
         before: handle.learned.before(),
+        like: handle.record().like,
         ..view
     })
 }

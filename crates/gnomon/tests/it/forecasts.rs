@@ -192,3 +192,62 @@ fn a_boot_is_remembered_over_a_restart_and_for_a_volume_that_is_like_it() {
     let said = house.run(&["volume", "create", "root", "--size", "2G", "--like", "nobody"]);
     assert!(said.code == 1 && said.err.contains("nobody"), "{} {}", said.code, said.err);
 }
+
+/// Runs a VM that never gets further than its firmware.
+fn run<'a>(name: &'a str, disks: &[&'a str], group: Option<&'a str>) -> Vec<&'a str> {
+    let disks = disks.iter().flat_map(|disk| ["--disk", disk]);
+    let group = group.into_iter().flat_map(|group| ["--group", group]);
+    ["vm", "run", name, "--memory", "16M", "--accel", "tcg"].into_iter().chain(disks).chain(group).collect()
+}
+
+/// What a volume began like.
+fn like(house: &House, volume: &str) -> Value {
+    let view = &shown(house, volume, &["--volume"])[0];
+    assert_eq!(view["before"], !view["like"].is_null(), "{view:#}");
+    view["like"].clone()
+}
+
+/// A disk of which nothing was learned begins like one of its trust group: when its VM starts there or joins, and for the
+/// next daemon too. Never across groups, never over what was learned, and a start that fails leaves nothing behind.
+#[test]
+fn a_disk_begins_with_what_its_trust_group_has_learned() {
+    let mut house = House::new();
+    let sizes = [("a", "2G"), ("b", "2G"), ("small", "1G"), ("c", "2G"), ("d", "2G"), ("e", "2G"), ("f", "2G")];
+    for (volume, size) in sizes {
+        house.ask(&["volume", "create", volume, "--size", size]);
+    }
+    for group in ["shop", "other"] {
+        house.ask(&["group", "create", group, "--budget", "64M", "--reserve", "0"]);
+    }
+    boot(&house, "a", 400);
+    house.stop();
+    house.start();
+    house.ask(&run("vm-a", &["a"], Some("shop")));
+    house.ask(&run("vm-b", &["b", "small"], Some("shop")));
+    house.ask(&run("vm-c", &["c"], Some("other")));
+    assert_eq!(["b", "small", "c"].map(|volume| like(&house, volume)), [json!("a"), Value::Null, Value::Null]);
+    assert!(house.run(&["forecast", "show", "b", "--volume"]).out.contains("what volume a had learned"));
+    assert!(house.log().contains("of the same trust group"), "{}", house.log());
+
+    house.crash();
+    house.start();
+    assert_eq!(like(&house, "b"), "a", "the next daemon knows it too");
+    boot(&house, "b", 100);
+    names(&shown(&house, "b", &["--volume", "--top", "64"])[0], booted(100), "recorded");
+
+    house.ask(&run("vm-d", &["d"], None));
+    assert_eq!(like(&house, "d"), Value::Null, "it is in no group");
+    house.ask(&["group", "add", "shop", "vm-d"]);
+    assert!(["a", "b"].map(Value::from).contains(&like(&house, "d")), "it has joined one");
+    house.ask(&["group", "add", "other", "vm-a"]);
+    let view = &shown(&house, "a", &["--volume"])[0];
+    assert_eq!((&view["before"], &view["like"]), (&json!(true), &Value::Null), "it has learned by itself");
+
+    let failing = [&run("vm-e", &["e"], Some("shop"))[..], &["--kernel", "/nowhere"]].concat();
+    assert_ne!(house.run(&failing).code, 0);
+    assert_eq!(like(&house, "e"), Value::Null, "its VM never ran in the group");
+    house.ask(&["group", "remove", "shop", "vm-d"]);
+    house.ask(&["vm", "stop", "vm-d", "--force"]);
+    house.ask(&run("vm-d", &["f"], None));
+    assert_eq!(like(&house, "f"), Value::Null, "its VM has left the group");
+}

@@ -28,6 +28,9 @@ pub struct ForecastView {
     pub accesses: u64,
     /// Whether it began with what was learned before: by an earlier daemon, or of another volume.
     pub before: bool,
+    /// The volume with what that had learned it began: one of the same trust group, or one that was named when it was made.
+    #[serde(default)]
+    pub like: Option<String>,
     /// The chance below which a forecast is not acted on.
     pub threshold: f32,
     /// How far ahead forecasts look.

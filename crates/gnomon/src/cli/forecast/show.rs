@@ -56,8 +56,9 @@ fn unknown(name: &str) -> ApiError {
 
 /// A volume's forecast for people.
 fn words(view: &ForecastView) -> String {
-    let head = facts(&[("volume", format!("{} ({})", view.volume, view.role)), ("learned from", seen(view))]);
-    let mut parts = vec![head];
+    let mut head = vec![("volume", format!("{} ({})", view.volume, view.role)), ("learned from", seen(view))];
+    head.extend(view.like.as_ref().filter(|_| view.before).map(|like| ("began with", began_with(like))));
+    let mut parts = vec![facts(&head)];
     parts.extend(view.ask_node.as_ref().map(|node| elsewhere(&view.volume, node)));
     if view.accesses > 0 {
         parts.push(format!("How good it was:\n{}", experts(&view.experts)));
@@ -71,6 +72,10 @@ fn words(view: &ForecastView) -> String {
     });
     parts.extend(view.moving.as_ref().map(moving));
     parts.join("\n\n")
+}
+
+fn began_with(like: &str) -> String {
+    format!("what volume {like} had learned")
 }
 
 /// Where a move that drains here is forecast.
