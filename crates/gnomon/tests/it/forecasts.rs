@@ -128,11 +128,28 @@ fn a_move_can_be_asked_for_its_forecast() {
     let stalled = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["stalls"] == 1);
     let view = await_some("the stall", || shown(&pair.a, "data", &[]).to_string(), stalled);
     assert_eq!(view["moving"]["stalled_share"], 1.0, "{view:#}");
+    let last = view["gap_over_time"].as_array().and_then(|points| points.last()).expect("a point");
+    assert_eq!((&last["reads"], &last["stalls"]), (&json!(1), &json!(1)), "{view:#}");
     let orders = [&view["moving"]["stalls_sequential"], &view["moving"]["stalls_oracle"]];
     assert!(orders.iter().all(|stalls| stalls.as_u64() <= Some(1) && stalls.is_number()), "{view:#}");
     assert_eq!(shown(&pair.b, "data", &[])[0]["ask_node"], "a");
     let said = pair.b.run(&["forecast", "show", "data"]).out;
     assert!(said.contains("from node a") && said.contains("gnomon forecast show data"), "{said}");
+
+    let drawn = |marks: [&str; 3]| {
+        let file = pair.a.text("data.svg");
+        pair.a.ask(&["forecast", "show", "data", "--plot", &file]);
+        let svg = fs::read_to_string(&file).expect("a picture");
+        assert!(svg.starts_with("<svg ") && marks.iter().all(|mark| svg.contains(mark)), "{svg}");
+    };
+    drawn(["Volume data (", ">reads after the switch<", "s of a move"]);
+    pair.a.ask(&["volume", "bandwidth", "data", "none"]);
+    assert_eq!(pair.a.await_end("data")["state"], "done");
+    let view = &shown(&pair.a, "data", &[])[0];
+    let last = view["gap_over_time"].as_array().and_then(|points| points.last()).expect("a point");
+    assert_eq!((&view["moving"], &last["reads"]), (&Value::Null, &json!(1)), "the last move is remembered: {view:#}");
+    assert!(pair.a.run(&["forecast", "show", "data"]).out.contains("In the last move 1 of 1 reads waited"));
+    drawn(["Volume data (released)", ">share that came true<", "s of a move"]);
 }
 
 /// The place of the nth unit that a guest reads when it starts: the first sector, then all over the disk.
