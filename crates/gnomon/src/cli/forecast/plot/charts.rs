@@ -5,7 +5,8 @@ use gnomon_forecast::{BINS, Reliability};
 use super::{
     super::compare::Case,
     frame::{Axis, Frame, HELP},
-    svg::{Anchor, Place, Svg, width_of},
+    lines::is_drawn,
+    svg::{Anchor, GREY, Pen, Place, Svg, width_of},
 };
 use crate::api::types::ForecastView;
 
@@ -16,6 +17,9 @@ const BARS: f64 = 120.0;
 const LENGTH: f64 = 400.0;
 /// Lines of text are so far apart.
 const LINE: f64 = 14.0;
+/// The radius of a predictor's dot, and the line from it to its name.
+const DOT: f64 = 4.0;
+const POINTER: Pen = Pen { colour: GREY, width: 0.6, dashes: "" };
 /// The least and the most gain that is drawn.
 const GAINS: (f64, f64) = (-0.2, 1.0);
 
@@ -80,33 +84,36 @@ pub fn gains(svg: &mut Svg, frame: Frame, points: &[Point]) {
         &Axis { name: "share of the gap closed", ticks: gained.to_vec() },
     );
     svg.line(&[frame.place(0.0, up(0.0)), frame.place(1.0, up(0.0))], HELP);
-    // Those that cost nothing have nothing to weigh: silence, address order, the oracle.
-    let weighed = points.iter().filter(|(_, nanos, _)| *nanos > 0.0);
+    let weighed = points.iter().filter(|(name, ..)| is_drawn(name));
     let mut dots: Vec<(Place, &str)> =
         weighed.map(|(name, nanos, gain)| (frame.place(along(*nanos), up(*gain)), *name)).collect();
     dots.sort_by(|one, other| one.0.1.total_cmp(&other.0.1));
-    for ((dot, name), label) in dots.iter().zip(beside(&dots)) {
-        svg.dot(*dot, 4.0, colour(name));
+    for ((dot, name), label) in dots.iter().zip(beside(&dots, frame)) {
+        svg.dot(*dot, DOT, colour(name));
         if label.1 != dot.1 {
-            svg.line(&[(dot.0 + 4.0, dot.1), (label.0 - 1.0, label.1)], HELP);
+            svg.line(&[*dot, (label.0 - 2.0, label.1)], POINTER);
         }
         svg.text(label, Anchor::Start, name);
     }
 }
 
-/// Where the words of dots stand: to the right of each, and so far above or below it that none covers another.
-fn beside(dots: &[(Place, &str)]) -> Vec<Place> {
+/// Where the words of dots stand: to the right of each, within the height of the frame, and so far above or below it that
+/// none covers another, or a dot.
+fn beside(dots: &[(Place, &str)], frame: Frame) -> Vec<Place> {
     let mut placed: Vec<(Place, f64)> = Vec::new();
     for ((x, y), words) in dots {
-        let (x, wide) = (x + 12.0, width_of(words));
-        let is_free = |y: f64| {
-            placed
-                .iter()
-                .all(|((left, other), width)| (y - other).abs() >= LINE || x > left + width || *left > x + wide)
+        let (x, wide) = (x + 3.0 * DOT, width_of(words));
+        let is_free = |at: f64| {
+            let over = |left: f64, width: f64, middle: f64, height: f64| {
+                (at - middle).abs() < height && x <= left + width && left <= x + wide
+            };
+            placed.iter().all(|((left, middle), width)| !over(*left, *width, *middle, LINE))
+                && dots.iter().all(|((left, middle), _)| !over(left - DOT, 2.0 * DOT, *middle, LINE / 2.0 + DOT))
         };
-        let steps = (0..=dots.len() * 2).flat_map(|step| [step as f64, -(step as f64)]);
-        let place = steps.map(|step| y + step * LINE / 2.0).find(|y| is_free(*y)).unwrap_or(*y);
-        placed.push(((x, place), wide));
+        let within = |at: f64| at.clamp(frame.at.1 + LINE / 2.0, frame.at.1 + frame.size.1 - LINE / 2.0);
+        let steps = (0..=dots.len() * 4).flat_map(|step| [step as f64, -(step as f64)]);
+        let free = steps.map(|step| within(y + step * LINE / 2.0)).find(|at| is_free(*at));
+        placed.push(((x, free.unwrap_or(*y)), wide));
     }
     placed.into_iter().map(|(place, _)| place).collect()
 }
@@ -124,10 +131,10 @@ pub fn calibration(svg: &mut Svg, frame: Frame, told: &Calibration) {
         .to_vec();
     let across = Axis { name: "chance that was given", ticks: ticks.clone() };
     frame.draw(svg, &title, &across, &Axis { name: "share that came true", ticks });
-    svg.line(&[frame.place(0.0, 0.0), frame.place(1.0, 1.0)], HELP);
     if told.bins.is_empty() {
-        frame.say(svg, "no forecast has ended so far");
+        return frame.say(svg, "no forecast has ended so far");
     }
+    svg.line(&[frame.place(0.0, 0.0), frame.place(1.0, 1.0)], HELP);
     for (stated, was, ended) in &told.bins {
         svg.dot(frame.place(*stated, *was), 2.0 + (*ended as f64).max(1.0).log10(), colour("blend"));
     }

@@ -22,7 +22,8 @@ pub struct Line {
     pub points: Vec<(f64, Option<f64>)>,
 }
 
-/// Whose line says nothing: what is 0 or 1 by definition, and who carries nothing at all.
+/// Whether a predictor has something to show: address order and the oracle are 0 and 1 by definition, silence carries
+/// nothing, and none of them thinks.
 pub fn is_drawn(predictor: &str) -> bool {
     !["silence", "sequential", "oracle"].contains(&predictor)
 }
@@ -66,8 +67,9 @@ pub fn draw(
     let up = |closed: f64| (closed - lowest) / (1.0 - lowest);
     let mut ticks: Vec<(f64, String)> = [0.0, 0.5, 1.0].map(|at| (up(at), format!("{at:.1}"))).to_vec();
     ticks.extend((lowest < 0.0).then(|| (0.0, format!("{lowest:.2}"))));
-    let halves = [0.0, 0.5, 1.0].map(|share| (share, said(share * most)));
-    let across = Axis { name: across, ticks: halves.to_vec() };
+    let mut halves = [0.0, 0.5, 1.0].map(|share| (share, said(share * most))).to_vec();
+    halves.dedup_by(|one, other| one.1 == other.1);
+    let across = Axis { name: across, ticks: halves };
     frame.draw(svg, title, &across, &Axis { name: "share of the gap closed so far", ticks });
     svg.line(&[frame.place(0.0, up(0.0)), frame.place(1.0, up(0.0))], HELP);
     if values().all(|(_, closed)| closed.is_none()) {
