@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_sibling_is_the_one_that_has_learned_most_of_a_disk_like_this() {
+    fn the_best_to_begin_like_is_the_one_that_has_learned_most_of_a_disk_like_this() {
         let own = disk("own", 0, 8, 0);
         let table: [(&str, Vec<Disk>, Option<&str>); 8] = [
             ("there is none", vec![], None),

@@ -449,7 +449,7 @@ mod tests {
             standing: StandingRecord::Draining(source),
             move_id: Some("m1".into()),
             handover: None,
-            like: Some("sibling".into()),
+            like: Some("data".into()),
         };
         records.put_volume(&volume).expect("put");
         assert_eq!(records.volumes().expect("all"), [volume]);
