@@ -16,7 +16,7 @@
 //!
 //! Same events in, same moves out: no clock, no random source.
 
-use gnomon_forecast::sequence::{Experience, Lesson, Model};
+use gnomon_forecast::sequence::{Experience, Knowledge, Lesson, Model};
 use gnomon_forecast::{BlockMap, Chance, Geometry, Predictor, UnitIndex};
 use gnomon_terms::{
     Access, BlockCount, Bytes, Event, Extent, Instant, Move, Op, Outcome, Place, Priority, ResourceId, Settled, Verb,
@@ -81,6 +81,11 @@ impl Cycle {
     /// How the resource is cut.
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Accesses that it has seen.
+    pub fn accesses(&self) -> u64 {
+        self.accesses
     }
 
     /// The blocks that hold something, as far as is known.
@@ -291,6 +296,11 @@ impl Cycle {
     /// What came of a lesson.
     pub fn adopt(&mut self, model: Model) {
         self.predictor.adopt(model);
+    }
+
+    /// This is known from elsewhere; what its predictor's sequence experts had learned is forgotten.
+    pub fn know(&mut self, knowledge: Knowledge) {
+        self.predictor.know(knowledge);
     }
 
     /// What its predictor has learned that another process should know again.

@@ -10,6 +10,7 @@
 mod again;
 mod config;
 mod cycle;
+mod felt;
 mod flights;
 mod plan;
 pub mod replay;
@@ -22,6 +23,7 @@ mod view;
 
 pub use config::{CycleConfig, CycleError, DEFAULT_WINDOW, Forecast, PREDICTORS};
 pub use cycle::Cycle;
+pub use felt::{Curve, Felt, GapPoint, MOST_POINTS, gap_over_time};
 pub use score::Score;
 pub use stall::StallForecast;
 pub use view::{Outlook, ShadowState, UnitState};

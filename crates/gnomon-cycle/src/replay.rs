@@ -37,6 +37,7 @@ use gnomon_terms::{
 
 use crate::config::{self, CycleConfig, CycleError, Forecast, PREDICTORS};
 use crate::cycle::Cycle;
+use crate::felt::{Curve, Felt, GapPoint, gap_over_time};
 
 /// Which blocks hold something at the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub struct ReplayResult {
     pub experts: Vec<ExpertScore>,
     /// How their forecasts ended, by the chance that they were given.
     pub reliability: Reliability,
+    /// How much of the gap was closed so far, over the reads after the switch; nothing without "sequential".
+    pub over_time: Vec<GapPoint>,
 }
 
 /// Accesses between two lessons.
@@ -200,7 +203,7 @@ pub struct MoveStory<'a> {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MoveResult {
     /// Reads after the switch.
     pub reads: u64,
@@ -208,6 +211,8 @@ pub struct MoveResult {
     pub stalled: u64,
     /// Bytes that would have been carried for nothing.
     pub wasted: Bytes,
+    /// Reads and stalls over time.
+    pub felt: Vec<Felt>,
 }
 
 /// How many reads of a recorded move would have stalled with the predictor called `name`: one of [`PREDICTORS`] or
@@ -259,8 +264,8 @@ impl Story<'_> {
             plane.live(Access { resource: RESOURCE, ..*access });
             school.attend(&mut plane.cycle);
         }
-        plane.result.wasted = plane.unread.count().bytes();
-        Ok((plane.result, (plane.cycle.score().experts, plane.cycle.reliability())))
+        let result = plane.end();
+        Ok((result, (plane.cycle.score().experts, plane.cycle.reliability())))
     }
 }
 
@@ -298,13 +303,27 @@ struct SimPlane {
     /// Until when the link has been used or idle.
     free_at: Instant,
     result: MoveResult,
+    curve: Curve,
 }
 
 impl SimPlane {
     fn new(cycle: Cycle, geometry: Geometry, lacking: BlockMap, now: Instant, rate: BytesPerSecond) -> SimPlane {
         let unread = BlockMap::empty(geometry.blocks());
-        let (carrying, result) = (None, MoveResult::default());
-        SimPlane { cycle, geometry, lacking, unread, rate, carrying, free_at: now, result }
+        let (carrying, result, curve) = (None, MoveResult::default(), Curve::default());
+        SimPlane { cycle, geometry, lacking, unread, rate, carrying, free_at: now, result, curve }
+    }
+
+    /// What came of it.
+    fn end(&mut self) -> MoveResult {
+        self.feel(self.cycle.now);
+        let (wasted, felt) = (self.unread.count().bytes(), self.curve.points());
+        MoveResult { wasted, felt, ..self.result }
+    }
+
+    /// Notes what the guest has felt so far.
+    fn feel(&mut self, at: Instant) {
+        let MoveResult { reads, stalled, .. } = self.result;
+        self.curve.note(Felt { at, reads, stalled });
     }
 
     /// Pulls up to `budget` bytes in no time.
@@ -331,6 +350,7 @@ impl SimPlane {
             return self.cover(access.at, extent);
         }
         self.unread.remove(extent);
+        self.feel(access.at);
         self.result.reads += 1;
         if self.lacking.contains_any(extent) {
             self.result.stalled += 1;
@@ -454,6 +474,7 @@ fn think(predictor: &mut dyn Predictor, access: &Access, chances: &mut Vec<gnomo
 fn results(runs: &[Run]) -> Vec<ReplayResult> {
     let stalled = |name| runs.iter().find(|run| run.name == name).map_or(0.0, |run| run.result.stalled as f64);
     let (sequential, oracle) = (stalled("sequential"), stalled("oracle"));
+    let felt = |name| runs.iter().find(|run| run.name == name).map_or(&[][..], |run| &run.result.felt);
     let one = |Run { name, result, nanos, judged: (experts, reliability) }: &Run| {
         let gap = sequential - oracle;
         let closed = (sequential - result.stalled as f64) / gap;
@@ -465,6 +486,7 @@ fn results(runs: &[Run]) -> Vec<ReplayResult> {
             ns_per_access: *nanos,
             experts: experts.clone(),
             reliability: *reliability,
+            over_time: gap_over_time(&result.felt, felt("sequential"), felt("oracle")),
         }
     };
     runs.iter().map(one).collect()

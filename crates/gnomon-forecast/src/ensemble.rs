@@ -383,6 +383,10 @@ impl Predictor for Ensemble {
         self.jury.adopt(&model);
     }
 
+    fn know(&mut self, knowledge: Knowledge) {
+        self.jury = Jury::new(self.geometry, experts(self.geometry, knowledge));
+    }
+
     fn experience(&self) -> Experience {
         self.jury.experience()
     }

@@ -11,7 +11,7 @@ use gnomon_terms::{Access, Bytes, Instant};
 
 use crate::reason::{Clock, Expected, Reason};
 use crate::reliability::Reliability;
-use crate::sequence::{Experience, Lesson, Model};
+use crate::sequence::{Experience, Knowledge, Lesson, Model};
 use crate::{BlockMap, Geometry, UnitIndex};
 
 /// What a predictor expects of one unit.
@@ -129,6 +129,9 @@ pub trait Predictor: Send {
 
     /// What came of a lesson.
     fn adopt(&mut self, _model: Model) {}
+
+    /// This is known from elsewhere. What its sequence experts had learned is forgotten, and so is their standing.
+    fn know(&mut self, _knowledge: Knowledge) {}
 
     /// What it has learned that another process should know again. Copies less than 1 MiB.
     fn experience(&self) -> Experience {

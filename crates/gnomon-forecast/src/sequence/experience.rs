@@ -31,6 +31,8 @@ pub struct Tables {
 pub struct Experience {
     /// Blocks in the units that all of it is about; 0 when there is nothing.
     pub blocks_per_unit: u32,
+    /// Accesses that it was learned of, as its owner counts them; 0 in files that are older than this number.
+    pub accesses: u64,
     /// Recorded boots, the latest last; four at most.
     pub recordings: Vec<Recording>,
     /// What the tables hold.
@@ -81,6 +83,7 @@ impl Experience {
         let mut tensors = Tensors::default();
         tensors.metadata.insert("experience".to_owned(), VERSION.to_owned());
         tensors.metadata.insert("unit".to_owned(), self.blocks_per_unit.to_string());
+        tensors.metadata.insert("accesses".to_owned(), self.accesses.to_string());
         for (nth, recording) in self.recordings.iter().enumerate() {
             let units: Vec<i32> = recording.units().iter().map(|unit| unit.0.cast_signed()).collect();
             integers(&mut tensors, recording_name(nth), &[units.len()], units);
@@ -106,6 +109,10 @@ impl Experience {
             return Err(ExperienceError::Foreign("experience"));
         }
         let blocks_per_unit = number(&tensors, "unit").map_err(|_| ExperienceError::Foreign("unit"))?;
+        let accesses = match tensors.metadata.contains_key("accesses") {
+            true => number(&tensors, "accesses").map_err(|_| ExperienceError::Foreign("accesses"))?,
+            false => 0,
+        };
         let recordings = (0..KEPT).filter_map(|nth| tensors.integers_of(recording_name(nth)));
         let recordings = recordings.map(recording).collect::<Option<_>>().ok_or(ExperienceError::Table("boot"))?;
         let deltas = rows(&tensors, "deltas", deltas::is_kept)?;
@@ -115,7 +122,7 @@ impl Experience {
         if network.as_ref().is_some_and(|model| model.blocks_per_unit != blocks_per_unit) {
             return Err(ExperienceError::Foreign("unit"));
         }
-        Ok(Experience { blocks_per_unit, recordings, tables: Tables { deltas, partners }, network })
+        Ok(Experience { blocks_per_unit, accesses, recordings, tables: Tables { deltas, partners }, network })
     }
 }
 
@@ -177,7 +184,7 @@ mod tests {
         for (nth, unit) in life().into_iter().enumerate() {
             experts.iter_mut().for_each(|expert| expert.read(Instant::from_micros(nth as u64 * 1000), unit));
         }
-        let mut experience = Experience { blocks_per_unit: 16, ..Experience::default() };
+        let mut experience = Experience { blocks_per_unit: 16, accesses: 1 << 40, ..Experience::default() };
         experts.iter().for_each(|expert| expert.keep(&mut experience));
         experience
     }
@@ -215,6 +222,13 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_does_not_say_of_how_much_it_was_learned_is_read() {
+        let mut tensors = Tensors::decode(&lived().encode()).unwrap();
+        tensors.metadata.remove("accesses");
+        assert_eq!(Experience::decode(&tensors.encode()), Ok(Experience { accesses: 0, ..lived() }));
+    }
+
+    #[test]
     fn a_boot_that_is_under_way_is_kept_unless_it_is_one_that_is_known() {
         let read = |expert: &mut RecordedExpert, most: usize| {
             let units = life().into_iter().take(most).enumerate();
@@ -242,10 +256,11 @@ mod tests {
             let Numbers::I32(values) = &mut tensors.tensors.get_mut(name).unwrap().numbers else { panic!() };
             values[at] = value;
         }
-        let table: [(Change, ExperienceError); 8] = [
+        let table: [(Change, ExperienceError); 9] = [
             (|t| drop(t.metadata.remove("experience")), ExperienceError::Foreign("experience")),
             (|t| drop(t.metadata.insert("experience".into(), "2".into())), ExperienceError::Foreign("experience")),
             (|t| drop(t.metadata.insert("unit".into(), "8".into())), ExperienceError::Foreign("unit")),
+            (|t| drop(t.metadata.insert("accesses".into(), "-1".into())), ExperienceError::Foreign("accesses")),
             (|t| drop(t.tensors.remove("deltas")), ExperienceError::Foreign("deltas")),
             (|t| first(t, "deltas", 0, 1 << 20), ExperienceError::Table("deltas")),
             (|t| first(t, "partners", 0, -1), ExperienceError::Table("partners")),

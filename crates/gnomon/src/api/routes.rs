@@ -14,7 +14,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use gnomon_forecast::sequence::Experience;
 use tokio::net::UnixListener;
 use utoipa::OpenApi;
 
@@ -28,7 +27,7 @@ use super::{
     },
 };
 use crate::{
-    daemon::{Daemon, forecasts, learned, moving, protecting, updating},
+    daemon::{Daemon, forecasts, learned::Beginning, moving, protecting, updating},
     metrics, trace,
 };
 
@@ -178,9 +177,9 @@ async fn volumes(State(daemon): Daemoned) -> Json<Vec<VolumeView>> {
 /// Makes an empty volume.
 #[utoipa::path(post, path = "/v1/volumes", request_body = CreateVolume, responses((status = 200, body = VolumeView)))]
 async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -> Answer<VolumeView> {
-    let like = like(&daemon, ask.like.as_deref()).await?;
+    let begins = begins(&daemon, ask.like.as_deref()).await?;
     blocking(daemon, move |daemon| {
-        let handle = daemon.keeper.create(&ask.name, ask.size, &like)?;
+        let handle = daemon.keeper.create(&ask.name, ask.size, &begins)?;
         Ok(daemon.keeper.view(&handle))
     })
     .await
@@ -189,15 +188,15 @@ async fn create_volume(State(daemon): Daemoned, Json(ask): Json<CreateVolume>) -
 /// Makes a volume of a disk image.
 #[utoipa::path(post, path = "/v1/volumes/import", request_body = ImportVolume, responses((status = 200, body = JobView)))]
 async fn import_volume(State(daemon): Daemoned, Json(ask): Json<ImportVolume>) -> Answer<JobView> {
-    let like = like(&daemon, ask.like.as_deref()).await?;
-    crate::daemon::importing::start(&daemon, ask, like).map(Json)
+    let begins = begins(&daemon, ask.like.as_deref()).await?;
+    crate::daemon::importing::start(&daemon, ask, begins).map(Json)
 }
 
 /// What the forecasts of a new volume begin with.
-async fn like(daemon: &Daemon, volume: Option<&str>) -> Result<Experience, ApiError> {
-    match volume {
-        Some(name) => learned::of(&*daemon.keeper.get(name)?).await,
-        None => Ok(Experience::default()),
+async fn begins(daemon: &Daemon, like: Option<&str>) -> Result<Beginning, ApiError> {
+    match like {
+        Some(name) => Beginning::like(&*daemon.keeper.get(name)?).await,
+        None => Ok(Beginning::default()),
     }
 }
 

@@ -18,8 +18,8 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use agent::{AgentView, PressureView};
 pub use forecast::{
-    BinView, ExpectedView, ExpertView, FeedState, FeedView, FirstView, ForecastQuery, ForecastView, MovingView,
-    ReadView, TOP, WorthView,
+    BinView, ExpectedView, ExpertView, FeedState, FeedView, FirstView, ForecastQuery, ForecastView, GapView,
+    MovingView, ReadView, TOP, WorthView,
 };
 pub use memory::{
     AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, GrowBy, MemoryChange, MemoryView,

@@ -39,7 +39,8 @@ pub enum Command {
         group: String,
     },
     /// Add a VM to a trust group; it leaves the one that it is in
-    #[command(after_help = "Examples:\n  gnomon group add shop web")]
+    #[command(after_help = "Examples:\n  gnomon group add shop web\n\n\
+                            Its disks of which nothing was learned yet begin with what the group's other disks have learned.")]
     Add {
         /// Which group
         #[arg(value_parser = names::parse)]

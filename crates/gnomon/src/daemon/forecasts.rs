@@ -2,7 +2,7 @@
 //!
 //! The loop is asked between two turns, on its own thread, and answers from what it has: the guest waits for nothing.
 
-use gnomon_cycle::{Cycle, Outlook, Score};
+use gnomon_cycle::{Cycle, GapPoint, Outlook, Score};
 use gnomon_forecast::{Bin, Clock, Expected, ExpertScore, Geometry, Reason, Reliability, UnitIndex, Weight};
 use gnomon_terms::{Bytes, Extent};
 
@@ -15,8 +15,8 @@ use super::{
 use crate::api::{
     ApiError,
     types::{
-        BinView, ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, MovingView, ReadView, TOP,
-        WorthView,
+        BinView, ExpectedView, ExpertView, FirstView, ForecastQuery, ForecastView, GapView, MovingView, ReadView,
+        TOP, WorthView,
     },
 };
 
@@ -46,10 +46,13 @@ async fn show(handle: &VolumeHandle, query: ForecastQuery) -> Result<ForecastVie
     let job = handle.job.lock().clone();
     let mut view = view(geometry, &score, &outlook, job);
     (view.calibration, view.calibration_error) = (bins(&reliability), reliability.error());
+    let mut over_time = handle.watcher.gap();
     if let (Some(moving), Some(told)) = (&mut view.moving, so_far(handle, score.moved).await?) {
         (moving.stalls_sequential, moving.stalls_oracle) = (Some(told.sequential), Some(told.oracle));
         moving.gap_closed = told.gap_closed();
+        over_time = told.over_time;
     }
+    view.gap_over_time = over_time.iter().map(gap).collect();
     view.ask_node = match handle.record().standing {
         StandingRecord::Draining(source) => Some(source.node),
         _ => None,
@@ -58,6 +61,7 @@ async fn show(handle: &VolumeHandle, query: ForecastQuery) -> Result<ForecastVie
         volume: handle.record().name,
         role: handle.role().to_string(),
         before: handle.learned.before(),
+        like: handle.record().like,
         ..view
     })
 }
@@ -68,6 +72,17 @@ async fn so_far(handle: &VolumeHandle, moved: Bytes) -> Result<Option<Told>, Api
     let Some(story) = handle.watcher.story().as_ref().and_then(Story::so_far) else { return Ok(None) };
     let tell = move || story.tell(story.mean_rate(moved));
     tokio::task::spawn_blocking(tell).await.map(Some).map_err(ApiError::internal)
+}
+
+fn gap(point: &GapPoint) -> GapView {
+    GapView {
+        reads: point.reads,
+        seconds: point.since.as_secs_f64(),
+        stalls: point.stalled,
+        stalls_sequential: point.sequential,
+        stalls_oracle: point.oracle,
+        gap_closed: point.closed(),
+    }
 }
 
 /// The tenths in which there is anything.

@@ -2,25 +2,24 @@
 
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
-use gnomon_forecast::sequence::Experience;
 use gnomon_volume::import::Import;
 
-use super::{Daemon, jobs::Job};
+use super::{Daemon, jobs::Job, learned::Beginning};
 use crate::api::{
     ApiError,
     types::{ImportVolume, JobView, Progress},
 };
 
 /// Checks what can be checked at once (name, image, space), then copies in the background. The volume's forecasts begin
-/// with what was learned of one that is `like` it.
-pub fn start(daemon: &Arc<Daemon>, ask: ImportVolume, like: Experience) -> Result<JobView, ApiError> {
+/// as `begins` says.
+pub fn start(daemon: &Arc<Daemon>, ask: ImportVolume, begins: Beginning) -> Result<JobView, ApiError> {
     let to = daemon.keeper.place_for(&ask.name)?;
     let import = Import { from: ask.file, format: None, to, size: ask.size.map(gnomon_terms::Bytes) };
     let keeper = Arc::clone(&daemon.keeper);
     let id = daemon.jobs.spawn_blocking("import", &ask.name.clone(), move |job| {
         let facts = import.check()?;
         let size = import.run(&mut meter(job, facts.data.0))?;
-        let handle = keeper.take_over(&ask.name, import.to.clone(), &like)?;
+        let handle = keeper.take_over(&ask.name, import.to.clone(), &begins)?;
         let message = format!("volume {} of {size} made", ask.name);
         job.report(Progress { phase: "done".to_string(), message, ..job.view().progress });
         serde_json::to_value(keeper.view(&handle)).map_err(ApiError::internal)

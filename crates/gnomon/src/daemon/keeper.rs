@@ -13,7 +13,6 @@ use std::{
     time::{Instant as Clock, SystemTime, UNIX_EPOCH},
 };
 
-use gnomon_forecast::sequence::Experience;
 use gnomon_terms::{Bytes, ResourceId};
 use gnomon_volume::{
     blockmap::BootId,
@@ -26,7 +25,7 @@ use gnomon_volume::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    learned::LearnedFile,
+    learned::{Beginning, LearnedFile},
     records::{Records, StandingRecord, VolumeRecord},
     teacher::Learning,
     watcher::Watcher,
@@ -126,6 +125,11 @@ impl Keeper {
         &self.nbd_socket
     }
 
+    /// What loops know and learn.
+    pub fn learning(&self) -> &Learning {
+        &self.learning
+    }
+
     /// The running kernel.
     pub fn boot(&self) -> BootId {
         self.boot
@@ -184,7 +188,7 @@ impl Keeper {
     }
 
     /// Makes an empty volume, whose loop begins with what another's has learned. It takes space as it is written.
-    pub fn create(&self, name: &str, size: u64, like: &Experience) -> Result<Arc<VolumeHandle>, ApiError> {
+    pub fn create(&self, name: &str, size: u64, begins: &Beginning) -> Result<Arc<VolumeHandle>, ApiError> {
         let path = self.place_for(name)?;
         if size == 0 {
             return Err(ApiError::usage("a volume of no bytes is of no use: give it a size such as 20G"));
@@ -192,21 +196,21 @@ impl Keeper {
         self.check_space(0, "a volume")?;
         let local = FileDisk::create(&path, Bytes(size))?;
         let record = self.new_record(name, path, size, 1, StandingRecord::Primary);
-        self.keep(record, local, like)
+        self.keep(record, local, begins)
     }
 
     /// Takes over a file at the place that [`Keeper::place_for`] gave; the loop begins like another's.
-    pub fn take_over(&self, name: &str, path: PathBuf, like: &Experience) -> Result<Arc<VolumeHandle>, ApiError> {
+    pub fn take_over(&self, name: &str, path: PathBuf, begins: &Beginning) -> Result<Arc<VolumeHandle>, ApiError> {
         let local = FileDisk::open(&path, None, Mode::ReadWrite)?;
         let size = gnomon_volume::disk::Disk::size(&local).0;
         let record = self.new_record(name, path, size, 1, StandingRecord::Primary);
-        self.keep(record, local, like)
+        self.keep(record, local, begins)
     }
 
     /// Makes the volume that a move brings here.
     pub fn create_shadow(&self, draft: VolumeRecord) -> Result<Arc<VolumeHandle>, ApiError> {
         let local = FileDisk::create(&draft.path, Bytes(draft.size))?;
-        self.keep(draft, local, &Experience::default())
+        self.keep(draft, local, &Beginning::default())
     }
 
     /// A record of a volume that begins now.
@@ -219,13 +223,24 @@ impl Keeper {
         standing: StandingRecord,
     ) -> VolumeRecord {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        VolumeRecord { name: name.to_string(), path, size, created, epoch, standing, move_id: None, handover: None }
+        VolumeRecord {
+            name: name.to_string(),
+            path,
+            size,
+            created,
+            epoch,
+            standing,
+            move_id: None,
+            handover: None,
+            like: None,
+        }
     }
 
-    fn keep(&self, record: VolumeRecord, local: FileDisk, like: &Experience) -> Result<Arc<VolumeHandle>, ApiError> {
+    fn keep(&self, record: VolumeRecord, local: FileDisk, begins: &Beginning) -> Result<Arc<VolumeHandle>, ApiError> {
+        let record = VolumeRecord { like: begins.like.clone(), ..record };
         // What an earlier volume of this name may have left is not its own.
         LearnedFile::beside(&record.path).remove()?;
-        LearnedFile::beside(&record.path).write(like, 0)?;
+        LearnedFile::beside(&record.path).write(&begins.experience, 0)?;
         self.records.put_volume(&record)?;
         self.show(record, local)
     }

@@ -44,12 +44,31 @@ pub struct LearnedFile {
 /// What became of the file.
 #[derive(Default)]
 struct State {
-    /// Something was in it when the volume was shown.
+    /// The loop began with something that was learned before.
     before: bool,
-    /// Accesses that the loop had seen when it was written last.
+    /// Of how many accesses that was learned.
+    accesses_before: u64,
+    /// Accesses that the loop had seen itself when it was written last.
     accesses: u64,
     /// The volume is gone, and nothing is written any more.
     removed: bool,
+}
+
+/// What the loop of a new volume begins with: nothing unless told.
+#[derive(Debug, Default)]
+pub struct Beginning {
+    /// The volume that has learned it.
+    pub like: Option<String>,
+    /// What that is.
+    pub experience: Experience,
+}
+
+impl Beginning {
+    /// What a volume's loop has learned so far.
+    pub async fn like(handle: &VolumeHandle) -> Result<Beginning, ApiError> {
+        let experience = of(handle).await?;
+        Ok(Beginning { like: (!experience.is_empty()).then(|| handle.record().name), experience })
+    }
 }
 
 /// Why a file is not believed.
@@ -80,8 +99,14 @@ impl LearnedFile {
                 Experience::default()
             }
         };
-        self.state.lock().before = !experience.is_empty();
+        self.begins_with(&experience);
         experience
+    }
+
+    /// The loop begins with this, whoever has learned it. Nothing is written.
+    pub fn begins_with(&self, experience: &Experience) {
+        let mut state = self.state.lock();
+        (state.before, state.accesses_before) = (!experience.is_empty(), experience.accesses);
     }
 
     fn set_aside(&self, error: &LearnedError) {
@@ -95,9 +120,14 @@ impl LearnedFile {
         }
     }
 
-    /// Whether something was taken up from it.
+    /// Whether its loop began with something that was learned before.
     pub fn before(&self) -> bool {
         self.state.lock().before
+    }
+
+    /// Of how many accesses that was learned.
+    pub fn accesses_before(&self) -> u64 {
+        self.state.lock().accesses_before
     }
 
     /// Whether the loop has seen more than what was written, as of `accesses`.
@@ -179,7 +209,13 @@ async fn keep_one(handle: Arc<VolumeHandle>, accesses: u64) -> Result<(), ApiErr
 
 /// What a volume's loop has learned so far.
 pub async fn of(handle: &VolumeHandle) -> Result<Experience, ApiError> {
-    handle.watcher.run(|cycle, _| cycle.experience()).await
+    let experience = handle.watcher.run(|cycle, _| cycle.experience()).await?;
+    Ok(Experience { accesses: accesses_of(handle), ..experience })
+}
+
+/// Of how many accesses it has learned: its own, and those of whoever it began like.
+pub fn accesses_of(handle: &VolumeHandle) -> u64 {
+    handle.learned.accesses_before().saturating_add(handle.watcher.counts().total())
 }
 
 #[cfg(test)]
@@ -190,7 +226,12 @@ mod tests {
 
     fn boot() -> Experience {
         let units: Vec<UnitIndex> = (0..100).map(|n| UnitIndex(n * 31 % 101)).collect();
-        Experience { blocks_per_unit: 16, recordings: vec![Recording::of(&units)], ..Experience::default() }
+        Experience {
+            blocks_per_unit: 16,
+            accesses: 7,
+            recordings: vec![Recording::of(&units)],
+            ..Experience::default()
+        }
     }
 
     #[test]
@@ -202,7 +243,7 @@ mod tests {
         file.write(&boot(), 100).expect("written");
         assert!(!file.is_behind(100) && file.is_behind(101));
         let again = LearnedFile::beside(&volume);
-        assert!(again.read() == boot() && again.before());
+        assert!(again.read() == boot() && again.before() && again.accesses_before() == 7);
         again.remove().expect("removed");
         again.write(&boot(), 7).expect("passed over");
         assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 0, "a volume that is gone has no file");

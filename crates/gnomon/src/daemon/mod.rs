@@ -6,6 +6,7 @@
 mod agent;
 mod balancing;
 pub mod cards;
+mod cold_start;
 pub mod console;
 mod feeds;
 pub mod forecasts;

@@ -45,6 +45,9 @@ pub struct VolumeRecord {
     /// A handover that is under way, on either side.
     #[serde(default)]
     pub handover: Option<HandoverRecord>,
+    /// The volume with whose experience its loop began.
+    #[serde(default)]
+    pub like: Option<String>,
 }
 
 /// What this node is for a volume.
@@ -446,6 +449,7 @@ mod tests {
             standing: StandingRecord::Draining(source),
             move_id: Some("m1".into()),
             handover: None,
+            like: Some("data".into()),
         };
         records.put_volume(&volume).expect("put");
         assert_eq!(records.volumes().expect("all"), [volume]);

@@ -75,14 +75,19 @@ impl Learning {
         Ok(Learning { model, teacher })
     }
 
-    /// The forecast of a volume's loop, with what was learned before. A network that has learned goes on if that is still
-    /// wished, and if it began as one would begin now.
+    /// The forecast of a volume's loop, with what was learned before.
     pub fn forecast(&self, before: Experience) -> Forecast {
+        Forecast::Knowing(Box::new(self.knowledge(before)))
+    }
+
+    /// What a loop knows with what was learned before. A network that has learned goes on if that is still wished, and if
+    /// it began as one would begin now.
+    pub fn knowledge(&self, before: Experience) -> Knowledge {
         let Experience { recordings, tables, network, .. } = before;
         let (learns, model) = (self.teacher.is_some(), self.model.clone());
         let about = model.as_ref().map(|model| model.about.clone()).unwrap_or_default();
         let model = network.filter(|own| learns && own.about == about).or(model);
-        Forecast::Knowing(Box::new(Knowledge { model, recordings, tables, learns }))
+        Knowledge { model, recordings, tables, learns }
     }
 
     /// A volume's place at the teacher's, if there is one.
@@ -227,9 +232,7 @@ mod tests {
         let traces = |written: Option<&str>, learn: bool| {
             let choice = ModelChoice::of(written.map(Into::into));
             let learning = Learning::new(&choice, learn).expect("nothing to load");
-            let Forecast::Knowing(knowledge) = learning.forecast(Experience::default()) else {
-                panic!("not a blend")
-            };
+            let knowledge = learning.knowledge(Experience::default());
             knowledge.model.map_or(0, |model| model.about.traces.len())
         };
         assert_eq!((traces(None, false), traces(Some("shipped"), false), traces(Some("none"), false)), (2, 2, 0));
@@ -247,8 +250,7 @@ mod tests {
             let teacher = learn.then(|| Teacher::start().expect("a thread"));
             let learning = Learning { model: model.map(network), teacher };
             let before = Experience { network: Some(network(own)), ..Experience::default() };
-            let Forecast::Knowing(knowledge) = learning.forecast(before) else { panic!("not a blend") };
-            knowledge.model.map(|model| model.about.traces[0].name.clone())
+            learning.knowledge(before).model.map(|model| model.about.traces[0].name.clone())
         };
         assert_eq!(begun(Some("a"), true, "a").as_deref(), Some("a"));
         assert_eq!(begun(Some("a"), true, "b").as_deref(), Some("a"), "another model was configured since");

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use gnomon_cycle::{Cycle, CycleConfig, turn};
+use gnomon_cycle::{Cycle, CycleConfig, GapPoint, turn};
 use gnomon_forecast::{BlockMap, sequence::Experience};
 use gnomon_terms::{Access, Event, Extent, Move, Op, Plane, Routes};
 use gnomon_volume::{plane::VolumePlane, tap::Tap, volume::Volume};
@@ -62,6 +62,7 @@ struct Shared {
     counts: Mutex<AccessCounts>,
     recorders: Mutex<Vec<Recorder>>,
     story: Mutex<Option<Story>>,
+    gap: Mutex<Vec<GapPoint>>,
 }
 
 impl Watcher {
@@ -121,6 +122,16 @@ impl Watcher {
     /// What is recorded of the move under way; `None` while there is none.
     pub fn story(&self) -> MutexGuard<'_, Option<Story>> {
         self.shared.story.lock()
+    }
+
+    /// What the last move that ended was worth over time; nothing while there was none since the daemon started.
+    pub fn gap(&self) -> Vec<GapPoint> {
+        self.shared.gap.lock().clone()
+    }
+
+    /// A move has ended, and this is what it was worth.
+    pub fn keep_gap(&self, over_time: Vec<GapPoint>) {
+        *self.shared.gap.lock() = over_time;
     }
 
     /// From now on accesses are also recorded, until the recording is dropped.

@@ -128,11 +128,28 @@ fn a_move_can_be_asked_for_its_forecast() {
     let stalled = || Some(shown(&pair.a, "data", &[])[0].clone()).filter(|view| view["moving"]["stalls"] == 1);
     let view = await_some("the stall", || shown(&pair.a, "data", &[]).to_string(), stalled);
     assert_eq!(view["moving"]["stalled_share"], 1.0, "{view:#}");
+    let last = view["gap_over_time"].as_array().and_then(|points| points.last()).expect("a point");
+    assert_eq!((&last["reads"], &last["stalls"]), (&json!(1), &json!(1)), "{view:#}");
     let orders = [&view["moving"]["stalls_sequential"], &view["moving"]["stalls_oracle"]];
     assert!(orders.iter().all(|stalls| stalls.as_u64() <= Some(1) && stalls.is_number()), "{view:#}");
     assert_eq!(shown(&pair.b, "data", &[])[0]["ask_node"], "a");
     let said = pair.b.run(&["forecast", "show", "data"]).out;
     assert!(said.contains("from node a") && said.contains("gnomon forecast show data"), "{said}");
+
+    let drawn = |marks: [&str; 3]| {
+        let file = pair.a.text("data.svg");
+        pair.a.ask(&["forecast", "show", "data", "--plot", &file]);
+        let svg = fs::read_to_string(&file).expect("a picture");
+        assert!(svg.starts_with("<svg ") && marks.iter().all(|mark| svg.contains(mark)), "{svg}");
+    };
+    drawn(["Volume data (", ">reads after the switch<", "s of a move"]);
+    pair.a.ask(&["volume", "bandwidth", "data", "none"]);
+    assert_eq!(pair.a.await_end("data")["state"], "done");
+    let view = &shown(&pair.a, "data", &[])[0];
+    let last = view["gap_over_time"].as_array().and_then(|points| points.last()).expect("a point");
+    assert_eq!((&view["moving"], &last["reads"]), (&Value::Null, &json!(1)), "the last move is remembered: {view:#}");
+    assert!(pair.a.run(&["forecast", "show", "data"]).out.contains("In the last move 1 of 1 reads waited"));
+    drawn(["Volume data (released)", ">share that came true<", "s of a move"]);
 }
 
 /// The place of the nth unit that a guest reads when it starts: the first sector, then all over the disk.
@@ -191,4 +208,63 @@ fn a_boot_is_remembered_over_a_restart_and_for_a_volume_that_is_like_it() {
     assert_eq!(fs::read_dir(house.path("state/volumes")).expect("a folder").count(), 0, "nothing is left over");
     let said = house.run(&["volume", "create", "root", "--size", "2G", "--like", "nobody"]);
     assert!(said.code == 1 && said.err.contains("nobody"), "{} {}", said.code, said.err);
+}
+
+/// Runs a VM that never gets further than its firmware.
+fn run<'a>(name: &'a str, disks: &[&'a str], group: Option<&'a str>) -> Vec<&'a str> {
+    let disks = disks.iter().flat_map(|disk| ["--disk", disk]);
+    let group = group.into_iter().flat_map(|group| ["--group", group]);
+    ["vm", "run", name, "--memory", "16M", "--accel", "tcg"].into_iter().chain(disks).chain(group).collect()
+}
+
+/// What a volume began like.
+fn like(house: &House, volume: &str) -> Value {
+    let view = &shown(house, volume, &["--volume"])[0];
+    assert_eq!(view["before"], !view["like"].is_null(), "{view:#}");
+    view["like"].clone()
+}
+
+/// A disk of which nothing was learned begins like one of its trust group: when its VM starts there or joins, and for the
+/// next daemon too. Never across groups, never over what was learned, and a start that fails leaves nothing behind.
+#[test]
+fn a_disk_begins_with_what_its_trust_group_has_learned() {
+    let mut house = House::new();
+    let sizes = [("a", "2G"), ("b", "2G"), ("small", "1G"), ("c", "2G"), ("d", "2G"), ("e", "2G"), ("f", "2G")];
+    for (volume, size) in sizes {
+        house.ask(&["volume", "create", volume, "--size", size]);
+    }
+    for group in ["shop", "other"] {
+        house.ask(&["group", "create", group, "--budget", "64M", "--reserve", "0"]);
+    }
+    boot(&house, "a", 400);
+    house.stop();
+    house.start();
+    house.ask(&run("vm-a", &["a"], Some("shop")));
+    house.ask(&run("vm-b", &["b", "small"], Some("shop")));
+    house.ask(&run("vm-c", &["c"], Some("other")));
+    assert_eq!(["b", "small", "c"].map(|volume| like(&house, volume)), [json!("a"), Value::Null, Value::Null]);
+    assert!(house.run(&["forecast", "show", "b", "--volume"]).out.contains("what volume a had learned"));
+    assert!(house.log().contains("of the same trust group"), "{}", house.log());
+
+    house.crash();
+    house.start();
+    assert_eq!(like(&house, "b"), "a", "the next daemon knows it too");
+    boot(&house, "b", 100);
+    names(&shown(&house, "b", &["--volume", "--top", "64"])[0], booted(100), "recorded");
+
+    house.ask(&run("vm-d", &["d"], None));
+    assert_eq!(like(&house, "d"), Value::Null, "it is in no group");
+    house.ask(&["group", "add", "shop", "vm-d"]);
+    assert!(["a", "b"].map(Value::from).contains(&like(&house, "d")), "it has joined one");
+    house.ask(&["group", "add", "other", "vm-a"]);
+    let view = &shown(&house, "a", &["--volume"])[0];
+    assert_eq!((&view["before"], &view["like"]), (&json!(true), &Value::Null), "it has learned by itself");
+
+    let failing = [&run("vm-e", &["e"], Some("shop"))[..], &["--kernel", "/nowhere"]].concat();
+    assert_ne!(house.run(&failing).code, 0);
+    assert_eq!(like(&house, "e"), Value::Null, "its VM never ran in the group");
+    house.ask(&["group", "remove", "shop", "vm-d"]);
+    house.ask(&["vm", "stop", "vm-d", "--force"]);
+    house.ask(&run("vm-d", &["f"], None));
+    assert_eq!(like(&house, "f"), Value::Null, "its VM has left the group");
 }

@@ -72,6 +72,11 @@ fn a_replay_ranks_every_predictor_between_silence_and_oracle() {
     .json();
     let drawn = std::fs::read_to_string(&svg).expect("a picture");
     assert!(drawn.contains(">blend<") && drawn.contains("off in the mean") && told["calibration_error"].is_number());
+    assert!(drawn.contains(">reads after the switch<") && !drawn.contains("no gap so far"), "{drawn}");
+    let over_time = told["gap_over_time"].as_array().expect("points");
+    let blend = told["results"].as_array().and_then(|rows| rows.iter().find(|row| row["predictor"] == "blend"));
+    assert!((100..=288).contains(&over_time.len()), "{} points", over_time.len());
+    assert_eq!(over_time.last().map(|last| &last["gap_closed"]), blend.map(|blend| &blend["gap_closed"]), "{told}");
     assert_eq!((&told["pull"], &told["allocated"]), (&"4x".into(), &"touched".into()), "{told}");
     let results = told["results"].as_array().expect("results");
     for key in ["stalled_pct", "gap_closed", "bytes_wasted", "ns_per_access"] {
@@ -140,7 +145,8 @@ fn a_network_is_trained_and_tried_and_the_same_seed_gives_the_same_file() {
     let told =
         gnomon(&["--json", "forecast", "compare", &path("a.csv"), "--boot", &path("a.csv"), "--plot", &svg]).json();
     assert_eq!(told["cases"].as_array().map(Vec::len), Some(4), "{told}");
-    assert!(std::fs::read_to_string(&svg).expect("a picture").starts_with("<svg "));
+    let drawn = std::fs::read_to_string(&svg).expect("a picture");
+    assert_eq!(drawn.matches(">reads after the switch, %<").count(), 4, "{drawn}");
 
     std::fs::write(path("bad"), b"no model at all").expect("written");
     assert_ne!(replay("bad").code, 0);

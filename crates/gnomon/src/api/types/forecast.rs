@@ -28,6 +28,9 @@ pub struct ForecastView {
     pub accesses: u64,
     /// Whether it began with what was learned before: by an earlier daemon, or of another volume.
     pub before: bool,
+    /// The volume with what that had learned it began: one of the same trust group, or one that was named when it was made.
+    #[serde(default)]
+    pub like: Option<String>,
     /// The chance below which a forecast is not acted on.
     pub threshold: f32,
     /// How far ahead forecasts look.
@@ -49,6 +52,27 @@ pub struct ForecastView {
     pub first: Vec<FirstView>,
     /// The move that is on; nothing when there is none.
     pub moving: Option<MovingView>,
+    /// How much of the gap was closed so far, over the reads after the switch, oldest first and 288 points at most: of the
+    /// move that is on once its guest has read, or of the last one that ended here since the daemon started.
+    #[serde(default)]
+    pub gap_over_time: Vec<GapView>,
+}
+
+/// A moment after a switch: what was felt so far, and what would have been.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GapView {
+    /// Reads since the switch.
+    pub reads: u64,
+    /// Seconds since the first of them.
+    pub seconds: f64,
+    /// Of these reads, those that waited.
+    pub stalls: u64,
+    /// Those that would have waited had as many bytes been carried in address order.
+    pub stalls_sequential: u64,
+    /// The same had the future been known.
+    pub stalls_oracle: u64,
+    /// The share of the way from the one to the other; nothing while they are the same, below 0 worse than address order.
+    pub gap_closed: Option<f64>,
 }
 
 /// Forecasts that were given about the same chance.

@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 
-use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
+use gnomon_cycle::{
+    GapPoint,
+    replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing},
+};
 use gnomon_forecast::{Reliability, sequence::Knowledge};
 use serde::Serialize;
 
@@ -31,7 +34,7 @@ pub struct Args {
     traces: Vec<PathBuf>,
     #[command(flatten)]
     knowledge: KnowledgeArgs,
-    /// Draw the means, cost against gain, and calibration as SVG
+    /// Draw the means, cost against gain, calibration, and the gap over time as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -50,19 +53,22 @@ pub(super) struct Case {
     pub(super) case: &'static str,
     pub(super) rows: Vec<Row>,
     /// The experts of the blend, for each recording.
-    experts: Vec<Vec<Expert>>,
+    pub(super) experts: Vec<Vec<Expert>>,
+    /// The gap over time for each predictor that closes any, in the mean of all recordings.
+    #[serde(skip)]
+    pub(super) lines: Vec<plot::Line>,
 }
 
 /// One predictor.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Row {
     pub(super) predictor: &'static str,
     /// For each recording; 0 is address order, 1 the oracle.
-    gap_closed: Vec<f64>,
+    pub(super) gap_closed: Vec<f64>,
     pub(super) mean: f64,
-    stalled_pct: Vec<f64>,
-    bytes_wasted: Vec<u64>,
-    ns_per_access: Vec<f64>,
+    pub(super) stalled_pct: Vec<f64>,
+    pub(super) bytes_wasted: Vec<u64>,
+    pub(super) ns_per_access: Vec<f64>,
 }
 
 /// `gnomon forecast compare`
@@ -75,7 +81,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Ended {
         (reliability, _) = (reliability.and(&chances), cases.push(case));
     }
     if let Some(file) = &args.plot {
-        let drawn = plot::compared(&cases, &points(&cases), &reliability);
+        let drawn = plot::compared(&cases, &points(&cases), &plot::Calibration::from(&reliability));
         std::fs::write(file, drawn).map_err(ApiError::from)?;
     }
     let name = |file: &PathBuf| file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -103,10 +109,16 @@ fn replay_all(
     // Every recording is replayed with the same predictors, in the same order.
     let names: Vec<&'static str> = runs[0].iter().map(|result| result.predictor).collect();
     let rows = names.iter().enumerate().map(|(at, name)| row(name, runs.iter().map(|run| &run[at]))).collect();
+    let drawn = names.iter().enumerate().filter(|(_, name)| plot::is_drawn(name));
+    let lines = drawn.map(|(at, name)| plot::mean(name, runs.iter().map(move |run| over_time(&run[at])))).collect();
     let blends = runs.iter().map(|run| run.iter().find(|result| result.predictor == "blend"));
     let chances = blends.clone().flatten().fold(Reliability::default(), |all, blend| all.and(&blend.reliability));
     let experts = blends.map(|blend| blend.into_iter().flat_map(|blend| &blend.experts).map(expert).collect());
-    Ok((Case { case, rows, experts: experts.collect() }, chances))
+    Ok((Case { case, rows, experts: experts.collect(), lines }, chances))
+}
+
+fn over_time(result: &ReplayResult) -> &[GapPoint] {
+    &result.over_time
 }
 
 /// What each predictor costs and gains, in the mean over all recordings and cases.

@@ -18,7 +18,8 @@ pub use replay::dry_run;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Say what is expected of a volume, why, and how good the forecasts were; also while it moves
-    #[command(after_help = "Examples:\n  gnomon forecast show web\n  gnomon forecast show root --top 40 --json\n\n\
+    #[command(after_help = "Examples:\n  gnomon forecast show web\n  gnomon forecast show root --top 40 --json\n  \
+                            gnomon forecast show root --plot root.svg\n\n\
                             weight: an expert's share among those of its clock. true: the share of its forecasts that\n\
                             came true in time. chance: of forecasts like this one, the share that came true.\n\
                             What a move does not act on is told as well.")]

@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use gnomon_cycle::replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing};
-use gnomon_forecast::{ExpertScore, Reliability, sequence::Knowledge};
+use gnomon_cycle::{
+    GapPoint,
+    replay::{Allocation, ReplayOptions, ReplayResult, replay_knowing},
+};
+use gnomon_forecast::{ExpertScore, sequence::Knowledge};
 use gnomon_terms::{Bytes, BytesPerSecond};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -33,7 +36,7 @@ pub struct Args {
     /// Which blocks hold something: half of the address span, or only what the trace touches
     #[arg(long, value_enum, default_value = "half")]
     allocated: Allocated,
-    /// Draw cost against gain, and calibration, as SVG
+    /// Draw cost against gain, calibration, and the gap over time as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -55,6 +58,8 @@ struct Replayed {
     experts: Vec<Expert>,
     /// How far the chances of these forecasts were off in the mean, 0 to 1.
     calibration_error: Option<f64>,
+    /// How much of the gap the blend had closed, over the reads after the switch: 288 points at most.
+    gap_over_time: Vec<Gap>,
     /// The model was trained on what comes after the switch here: its results prove nothing.
     model_saw_the_future: bool,
 }
@@ -66,6 +71,15 @@ struct Row {
     gap_closed: f64,
     bytes_wasted: u64,
     ns_per_access: f64,
+}
+
+/// A moment after the switch.
+#[derive(Debug, Serialize)]
+struct Gap {
+    reads: u64,
+    seconds: f64,
+    /// None while address order and the oracle are the same.
+    gap_closed: Option<f64>,
 }
 
 /// A score as it is shown.
@@ -89,12 +103,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Ended {
     };
     let options =
         ReplayOptions { budget_percent: args.budget, rate: args.pull, allocation, ..ReplayOptions::default() };
-    let (told, chances) = tell(&args.trace, &options, &args.knowledge.load()?)?;
+    let known = args.knowledge.load()?;
+    let results =
+        replay_knowing(&trace::load(&args.trace)?, &options, &known, &mut thought).map_err(ApiError::from)?;
     if let Some(file) = &args.plot {
-        let point = |row: &Row| (row.predictor, row.ns_per_access, row.gap_closed);
-        let points: Vec<plot::Point> = told.results.iter().map(point).collect();
-        std::fs::write(file, plot::replayed(&points, &chances)).map_err(ApiError::from)?;
+        std::fs::write(file, picture(&results)).map_err(ApiError::from)?;
     }
+    let told = tell(&args.trace, &options, &known, &results)?;
     context.output.result(&told, words);
     Ok(())
 }
@@ -104,17 +119,34 @@ pub fn dry_run(file: &Path, bandwidth: Option<BytesPerSecond>, context: &Context
     let recorded = trace::load(file)?;
     let own = gnomon_cycle::replay::mean_read_rate(&recorded.accesses);
     let rate = bandwidth.map_or(1.0, |limit| if own > 0.0 { limit.0 as f64 / own } else { 1.0 });
-    let (told, _) = tell(file, &ReplayOptions { rate, ..ReplayOptions::default() }, &Knowledge::default())?;
+    let (options, known) = (ReplayOptions { rate, ..ReplayOptions::default() }, Knowledge::default());
+    let results = replay_knowing(&recorded, &options, &known, &mut thought).map_err(ApiError::from)?;
+    let told = tell(file, &options, &known, &results)?;
     context.output.result(&told, words);
     Ok(())
 }
 
-fn tell(file: &Path, options: &ReplayOptions, known: &Knowledge) -> Result<(Replayed, Reliability), ApiError> {
-    let recorded = trace::load(file)?;
-    let results = replay_knowing(&recorded, options, known, &mut thought)?;
-    let blend = results.iter().find(|result| result.predictor == "blend");
-    let chances = blend.map(|blend| blend.reliability).unwrap_or_default();
-    let told = Replayed {
+fn picture(results: &[ReplayResult]) -> String {
+    let point = |result: &ReplayResult| (result.predictor, result.ns_per_access, result.gap_closed);
+    let points: Vec<plot::Point> = results.iter().map(point).collect();
+    let drawn = results.iter().filter(|result| plot::is_drawn(result.predictor));
+    let lines: Vec<plot::Line> = drawn.map(|result| plot::of_move(result.predictor, &result.over_time)).collect();
+    let chances = blend(results).map(|blend| blend.reliability).unwrap_or_default();
+    plot::replayed(&points, &plot::Calibration::from(&chances), &lines)
+}
+
+fn blend(results: &[ReplayResult]) -> Option<&ReplayResult> {
+    results.iter().find(|result| result.predictor == "blend")
+}
+
+fn tell(
+    file: &Path,
+    options: &ReplayOptions,
+    known: &Knowledge,
+    results: &[ReplayResult],
+) -> Result<Replayed, ApiError> {
+    let blend = blend(results);
+    Ok(Replayed {
         trace: file.display().to_string(),
         pull: rate_word(options.rate),
         budget_pct: options.budget_percent,
@@ -124,10 +156,14 @@ fn tell(file: &Path, options: &ReplayOptions, known: &Knowledge) -> Result<(Repl
         },
         experts: blend.into_iter().flat_map(|blend| &blend.experts).map(expert).collect(),
         model_saw_the_future: knowledge::saw_the_future(known, file)?,
-        calibration_error: chances.error(),
+        calibration_error: blend.and_then(|blend| blend.reliability.error()),
+        gap_over_time: blend.into_iter().flat_map(|blend| &blend.over_time).map(gap).collect(),
         results: results.iter().map(row).collect(),
-    };
-    Ok((told, chances))
+    })
+}
+
+fn gap(point: &GapPoint) -> Gap {
+    Gap { reads: point.reads, seconds: point.since.as_secs_f64(), gap_closed: point.closed() }
 }
 
 /// Processor time that this thread has used, in nanoseconds: what a predictor costs does not depend on who else is at

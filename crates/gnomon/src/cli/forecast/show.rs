@@ -1,5 +1,7 @@
 //! `gnomon forecast show`: what is expected of a volume, why, and how good it was.
 
+use std::path::PathBuf;
+
 use clap::Args as ClapArgs;
 use gnomon_terms::Bytes;
 
@@ -7,13 +9,15 @@ use crate::{
     api::{
         ApiError, Kind,
         client::Client,
-        types::{ExpectedView, ExpertView, FirstView, ForecastView, MovingView, ReadView, TOP},
+        types::{ExpectedView, ExpertView, FirstView, ForecastView, GapView, MovingView, ReadView, TOP},
     },
     cli::{
         Context, Ended,
         output::{facts, table},
     },
 };
+
+use super::plot;
 
 /// `gnomon forecast show`
 #[derive(Debug, ClapArgs)]
@@ -26,10 +30,16 @@ pub struct Args {
     /// The name is a volume's, also if a VM has it too
     #[arg(long)]
     volume: bool,
+    /// Draw calibration, and the gap over time of the move that is on or was the last, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 pub async fn run(args: &Args, context: &Context) -> Ended {
     let views = ask(args, &context.client).await?;
+    if let Some(file) = &args.plot {
+        std::fs::write(file, plot::shown(&views)).map_err(ApiError::from)?;
+    }
     context.output.result(&views, |views| views.iter().map(words).collect::<Vec<_>>().join("\n\n\n"));
     Ok(())
 }
@@ -56,8 +66,9 @@ fn unknown(name: &str) -> ApiError {
 
 /// A volume's forecast for people.
 fn words(view: &ForecastView) -> String {
-    let head = facts(&[("volume", format!("{} ({})", view.volume, view.role)), ("learned from", seen(view))]);
-    let mut parts = vec![head];
+    let mut head = vec![("volume", format!("{} ({})", view.volume, view.role)), ("learned from", seen(view))];
+    head.extend(view.like.as_ref().filter(|_| view.before).map(|like| ("began with", began_with(like))));
+    let mut parts = vec![facts(&head)];
     parts.extend(view.ask_node.as_ref().map(|node| elsewhere(&view.volume, node)));
     if view.accesses > 0 {
         parts.push(format!("How good it was:\n{}", experts(&view.experts)));
@@ -70,7 +81,12 @@ fn words(view: &ForecastView) -> String {
         false => format!("{order}:\n{}", first(&view.first)),
     });
     parts.extend(view.moving.as_ref().map(moving));
+    parts.extend(view.gap_over_time.last().filter(|_| view.moving.is_none()).map(moved));
     parts.join("\n\n")
+}
+
+fn began_with(like: &str) -> String {
+    format!("what volume {like} had learned")
 }
 
 /// Where a move that drains here is forecast.
@@ -202,6 +218,16 @@ fn moving(moving: &MovingView) -> String {
         ("carried", carried),
         ("copies", again),
     ])
+}
+
+/// What the last move was worth.
+fn moved(last: &GapView) -> String {
+    let GapView { reads, stalls, stalls_sequential: sequential, stalls_oracle: oracle, .. } = last;
+    let gap = last.gap_closed.map_or(String::new(), |gap| format!(", {gap:.2} of the gap was closed"));
+    format!(
+        "In the last move {stalls} of {reads} reads waited{gap} (in address order {sequential} would have, had the future \
+         been known {oracle})."
+    )
 }
 
 fn percent(share: f32) -> String {

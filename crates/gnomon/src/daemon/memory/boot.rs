@@ -1,7 +1,7 @@
 //! A VM that starts: in its trust group, from memory that is staged if there is a block of just its size.
 //!
-//! A start that is refused changes nothing: the VM joins its group when it runs, and the block that was taken for it goes
-//! back to the host.
+//! A start that is refused changes nothing: the VM joins its group when it runs, the block that was taken for it goes back
+//! to the host, and disks that had begun with what others of the group have learned know nothing again.
 
 use std::{os::fd::AsFd, sync::Arc, time::Instant};
 
@@ -19,7 +19,10 @@ use crate::{
         ApiError,
         types::{RunVm, VmView},
     },
-    daemon::Daemon,
+    daemon::{
+        Daemon,
+        cold_start::{self, Begun},
+    },
 };
 
 /// Starts a VM, in the group that it asks for or is in.
@@ -35,14 +38,20 @@ pub fn run(daemon: &Arc<Daemon>, request: &RunVm) -> Result<VmView, ApiError> {
     if memory.is_over(daemon, name) {
         memory.ended(name);
     }
-    let mut staged = None;
+    let (mut staged, mut taught) = (None, Begun::default());
     let started = daemon.vms.run(request, |size| {
         // Of one that runs already nothing is taken: it is about to be refused.
         let group = group.as_ref().filter(|_| daemon.vms.is_free(name))?;
+        let disks: Vec<String> = request.disks.iter().map(|disk| disk.volume.clone()).collect();
+        taught = cold_start::begin(daemon, &group.record().members, name, &disks);
         let (block, ram) = memory.ram_for(group, name, size)?;
         staged = Some(block);
         Some(ram)
     });
+    match &started {
+        Ok(_) => taught.keep(&daemon.keeper),
+        Err(_) => taught.undo(&daemon.keeper),
+    }
     match (&started, staged) {
         (Ok(view), staged) => {
             if let Some(group) = &group {

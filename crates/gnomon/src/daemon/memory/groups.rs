@@ -12,7 +12,7 @@ use crate::{
         ApiError,
         types::{AccountsView, BelievedView, CreateGroup, DemandView, GroupView, RequestsView, StockView},
     },
-    daemon::{Daemon, records::GroupRecord},
+    daemon::{Daemon, cold_start, records::GroupRecord},
     names,
 };
 
@@ -91,11 +91,14 @@ pub fn remove(daemon: &Arc<Daemon>, name: &str) -> Result<GroupView, ApiError> {
     Ok(view)
 }
 
-/// Adds a VM, which leaves the group that it is in. It need not run yet.
+/// Adds a VM, which leaves the group that it is in. It need not run yet. Disks of it of which nothing was learned begin with
+/// what those of other members have learned.
 pub fn join(daemon: &Arc<Daemon>, name: &str, vm: &str) -> Result<GroupView, ApiError> {
     names::check(vm).map_err(|error| ApiError::usage(error.to_string()))?;
     let group = daemon.memory.group(name)?;
     enter(daemon, &group, vm)?;
+    let disks = daemon.vms.get(vm).map(|vm| vm.record().disks).unwrap_or_default();
+    cold_start::begin(daemon, &group.record().members, vm, &disks).keep(&daemon.keeper);
     view(daemon, &group)
 }
 

@@ -138,6 +138,7 @@ impl SourceMove {
                 sum.stalled += told.stalled;
                 sum.sequential += told.sequential;
                 sum.oracle += told.oracle;
+                handle.watcher.keep_gap(told.over_time);
             }
         }
         sum

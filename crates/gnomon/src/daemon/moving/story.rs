@@ -1,8 +1,11 @@
 //! What the guest felt, told with what it would have felt in another order on the very same accesses.
 
-use gnomon_cycle::replay::{MoveStory, replay_move};
+use gnomon_cycle::{
+    Curve, Felt, GapPoint, gap_over_time,
+    replay::{MoveResult, MoveStory, replay_move},
+};
 use gnomon_forecast::{BlockMap, DEFAULT_BLOCKS_PER_UNIT};
-use gnomon_terms::{Access, Bytes, BytesPerSecond, Event, Extent};
+use gnomon_terms::{Access, Bytes, BytesPerSecond, Event, Extent, Instant, Op};
 
 /// Accesses kept for the telling, before and after the switch together: 2 million × 48 B is 96 MB at most.
 const KEPT: usize = 2_000_000;
@@ -18,6 +21,8 @@ pub struct Told {
     pub sequential: u64,
     /// How many would have waited had the future been known from the switch on.
     pub oracle: u64,
+    /// The same over time.
+    pub over_time: Vec<GapPoint>,
 }
 
 impl Told {
@@ -34,7 +39,9 @@ impl Told {
 pub struct Story {
     history: Vec<Access>,
     future: Vec<Access>,
+    reads: u64,
     stalled: u64,
+    felt: Curve,
     /// What was allocated and what was lacking when the guest switched.
     at_switch: Option<(BlockMap, BlockMap)>,
 }
@@ -63,10 +70,22 @@ impl Story {
         let room = self.history.len() + self.future.len() < KEPT;
         match (event, &self.at_switch) {
             (Event::Accessed(access), None) if room => self.history.push(*access),
-            (Event::Accessed(access), Some(_)) if room => self.future.push(*access),
+            (Event::Accessed(access), Some(_)) if room => self.after_switch(*access),
             (Event::Stalled(_), Some(_)) => self.stalled += 1,
             _ => {}
         }
+    }
+
+    fn after_switch(&mut self, access: Access) {
+        if access.op == Op::Read {
+            self.felt.note(self.felt_by(access.at));
+            self.reads += 1;
+        }
+        self.future.push(access);
+    }
+
+    fn felt_by(&self, at: Instant) -> Felt {
+        Felt { at, reads: self.reads, stalled: self.stalled }
     }
 
     /// The guest switches now.
@@ -76,7 +95,6 @@ impl Story {
 
     /// Tells it, with the link's rate as it was. Takes as long as replaying the accesses twice.
     pub fn tell(&self, rate: BytesPerSecond) -> Told {
-        let reads = self.future.iter().filter(|access| access.op == gnomon_terms::Op::Read).count() as u64;
         let would = |predictor, lacking: &BlockMap| {
             let (allocated, _) = self.at_switch.as_ref()?;
             let story = MoveStory {
@@ -87,15 +105,22 @@ impl Story {
                 rate,
                 blocks_per_unit: DEFAULT_BLOCKS_PER_UNIT,
             };
-            replay_move(&story, predictor).ok().map(|result| result.stalled)
+            replay_move(&story, predictor).ok()
         };
         let lacking = |of: fn(&BlockMap) -> BlockMap| self.at_switch.as_ref().map(|(_, lacking)| of(lacking));
-        Told {
-            reads,
-            stalled: self.stalled,
-            sequential: lacking(last_in_order).and_then(|lacking| would("sequential", &lacking)).unwrap_or(0),
-            oracle: lacking(BlockMap::clone).and_then(|lacking| would("oracle", &lacking)).unwrap_or(0),
+        let sequential = lacking(last_in_order).and_then(|lacking| would("sequential", &lacking)).unwrap_or_default();
+        let oracle = lacking(BlockMap::clone).and_then(|lacking| would("oracle", &lacking)).unwrap_or_default();
+        let over_time = self.over_time(&sequential, &oracle);
+        let (sequential, oracle) = (sequential.stalled, oracle.stalled);
+        Told { reads: self.reads, stalled: self.stalled, sequential, oracle, over_time }
+    }
+
+    fn over_time(&self, sequential: &MoveResult, oracle: &MoveResult) -> Vec<GapPoint> {
+        let mut felt = self.felt.clone();
+        if let Some(last) = self.future.last() {
+            felt.note(self.felt_by(last.at));
         }
+        gap_over_time(&felt.points(), &sequential.felt, &oracle.felt)
     }
 }
 
@@ -120,7 +145,9 @@ mod tests {
 
     #[test]
     fn a_gap_is_told_where_there_is_one() {
-        let told = |stalled, sequential, oracle| Told { reads: 9, stalled, sequential, oracle }.gap_closed();
+        let told = |stalled, sequential, oracle| {
+            Told { reads: 9, stalled, sequential, oracle, ..Told::default() }.gap_closed()
+        };
         assert_eq!([told(1, 5, 1), told(5, 5, 1), told(7, 5, 1)], [Some(1.0), Some(0.0), Some(-0.5)]);
         assert_eq!(told(0, 0, 0), None);
     }
@@ -149,10 +176,9 @@ mod tests {
             story.note(&read(block, step as u64));
         }
         let told = story.tell(BytesPerSecond(1000));
-        assert_eq!(
-            told,
-            Told { reads: 3, stalled: 0, sequential: 2, oracle: 0 },
-            "300 and 310 share a unit with none"
-        );
+        let closed: Vec<Option<f64>> = told.over_time.iter().map(GapPoint::closed).collect();
+        assert_eq!(closed, [None, Some(1.0), Some(1.0), Some(1.0)], "{told:?}");
+        let expected = Told { reads: 3, stalled: 0, sequential: 2, oracle: 0, over_time: told.over_time.clone() };
+        assert_eq!(told, expected, "300 and 310 share a unit with none");
     }
 }
