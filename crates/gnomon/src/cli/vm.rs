@@ -167,8 +167,8 @@ pub struct RunArgs {
     /// Its memory: 512M, 2G
     #[arg(long)]
     memory: Bytes,
-    /// What it may be grown to while it runs (`gnomon vm memory`): more than --memory by a multiple of 128 MiB. Such a VM
-    /// cannot be moved, protected or updated while it has more than it began with
+    /// What it may be grown to while it runs (`gnomon vm memory`): more than --memory by a multiple of 128 MiB. What it was
+    /// given goes with it when it is moved, protected or updated; its memory does not change meanwhile
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<Bytes>,
     /// How it is grown: dimms (of 128 MiB and more, from what is staged), or virtio-mem (in steps of 2 MiB, and easier to give
