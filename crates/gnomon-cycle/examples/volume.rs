@@ -1,6 +1,7 @@
 //! Measures the forecasts of the volume plane, for `cargo xtask bench forecast --only volume`, which runs it:
-//! `volume [--seconds N] [--plain|--networks] FILE...` prints JSON. `--seconds`: of training for each file; `--plain`: no
-//! networks; `--networks`: nothing else.
+//! `volume [--seconds N] [--plain|--networks|--pieces N] FILE...` prints JSON. `--seconds`: of training for each file;
+//! `--plain`: no networks; `--networks`: nothing else; `--pieces`: each file cut into so many, and each of them replayed with
+//! what a new volume begins with: how bad it gets where little is known.
 //!
 //! Each file is replayed at two pull rates and for two allocations, with every predictor alone, with the blend, and with
 //! blends that have a network: a GRU and an LSTM trained on the file's own first half (what was there before the
@@ -18,7 +19,7 @@ use gnomon_forecast::{
     sequence::{About, Cell, Corpus, Knowledge, Model, Plan, Recording, Trainer, path_of, shipped},
     trace::{Format, Trace},
 };
-use gnomon_terms::BlockCount;
+use gnomon_terms::{Access, BlockCount};
 use serde_json::{Map, Value, json};
 
 type Failure = Box<dyn std::error::Error>;
@@ -43,21 +44,28 @@ struct Subject {
 }
 
 fn main() -> Result<(), Failure> {
-    let (mut files, mut seconds, mut plain, mut others) = (Vec::new(), 30, false, true);
+    let (mut files, mut seconds, mut plain, mut others, mut pieces) = (Vec::new(), 30, false, true, None);
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--plain" => plain = true,
             "--networks" => others = false,
+            "--pieces" => pieces = Some(arguments.next().ok_or("--pieces needs a number")?.parse()?),
             "--seconds" => seconds = arguments.next().ok_or("--seconds needs a number")?.parse()?,
             file => files.push(file.to_owned()),
         }
     }
     let mut subjects = Vec::new();
     for file in &files {
-        eprintln!("{file}: training");
-        subjects.push(subject(file, Duration::from_secs(seconds), plain)?);
+        match pieces {
+            Some(count) => subjects.extend(cut(file, count)?),
+            None => {
+                eprintln!("{file}: training");
+                subjects.push(subject(file, Duration::from_secs(seconds), plain)?);
+            }
+        }
     }
+    others &= pieces.is_none();
     let mut rows = Vec::new();
     for (case, allocation, rate) in CASES {
         eprintln!("{case}: replaying");
@@ -68,6 +76,23 @@ fn main() -> Result<(), Failure> {
     rows.push(json!({ "case": "training", "unit": "nats/token on the tail of the first half", "traces": training }));
     println!("{}", Value::Array(rows));
     Ok(())
+}
+
+/// Pieces of one recording, as of guests of which nothing is known.
+fn cut(file: &str, count: usize) -> Result<Vec<Subject>, Failure> {
+    let trace = load(file)?;
+    let each = trace.accesses.len().div_ceil(count.max(1)).max(1);
+    let piece = |(number, accesses): (usize, &[Access])| Subject {
+        name: format!("{}/{}", name_of(file), number + 1),
+        trace: Trace { accesses: accesses.to_vec() },
+        knowing: vec![(SHIPPED, Knowledge { model: Some(shipped()), ..Knowledge::default() })],
+        training: Vec::new(),
+    };
+    Ok(trace.accesses.chunks(each).enumerate().map(piece).collect())
+}
+
+fn name_of(file: &str) -> String {
+    file.rsplit('/').next().unwrap_or(file).split('.').next().unwrap_or(file).to_owned()
 }
 
 fn subject(file: &str, most: Duration, plain: bool) -> Result<Subject, Failure> {
@@ -90,8 +115,7 @@ fn subject(file: &str, most: Duration, plain: bool) -> Result<Subject, Failure> 
         let recordings = vec![Recording::of(&path_of(geometry(&boot)?, &boot.accesses))];
         knowing.push(("blend+recorded", Knowledge { recordings, ..Knowledge::default() }));
     }
-    let name = file.rsplit('/').next().unwrap_or(file).split('.').next().unwrap_or(file).to_owned();
-    Ok(Subject { name, trace, knowing, training })
+    Ok(Subject { name: name_of(file), trace, knowing, training })
 }
 
 /// Trains to its end or until so much processor time is used.
@@ -135,8 +159,14 @@ fn row(case: &str, subjects: &[Subject], options: &ReplayOptions, others: bool) 
         .filter(|(name, of)| **name != "blend" && of.len() == subjects.len())
         .map(|(name, of)| ((*name).to_owned(), json!(mean(of))))
         .collect();
+    let least = |of: &Vec<f64>| of.iter().copied().fold(1.0, f64::min);
+    let least: Map<String, Value> = gaps
+        .iter()
+        .filter(|(name, _)| name.starts_with("blend"))
+        .map(|(name, of)| ((*name).to_owned(), json!(least(of))))
+        .collect();
     Ok(json!({
-        "case": case, "unit": "share of the gap closed", "better": "higher", "gnomon": gaps.get("blend").map(|of| mean(of)),
+        "least": least, "case": case, "unit": "share of the gap closed", "better": "higher", "gnomon": gaps.get("blend").map(|of| mean(of)),
         "peers": peers, "traces": traces, "experts": experts,
     }))
 }

@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 
 use crate::sh;
 
+/// Into how many pieces each trace is cut, to see how bad it gets where little is known.
+const PIECES: &str = "4";
+
 /// A row for each set of traces, allocation and pull rate. Training goes on for so many seconds of each trace.
 pub(super) fn rows(seconds: u64, data: Option<&str>) -> Result<Value> {
     let build = ["build", "--release", "--quiet", "--package", "gnomon-cycle", "--example", "volume"];
@@ -26,9 +29,17 @@ pub(super) fn rows(seconds: u64, data: Option<&str>) -> Result<Value> {
         false => eprintln!("only the shipped traces: no others in {} (see --data)", data.display()),
     }
     let mut rows = Vec::new();
-    for (name, files) in sets {
-        let measured = sh::stage(name, || measure(&files, seconds))?;
+    let mut add = |name: &str, files: &[PathBuf], how: [&str; 2]| -> Result<()> {
+        let measured = sh::stage(name, || measure(files, how))?;
         rows.extend(measured.as_array().into_iter().flatten().map(|row| named(name, row)));
+        Ok(())
+    };
+    for (name, files) in &sets {
+        add(name, files, ["--seconds", &seconds.to_string()])?;
+    }
+    // A boot is short enough as it is.
+    if let Some((_, disks)) = sets.get(1) {
+        add("pieces", disks, ["--pieces", PIECES])?;
     }
     Ok(Value::Array(rows))
 }
@@ -51,10 +62,10 @@ fn is_trace(name: &str) -> bool {
     [".csv", ".lis", ".vscsi"].iter().any(|ending| name.ends_with(ending))
 }
 
-fn measure(files: &[PathBuf], seconds: u64) -> Result<Value> {
+fn measure(files: &[PathBuf], how: [&str; 2]) -> Result<Value> {
     let mut measure = Command::new("nice");
     measure.args(["-n", "15"]).arg(sh::target().join("release/examples/volume"));
-    measure.args(["--seconds", &seconds.to_string()]).args(files);
+    measure.args(how).args(files);
     serde_json::from_str(&sh::capture(&mut measure)?).context("what the measurement tells is no JSON")
 }
 
@@ -75,6 +86,10 @@ pub(super) fn words(rows: &Value) -> String {
             Some(peers) => {
                 let peers: Vec<String> = peers.iter().map(|(name, mean)| format!("{name} {mean}")).collect();
                 text.push_str(&format!("{case}: blend {}; {}\n", row["gnomon"], peers.join(", ")));
+                if let Some(least) = row["least"].as_object().filter(|_| case.starts_with("pieces")) {
+                    let least: Vec<String> = least.iter().map(|(name, gap)| format!("{name} {gap}")).collect();
+                    text.push_str(&format!("{case}, the worst piece: {}\n", least.join(", ")));
+                }
             }
             None => text.push_str(&format!("{case}: {}\n", row["traces"])),
         }
