@@ -75,7 +75,7 @@ impl World {
             }
             Deed::Take(group, size, whole, slots) => {
                 let request = Request { bytes: units(size), whole, slots, step: Bytes(1) };
-                if let Ok(grant) = desk.pool.take(desk.now, &groups[group], request) {
+                if let Ok(grant) = desk.pool.take(desk.now, &groups[group], request, None) {
                     assert_eq!(grant.hit.0 + grant.missing.0, size * UNIT);
                     assert!(grant.blocks.len() <= slots as usize);
                     self.reserved.extend(grant.blocks.iter().map(|(id, ())| *id));
@@ -115,7 +115,7 @@ impl World {
             Deed::Remove(group) => self.leaving.extend(desk.pool.remove_group(&groups[group]).unwrap_or_default()),
             Deed::Add(group) => drop(desk.pool.add_group(desk.now, groups[group].clone(), limits())),
             Deed::Chore(verdict) if self.populating.is_none() => {
-                match desk.pool.chore(desk.now, verdict).expect("a chore") {
+                match desk.pool.chore(desk.now, &verdict).expect("a chore") {
                     Chore::LetGo { id, .. } => self.leaving.push(id),
                     Chore::Stage { id, .. } => self.populating = Some(id),
                     Chore::Rest => {}
@@ -125,7 +125,7 @@ impl World {
             Deed::Finish(whole) => {
                 if let Some(id) = self.populating.take() {
                     let shelved = match whole {
-                        true => desk.pool.populated(desk.now, id, (), Duration::from_secs(1)).expect("it was"),
+                        true => desk.pool.populated(desk.now, id, (), None, Duration::from_secs(1)).expect("it was"),
                         false => desk.pool.given_up(id).map(|()| false).expect("it was"),
                     };
                     if !shelved {

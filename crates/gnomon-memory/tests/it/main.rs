@@ -4,5 +4,6 @@ mod bad_days;
 mod host;
 mod huge;
 mod lives;
+mod nodes;
 mod restarts;
 mod staging;
