@@ -18,7 +18,7 @@ use gnomon_terms::Bytes;
 use crate::{
     block::BlockId,
     groups::{GroupName, PageKind},
-    nodes::NodeId,
+    numa::NumaNode,
 };
 
 /// Where a block is.
@@ -97,7 +97,7 @@ pub(crate) struct Entry<B> {
     pub(crate) pages: PageKind,
     pub(crate) state: State,
     /// The node it is on, as far as that is known; nothing on a host with one.
-    pub(crate) node: Option<NodeId>,
+    pub(crate) node: Option<NumaNode>,
     /// What is kept for it; nothing before there is a block.
     pub(crate) block: Option<B>,
 }
@@ -219,7 +219,7 @@ impl<B> Ledger<B> {
     }
 
     /// Keeps something for a block, and notes where it is.
-    pub(crate) fn keep(&mut self, id: BlockId, block: B, node: Option<NodeId>) {
+    pub(crate) fn keep(&mut self, id: BlockId, block: B, node: Option<NumaNode>) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.node = node;
             entry.block = Some(block);

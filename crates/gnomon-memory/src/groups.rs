@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use gnomon_terms::{Bytes, BytesPerSecond, ErrorKind};
 
-use crate::nodes::NodeId;
+use crate::numa::NumaNode;
 
 /// The longest name of a group. It is part of a memfd's name, of which the kernel takes 249 bytes.
 const LONGEST_NAME: usize = 64;
@@ -51,7 +51,7 @@ pub struct GroupLimits {
     /// What its blocks are made of.
     pub pages: PageKind,
     /// The node that its blocks are to be on, as long as that has room; left open, the one where its guests run.
-    pub node: Option<NodeId>,
+    pub node: Option<NumaNode>,
 }
 
 /// Limits of the host.

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     host::{HostMemory, Pressure},
-    nodes::{NodeId, NodeMemory},
+    numa::{NumaMemory, NumaNode},
 };
 
 /// The least distance between stopping and giving back: 64 MiB, four steps of a population.
@@ -53,14 +53,14 @@ pub struct Verdict {
     /// How much may be staged of pages of 2 MiB: what is reserved and free.
     pub huge: Bytes,
     /// For each node, by number; empty on a host with one.
-    pub nodes: Vec<NodeVerdict>,
+    pub nodes: Vec<NumaVerdict>,
 }
 
 /// What the guard says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeVerdict {
+pub struct NumaVerdict {
     /// Which.
-    pub node: NodeId,
+    pub node: NumaNode,
     /// For pages of 4 KiB there. Who waits for memory is told of the host only.
     pub small: Ruling,
     /// Large pages that are free there.
@@ -73,7 +73,7 @@ pub struct Staged {
     /// On the host.
     pub all: Bytes,
     /// On each node, as far as that is known.
-    pub nodes: BTreeMap<NodeId, Bytes>,
+    pub nodes: BTreeMap<NumaNode, Bytes>,
 }
 
 /// What may be done with pages of 4 KiB.
@@ -100,13 +100,13 @@ pub fn judge(memory: &HostMemory, floor: Bytes, staged: &Staged) -> Verdict {
 }
 
 /// A node, by its share of the host's floor.
-fn judge_node(memory: &NodeMemory, host: Bytes, floor: Bytes, staged: &Staged) -> NodeVerdict {
+fn judge_node(memory: &NumaMemory, host: Bytes, floor: Bytes, staged: &Staged) -> NumaVerdict {
     let share = u128::from(floor.0) * u128::from(memory.total.0) / u128::from(host.0.max(1));
     // A floor above all of the node's memory is as high as all of it.
     let floor = Bytes(u64::try_from(share).unwrap_or(u64::MAX).min(memory.total.0));
     let own = staged.nodes.get(&memory.node).copied().unwrap_or_default();
     let small = rule(memory.total, memory.available, None, floor, own);
-    NodeVerdict { node: memory.node, small, huge: memory.huge_free }
+    NumaVerdict { node: memory.node, small, huge: memory.huge_free }
 }
 
 fn rule(total: Bytes, available: Bytes, pressure: Option<Pressure>, floor: Bytes, staged: Bytes) -> Ruling {
@@ -202,8 +202,8 @@ mod tests {
     #[test]
     fn each_node_keeps_its_share_of_the_floor() {
         // 6 and 2 of 8 GiB, with a floor of 1000 MiB for the host: 750 and 250 for the nodes, and margins of 96 and 64.
-        let node = |n, total, available| NodeMemory {
-            node: NodeId(n),
+        let node = |n, total, available| NumaMemory {
+            node: NumaNode(n),
             total: Bytes(total * MIB),
             available: Bytes(available * MIB),
             huge_free: Bytes(u64::from(n)),
@@ -215,7 +215,7 @@ mod tests {
             ((4000, 0), [Ruling::Stage(Bytes(3154 * MIB)), Ruling::GiveBack(Bytes(100 * MIB))]),
             ((0, 1000), [Ruling::Hold, Ruling::Stage(Bytes(686 * MIB))]),
         ];
-        let staged = Staged { all: Bytes(100 * MIB), nodes: BTreeMap::from([(NodeId(1), Bytes(100 * MIB))]) };
+        let staged = Staged { all: Bytes(100 * MIB), nodes: BTreeMap::from([(NumaNode(1), Bytes(100 * MIB))]) };
         for ((first, second), expected) in table {
             let nodes = vec![node(0, 6144, first), node(1, 2048, second)];
             let memory = HostMemory { nodes, ..host(5000, 0.0, 0.0) };
@@ -232,8 +232,8 @@ mod tests {
             staged in any::<u64>()
         ) {
             let (total, available) = (Bytes(total), Bytes(available));
-            let node = NodeMemory { node: NodeId(3), total, available, huge_free: Bytes(0) };
-            let staged = Staged { all: Bytes(staged), nodes: BTreeMap::from([(NodeId(3), Bytes(staged))]) };
+            let node = NumaMemory { node: NumaNode(3), total, available, huge_free: Bytes(0) };
+            let staged = Staged { all: Bytes(staged), nodes: BTreeMap::from([(NumaNode(3), Bytes(staged))]) };
             match judge_node(&node, Bytes(host), Bytes(floor), &staged).small {
                 Ruling::Stage(more) => prop_assert!(more.0 < available.0),
                 Ruling::Hold => {}

@@ -10,7 +10,7 @@ use std::{
 
 use gnomon_terms::{Bytes, ErrorKind};
 
-use crate::nodes::{NodeMemory, memory_of_nodes};
+use crate::numa::{NumaMemory, memory_of_nodes};
 
 const MEMINFO: &str = "/proc/meminfo";
 const PRESSURE: &str = "/proc/pressure/memory";
@@ -30,7 +30,7 @@ pub struct HostMemory {
     /// How much was waited for memory; `None` when the kernel does not count it.
     pub pressure: Option<Pressure>,
     /// Each node's own, by number; empty on a host with one.
-    pub nodes: Vec<NodeMemory>,
+    pub nodes: Vec<NumaMemory>,
 }
 
 /// Shares of the last ten seconds in which memory was waited for, in percent: 0 to 100.

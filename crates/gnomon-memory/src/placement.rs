@@ -11,8 +11,8 @@ use gnomon_terms::Bytes;
 
 use crate::{
     groups::PageKind,
-    guard::{NodeVerdict, Ruling, Verdict},
-    nodes::NodeId,
+    guard::{NumaVerdict, Ruling, Verdict},
+    numa::NumaNode,
 };
 
 /// Where a block may go.
@@ -21,7 +21,7 @@ pub(crate) enum Spot {
     /// Wherever the kernel puts it.
     Anywhere,
     /// On this node.
-    On(NodeId),
+    On(NumaNode),
 }
 
 /// Chooses for a block of `size`; `wanted` is in order of preference. `None` when it may be nowhere: small pages would push
@@ -29,14 +29,14 @@ pub(crate) enum Spot {
 pub(crate) fn place(
     size: Bytes,
     pages: PageKind,
-    wanted: impl IntoIterator<Item = NodeId>,
+    wanted: impl IntoIterator<Item = NumaNode>,
     verdict: &Verdict,
 ) -> Option<Spot> {
     if verdict.nodes.is_empty() {
         return Some(Spot::Anywhere);
     }
     let rooms = verdict.nodes.iter().map(|of| (room(of, pages), Reverse(of.node)));
-    let fitting: Vec<(Bytes, Reverse<NodeId>)> = rooms.filter(|(room, _)| *room >= size).collect();
+    let fitting: Vec<(Bytes, Reverse<NumaNode>)> = rooms.filter(|(room, _)| *room >= size).collect();
     let wanted = wanted.into_iter().find(|node| fitting.iter().any(|(_, of)| of.0 == *node));
     let roomiest = || fitting.iter().max().map(|(_, node)| node.0);
     match wanted.or_else(roomiest) {
@@ -45,7 +45,7 @@ pub(crate) fn place(
     }
 }
 
-fn room(of: &NodeVerdict, pages: PageKind) -> Bytes {
+fn room(of: &NumaVerdict, pages: PageKind) -> Bytes {
     match (pages, of.small) {
         (PageKind::Huge, _) => of.huge,
         (PageKind::Small, Ruling::Stage(most)) => most,
@@ -55,7 +55,7 @@ fn room(of: &NodeVerdict, pages: PageKind) -> Bytes {
 
 impl Spot {
     /// The node, where one was chosen.
-    pub(crate) fn node(self) -> Option<NodeId> {
+    pub(crate) fn node(self) -> Option<NumaNode> {
         match self {
             Spot::Anywhere => None,
             Spot::On(node) => Some(node),
@@ -71,7 +71,7 @@ mod tests {
     fn a_block_goes_where_it_is_wanted_and_else_where_most_room_is() {
         let stage = |bytes| Ruling::Stage(Bytes(bytes));
         let back = Ruling::GiveBack(Bytes(1));
-        let on = |node| Some(Spot::On(NodeId(node)));
+        let on = |node| Some(Spot::On(NumaNode(node)));
         let small = PageKind::Small;
         // What the nodes have for small pages and for large ones; what is wanted; the pages, of a block of 10; where it goes.
         type Row<'a> = (&'a [(Ruling, u64)], &'a [u32], PageKind, Option<Spot>);
@@ -91,9 +91,9 @@ mod tests {
         for (nodes, wanted, pages, expected) in table {
             let nodes = nodes.iter().zip(0..);
             let nodes =
-                nodes.map(|((small, huge), n)| NodeVerdict { node: NodeId(n), small: *small, huge: Bytes(*huge) });
+                nodes.map(|((small, huge), n)| NumaVerdict { node: NumaNode(n), small: *small, huge: Bytes(*huge) });
             let verdict = Verdict { small: Ruling::Hold, huge: Bytes(0), nodes: nodes.collect() };
-            let placed = place(Bytes(10), pages, wanted.iter().copied().map(NodeId), &verdict);
+            let placed = place(Bytes(10), pages, wanted.iter().copied().map(NumaNode), &verdict);
             assert_eq!(placed, expected, "{verdict:?} {wanted:?} {pages:?}");
         }
     }

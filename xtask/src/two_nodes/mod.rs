@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::{Ended, guest_image::TARGET, initramfs::Archive, kernel, setup, sh};
 
 /// Beginnings of the names of tests that run there; at least one of each has to.
-const FILTERS: [&str; 2] = ["huge::", "nodes::"];
+const FILTERS: [&str; 2] = ["huge::", "numa::"];
 
 /// What a test says that cannot be done where it runs.
 const SKIPPED: &str = "not tested";
@@ -35,7 +35,7 @@ const NODE: &str = "512M";
 const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
 
-/// `cargo xtask nodes`
+/// `cargo xtask numa`
 pub fn run() -> Ended {
     sh::stage("setup", setup::ensure)?;
     sh::stage("a machine with two NUMA nodes", test)?;
@@ -147,7 +147,7 @@ fn verdict(said: &str) -> Result<usize> {
 mod tests {
     use super::*;
 
-    const WELL: &str = "running 2 tests\ntest huge::pages_are_staged ... ok\ntest nodes::blocks_are_bound ... ok\n\n\
+    const WELL: &str = "running 2 tests\ntest huge::pages_are_staged ... ok\ntest numa::blocks_are_bound ... ok\n\n\
                         test result: ok. 2 passed; 0 failed; 0 ignored\n\ngnomon: the tests ended with 0\n";
 
     #[test]

@@ -12,7 +12,7 @@ use rustix::{
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
 
-use crate::nodes::{MOST_NODES, NodeId};
+use crate::numa::{MOST_NODES, NumaNode};
 
 /// Asks get_mempolicy(2) for the node of an address. Source: linux/mempolicy.h, `MPOL_F_NODE | MPOL_F_ADDR`.
 const NODE_OF_ADDRESS: libc::c_ulong = 1 | 2;
@@ -38,7 +38,7 @@ impl Mapping {
     /// Has its pages allocated on a node from now on, or on others when that has none: whoever maps the memfd, and whenever.
     /// Not so that others are never taken (`MPOL_BIND`): a node that becomes full meanwhile would have the kernel end some
     /// process there, with memory free elsewhere.
-    pub(super) fn prefer(&self, node: NodeId) -> io::Result<()> {
+    pub(super) fn prefer(&self, node: NumaNode) -> io::Result<()> {
         let mut mask = [0u64; MOST_NODES as usize / 64];
         let word = mask.get_mut(node.0 as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
         *word = 1 << (node.0 % 64);
@@ -51,7 +51,7 @@ impl Mapping {
     }
 
     /// The node of the page at an offset, which is allocated first if it is not yet.
-    pub(super) fn node_at(&self, at: usize) -> io::Result<NodeId> {
+    pub(super) fn node_at(&self, at: usize) -> io::Result<NumaNode> {
         if at >= self.size {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -62,7 +62,7 @@ impl Mapping {
             libc::syscall(libc::SYS_get_mempolicy, &raw mut node, no_mask, 0, address, NODE_OF_ADDRESS)
         };
         match u32::try_from(node) {
-            Ok(node) if done == 0 => Ok(NodeId(node)),
+            Ok(node) if done == 0 => Ok(NumaNode(node)),
             _ => Err(io::Error::last_os_error()),
         }
     }

@@ -38,7 +38,7 @@ use rustix::{
 
 use crate::{
     groups::{GroupName, PageKind},
-    nodes::NodeId,
+    numa::NumaNode,
 };
 use mapping::Mapping;
 
@@ -134,19 +134,19 @@ impl Block {
 
     /// Has it allocated on a node, as far as that has pages free: to be said before it is populated. The policy is the
     /// block's own, so that a page that a guest gives back and takes again comes from there as well.
-    pub fn prefer(&self, node: NodeId) -> Result<(), BlockError> {
+    pub fn prefer(&self, node: NumaNode) -> Result<(), BlockError> {
         let mapping = Mapping::over(self.file.as_fd(), self.size).map_err(|e| self.refusal("map", e))?;
         mapping.prefer(node).map_err(|source| BlockError::Kernel { what: "bind", size: self.size, source })
     }
 
     /// The node that it is on, by a sample of its pages: more than half of them are there. `None` when they are spread, or
     /// the kernel does not say. Only of a whole block: what is not allocated yet is when it is looked at. Takes some 50 µs.
-    pub fn node(&self) -> Option<NodeId> {
+    pub fn node(&self) -> Option<NumaNode> {
         let mapping = Mapping::over(self.file.as_fd(), self.size).ok()?;
         let size = usize::try_from(self.size.0).ok()?;
         let offsets = (0..SAMPLES).map(|n| size / SAMPLES * n);
-        let nodes: Vec<NodeId> = offsets.map(|at| mapping.node_at(at)).collect::<io::Result<_>>().ok()?;
-        let count = |node: NodeId| nodes.iter().filter(|other| **other == node).count();
+        let nodes: Vec<NumaNode> = offsets.map(|at| mapping.node_at(at)).collect::<io::Result<_>>().ok()?;
+        let count = |node: NumaNode| nodes.iter().filter(|other| **other == node).count();
         nodes.iter().copied().find(|node| count(*node) > SAMPLES / 2)
     }
 

@@ -19,7 +19,7 @@ use crate::{
     block::BlockId,
     groups::{GroupName, PageKind},
     guard::{Ruling, Staged, Verdict},
-    nodes::NodeId,
+    numa::NumaNode,
     placement::place,
     stats::Why,
 };
@@ -34,7 +34,7 @@ pub(crate) enum Chore {
     /// Give this block back to the host; it is leaving.
     LetGo { id: BlockId, why: Why },
     /// Make and populate this block; it is on the books as populating.
-    Stage { id: BlockId, group: GroupName, size: Bytes, pages: PageKind, node: Option<NodeId> },
+    Stage { id: BlockId, group: GroupName, size: Bytes, pages: PageKind, node: Option<NumaNode> },
     /// Nothing to do.
     Rest,
 }
@@ -44,7 +44,7 @@ pub(crate) enum Chore {
 pub(super) struct Going {
     pub(super) group: GroupName,
     pub(super) size: Bytes,
-    pub(super) on: Option<NodeId>,
+    pub(super) on: Option<NumaNode>,
     pub(super) why: Why,
 }
 
@@ -55,7 +55,7 @@ struct Coming {
     used: Instant,
     group: GroupName,
     size: Bytes,
-    node: Option<NodeId>,
+    node: Option<NumaNode>,
 }
 
 impl<B: Clone> Pool<B> {
@@ -85,7 +85,7 @@ impl<B: Clone> Pool<B> {
         &mut self,
         now: Instant,
         group: &GroupName,
-        (pages, node): (PageKind, Option<NodeId>),
+        (pages, node): (PageKind, Option<NumaNode>),
         verdict: &Verdict,
     ) -> bool {
         let own = verdict.nodes.iter().filter(|of| Some(of.node) == node).map(|of| of.small);
@@ -103,7 +103,7 @@ impl<B: Clone> Pool<B> {
         now: Instant,
         id: BlockId,
         block: B,
-        node: Option<NodeId>,
+        node: Option<NumaNode>,
         took: Duration,
     ) -> Result<bool, Imbalance> {
         let (name, size) = self.populating(id)?;
@@ -175,7 +175,7 @@ impl<B: Clone> Pool<B> {
     /// The block that was of no use for longest, among groups that are meant, on a node when one is named.
     fn least_useful(
         &self,
-        on: Option<NodeId>,
+        on: Option<NumaNode>,
         why: Why,
         meant: impl Fn(&GroupName, &Group) -> bool,
     ) -> Option<Going> {

@@ -8,7 +8,7 @@ use std::{
 use gnomon_terms::{Bytes, Instant};
 
 use super::allowance::Allowance;
-use crate::{block::BlockId, fit::Stock, groups::GroupLimits, nodes::NodeId, stats::Recorder};
+use crate::{block::BlockId, fit::Stock, groups::GroupLimits, numa::NumaNode, stats::Recorder};
 
 /// A group that has a pool.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Group {
     pub(super) allowance: Allowance,
     pub(super) recorder: Recorder,
     /// The node where its guests run.
-    pub(super) home: Option<NodeId>,
+    pub(super) home: Option<NumaNode>,
     /// Whether it has a target yet. Until then nothing is too much: what was found again waits for the planner.
     has_target: bool,
     /// When something was asked for that was not there. Whatever is wanted is of interest again then.
@@ -49,7 +49,7 @@ pub(super) struct Waiting {
     /// Since when it is staged.
     pub(super) since: Instant,
     /// Where it is.
-    pub(super) node: Option<NodeId>,
+    pub(super) node: Option<NumaNode>,
 }
 
 impl Group {
@@ -83,7 +83,7 @@ impl Group {
     }
 
     /// The nodes where its blocks are best, the best first.
-    pub(super) fn wanted_nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
+    pub(super) fn wanted_nodes(&self) -> impl Iterator<Item = NumaNode> + use<> {
         self.limits.node.into_iter().chain(self.home)
     }
 
@@ -142,13 +142,13 @@ impl Group {
 
     /// Shelves with a block on a node (on any, when none is named), each with the time since which its oldest one was of
     /// no use.
-    pub(super) fn oldest(&self, on: Option<NodeId>) -> impl Iterator<Item = (Bytes, Instant)> {
+    pub(super) fn oldest(&self, on: Option<NumaNode>) -> impl Iterator<Item = (Bytes, Instant)> {
         let oldest = move |shelf: &Shelf| Some(shelf.waiting.get(shelf.oldest(on)?)?.since.max(shelf.used_at));
         self.shelves.iter().filter_map(move |(size, shelf)| Some((*size, oldest(shelf)?)))
     }
 
     /// Takes the oldest block on a node (on any, when none is named) off a shelf, to be given back to the host.
-    pub(super) fn evict(&mut self, size: Bytes, on: Option<NodeId>) -> Option<Waiting> {
+    pub(super) fn evict(&mut self, size: Bytes, on: Option<NumaNode>) -> Option<Waiting> {
         let shelf = self.shelves.get_mut(&size)?;
         let evicted = shelf.oldest(on).and_then(|at| shelf.waiting.remove(at));
         self.sweep();
@@ -177,7 +177,7 @@ impl Group {
     }
 
     /// What waits on each node, as far as that is known.
-    pub(super) fn by_node(&self) -> impl Iterator<Item = (NodeId, Bytes)> {
+    pub(super) fn by_node(&self) -> impl Iterator<Item = (NumaNode, Bytes)> {
         let known = |size: Bytes| move |block: &Waiting| Some((block.node?, size));
         self.shelves.iter().flat_map(move |(size, shelf)| shelf.waiting.iter().filter_map(known(*size)))
     }
@@ -217,7 +217,7 @@ impl Shelf {
     }
 
     /// The place of the oldest block on a node; on any, when none is named.
-    fn oldest(&self, on: Option<NodeId>) -> Option<usize> {
+    fn oldest(&self, on: Option<NumaNode>) -> Option<usize> {
         self.waiting.iter().position(|block| on.is_none() || block.node == on)
     }
 

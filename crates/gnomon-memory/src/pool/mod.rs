@@ -28,7 +28,7 @@ use crate::{
     block::BlockId,
     fit::{self, Request},
     groups::{GroupLimits, GroupName, HostLimits},
-    nodes::NodeId,
+    numa::NumaNode,
     stats::GroupStats,
 };
 use chores::Going;
@@ -184,7 +184,7 @@ impl<B: Clone> Pool<B> {
     }
 
     /// Says where a group's guests run: its blocks go there when there is room, and serve requests first.
-    pub(crate) fn set_home(&mut self, name: &GroupName, node: Option<NodeId>) -> Result<(), PoolError> {
+    pub(crate) fn set_home(&mut self, name: &GroupName, node: Option<NumaNode>) -> Result<(), PoolError> {
         self.group_mut(name)?.home = node;
         Ok(())
     }
@@ -195,7 +195,7 @@ impl<B: Clone> Pool<B> {
         now: Instant,
         name: &GroupName,
         request: Request,
-        near: Option<NodeId>,
+        near: Option<NumaNode>,
     ) -> Result<Grant<B>, PoolError> {
         let group = self.group_mut(name)?;
         let near = near.or_else(|| group.wanted_nodes().next());
@@ -222,8 +222,8 @@ impl<B: Clone> Pool<B> {
     }
 
     /// What is staged for a group on each node, as far as that is known.
-    pub(crate) fn by_node(&self, name: &GroupName) -> BTreeMap<NodeId, Bytes> {
-        let mut nodes: BTreeMap<NodeId, Bytes> = BTreeMap::new();
+    pub(crate) fn by_node(&self, name: &GroupName) -> BTreeMap<NumaNode, Bytes> {
+        let mut nodes: BTreeMap<NumaNode, Bytes> = BTreeMap::new();
         let blocks = self.groups.get(name).into_iter().flat_map(Group::by_node);
         blocks.for_each(|(node, size)| nodes.entry(node).or_default().0 += size.0);
         nodes

@@ -12,15 +12,15 @@ use crate::{
     block::BlockId,
     fit::Request,
     groups::{GroupLimits, HostLimits, PageKind},
-    guard::{NodeVerdict, Ruling, Staged, Verdict},
-    nodes::NodeId,
+    guard::{NumaVerdict, Ruling, Staged, Verdict},
+    numa::NumaNode,
 };
 
-const NODES: [NodeId; 2] = [NodeId(0), NodeId(1)];
+const NODES: [NumaNode; 2] = [NumaNode(0), NumaNode(1)];
 
 /// A verdict over a host with two nodes, and what may be staged on each.
 fn host(first: Ruling, second: Ruling) -> Verdict {
-    let node = |node, small| NodeVerdict { node, small, huge: Bytes(0) };
+    let node = |node, small| NumaVerdict { node, small, huge: Bytes(0) };
     Verdict { nodes: vec![node(NODES[0], first), node(NODES[1], second)], ..PLENTY }
 }
 
@@ -36,7 +36,7 @@ fn pool(limits: GroupLimits) -> Pool<()> {
 }
 
 /// Stages what is wanted while there is room for it; the nodes that were chosen.
-fn stage(pool: &mut Pool<()>, count: u32, verdict: &Verdict) -> Vec<Option<NodeId>> {
+fn stage(pool: &mut Pool<()>, count: u32, verdict: &Verdict) -> Vec<Option<NumaNode>> {
     pool.set_target(Instant::ORIGIN, &name("web"), &[(units(1), count)]).expect("a target");
     let mut chosen = Vec::new();
     while let Chore::Stage { id, node, .. } = pool.chore(Instant::ORIGIN, verdict).expect("a chore") {
@@ -46,7 +46,7 @@ fn stage(pool: &mut Pool<()>, count: u32, verdict: &Verdict) -> Vec<Option<NodeI
     chosen
 }
 
-fn take(pool: &mut Pool<()>, count: u64, near: Option<NodeId>) -> Vec<BlockId> {
+fn take(pool: &mut Pool<()>, count: u64, near: Option<NumaNode>) -> Vec<BlockId> {
     let request = Request { bytes: units(count), whole: false, slots: 9, step: Bytes(1) };
     let grant = pool.take(Instant::ORIGIN, &name("web"), request, near).expect("decided");
     grant.blocks.into_iter().map(|(id, ())| id).collect()

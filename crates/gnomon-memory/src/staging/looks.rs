@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gnomon_terms::Bytes;
 
 use super::Staging;
-use crate::{accounts::State, fit::Stock, groups::GroupName, guard::Ruling, nodes::NodeId};
+use crate::{accounts::State, fit::Stock, groups::GroupName, guard::Ruling, numa::NumaNode};
 
 impl Staging {
     /// What is staged for a group, by size.
@@ -19,7 +19,7 @@ impl Staging {
     }
 
     /// What is staged for a group on each node, by number; nothing on a host with one.
-    pub fn by_node(&self, group: &GroupName) -> Vec<(NodeId, Bytes)> {
+    pub fn by_node(&self, group: &GroupName) -> Vec<(NumaNode, Bytes)> {
         self.shared.books.lock().pool.by_node(group).into_iter().collect()
     }
 

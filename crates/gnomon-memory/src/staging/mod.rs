@@ -29,7 +29,7 @@ use crate::{
     groups::{GroupLimits, GroupName, HostLimits},
     holder::{Holder, HolderCommand},
     host::{Gauge, ProcGauge},
-    nodes::NodeId,
+    numa::NumaNode,
     stats::GroupStats,
 };
 use shared::Shared;
@@ -144,7 +144,7 @@ impl Staging {
 
     /// Says on which node a group's guests run; `None` when they run on several, or it is not known. New blocks go there as
     /// long as it has room; those that there are stay where they are.
-    pub fn set_home(&self, group: &GroupName, node: Option<NodeId>) -> Result<(), StagingError> {
+    pub fn set_home(&self, group: &GroupName, node: Option<NumaNode>) -> Result<(), StagingError> {
         Ok(self.shared.change(|books| books.pool.set_home(group, node))?)
     }
 
@@ -160,7 +160,7 @@ impl Staging {
         &self,
         group: &GroupName,
         request: Request,
-        near: Option<NodeId>,
+        near: Option<NumaNode>,
     ) -> Result<Taken, StagingError> {
         let asked = std::time::Instant::now();
         let now = self.shared.clock.now();

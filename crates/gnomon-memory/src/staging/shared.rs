@@ -15,7 +15,7 @@ use crate::{
     guard::{Verdict, judge},
     holder::Holder,
     host::Gauge,
-    nodes::NodeId,
+    numa::NumaNode,
     pool::Pool,
 };
 
@@ -99,7 +99,7 @@ impl Shared {
     }
 
     /// The node that a whole block is on: nothing on a host with one, where nobody asks.
-    pub(super) fn node_of(&self, block: &Block) -> Option<NodeId> {
+    pub(super) fn node_of(&self, block: &Block) -> Option<NumaNode> {
         let several = self.gauge.read().is_ok_and(|memory| memory.nodes.len() > 1);
         if several { block.node() } else { None }
     }

@@ -23,7 +23,7 @@ use crate::{
     block::{Block, BlockId, POPULATE_STEP, Populated},
     groups::{GroupName, PageKind},
     holder::Holder,
-    nodes::NodeId,
+    numa::NumaNode,
     pool::Chore,
 };
 
@@ -51,7 +51,7 @@ struct Job {
     group: GroupName,
     size: Bytes,
     pages: PageKind,
-    node: Option<NodeId>,
+    node: Option<NumaNode>,
 }
 
 /// The thread's own state.
@@ -234,7 +234,7 @@ impl Worker<'_> {
 }
 
 /// Has a block allocated on a node, where one was chosen. Where that is not allowed it is staged all the same.
-fn bind(block: &Block, node: Option<NodeId>) {
+fn bind(block: &Block, node: Option<NumaNode>) {
     if let Some(node) = node
         && let Err(error) = block.prefer(node)
     {

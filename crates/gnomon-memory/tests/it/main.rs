@@ -4,6 +4,6 @@ mod bad_days;
 mod host;
 mod huge;
 mod lives;
-mod nodes;
+mod numa;
 mod restarts;
 mod staging;

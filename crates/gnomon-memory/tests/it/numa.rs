@@ -1,4 +1,4 @@
-//! Blocks on NUMA nodes, on a host that has two: `cargo xtask nodes` makes one.
+//! Blocks on NUMA nodes, on a host that has two: `cargo xtask numa` makes one.
 
 use std::{
     fs,
@@ -8,8 +8,8 @@ use std::{
 };
 
 use gnomon_memory::{
-    Block, BlockId, Gauge, GroupLimits, HostLimits, NodeId, NodeMemory, Opening, POPULATE_STEP, PageKind, ProcGauge,
-    Request, Staging, node_of_process, nodes,
+    Block, BlockId, Gauge, GroupLimits, HostLimits, NumaMemory, NumaNode, Opening, POPULATE_STEP, PageKind,
+    ProcGauge, Request, Staging, node_of_process, numa_nodes,
 };
 use gnomon_terms::Bytes;
 use rustix::{
@@ -24,8 +24,8 @@ use crate::{
 };
 
 /// The first two nodes of this host; nothing where it has one.
-fn two() -> Option<[NodeId; 2]> {
-    match nodes()[..] {
+fn two() -> Option<[NumaNode; 2]> {
+    match numa_nodes()[..] {
         [first, second, ..] => Some([first, second]),
         _ => {
             eprintln!("not tested: this takes a host with two NUMA nodes");
@@ -38,13 +38,13 @@ fn mib(count: u64) -> Bytes {
     Bytes(count << 20)
 }
 
-fn memory_of(node: NodeId) -> NodeMemory {
+fn memory_of(node: NumaNode) -> NumaMemory {
     let memory = ProcGauge.read().expect("read");
     *memory.nodes.iter().find(|of| of.node == node).expect("it is there")
 }
 
 /// A block that is staged on a node by hand.
-fn block_on(node: NodeId, id: u64, size: Bytes, pages: PageKind) -> Block {
+fn block_on(node: NumaNode, id: u64, size: Bytes, pages: PageKind) -> Block {
     let block = Block::create(&web(), BlockId(id), size, pages).expect("made");
     block.prefer(node).expect("bound");
     block.populate(POPULATE_STEP, &mut || true).expect("populated");
@@ -52,7 +52,7 @@ fn block_on(node: NodeId, id: u64, size: Bytes, pages: PageKind) -> Block {
 }
 
 /// How many pages of a block are on a node, as the kernel counts those of a mapping. Source: proc_pid_numa_maps(5).
-fn pages_on(node: NodeId, block: &Block) -> u64 {
+fn pages_on(node: NumaNode, block: &Block) -> u64 {
     let (size, protection) = (block.size().0 as usize, ProtFlags::READ);
     // SAFETY: a new mapping at an address of the kernel's choice, which nobody but the kernel reads through.
     let base = unsafe { mmap(ptr::null_mut(), size, protection, MapFlags::SHARED, block, 0) }.expect("mapped");
@@ -69,7 +69,7 @@ fn pages_on(node: NodeId, block: &Block) -> u64 {
 }
 
 /// The staging area of a host with this floor, whose group `web` wishes for a node.
-fn open(host: &TestHost, floor: Bytes, node: Option<NodeId>) -> Arc<Staging> {
+fn open(host: &TestHost, floor: Bytes, node: Option<NumaNode>) -> Arc<Staging> {
     let opening = Opening::new(host.command(), HostLimits { floor, ..host.limits });
     Staging::open(opening.group(web(), GroupLimits { node, ..group_limits() })).expect("opened")
 }
@@ -94,7 +94,7 @@ fn a_block_is_allocated_on_the_node_that_it_prefers() {
 fn a_block_of_large_pages_is_taken_from_those_of_its_node() {
     let Some([_, node]) = two() else { return };
     // The kernel spreads what is reserved over the nodes.
-    let reservation = Reservation::of(4 * nodes().len() as u64);
+    let reservation = Reservation::of(4 * numa_nodes().len() as u64);
     let Some(_reservation) = reservation.filter(|_| memory_of(node).huge_free == mib(8)) else {
         eprintln!("not tested: this takes a host with room for 8 MiB of large pages on each node");
         return;
@@ -137,7 +137,7 @@ fn a_guest_is_served_from_its_node_and_then_from_the_other() {
     assert_eq!(staging.by_node(&web()), [(first, mib(32)), (second, mib(32))]);
     staging.set_target(&web(), &[]).expect("no more");
     let taken = staging.take_near(&web(), request(48), Some(second)).expect("decided").reserved;
-    let nodes: Vec<Option<NodeId>> = taken.blocks().map(|block| block.node()).collect();
+    let nodes: Vec<Option<NumaNode>> = taken.blocks().map(|block| block.node()).collect();
     assert_eq!(nodes, [Some(second), Some(second), Some(first)]);
     let blocks = taken.assign("vm").expect("assigned");
     assert_eq!(staging.stats(&web()).expect("known").far, mib(16));
@@ -165,7 +165,7 @@ fn a_node_that_becomes_full_gets_back_what_is_staged_there() {
     wait_for(|| (evicted() > 0 && memory_of(second).available >= mib(64)).then_some(()));
     // What is wanted is staged on the other node: it has room.
     assert!(staging.wait_until(crate::host::PATIENCE, |accounts| accounts.host.staged.blocks == 4));
-    let staged: Vec<(NodeId, Bytes)> = staging.by_node(&web());
+    let staged: Vec<(NumaNode, Bytes)> = staging.by_node(&web());
     assert_eq!(staged[0], (first, mib(16 * evicted())), "{staged:?}");
     drop(others);
     staging.remove_group(&web()).expect("removed");

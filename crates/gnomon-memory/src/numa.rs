@@ -34,13 +34,13 @@ const MOST_THREADS: usize = 1024;
 
 /// A NUMA node of the host, by the kernel's number: below 1024.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(pub u32);
+pub struct NumaNode(pub u32);
 
 /// The memory of a node at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeMemory {
+pub struct NumaMemory {
     /// Which.
-    pub node: NodeId,
+    pub node: NumaNode,
     /// All of it that the kernel can use.
     pub total: Bytes,
     /// What can be allocated there without pushing out what is in use: what is free, and half of what the kernel keeps
@@ -51,50 +51,50 @@ pub struct NodeMemory {
 }
 
 /// The nodes that have memory, by number; one on most hosts, and none where the kernel does not say.
-pub fn nodes() -> Vec<NodeId> {
+pub fn numa_nodes() -> Vec<NumaNode> {
     let told = read(&Path::new(NODES).join("has_memory")).ok();
     let numbers = told.and_then(|text| numbers(text.trim(), MOST_NODES)).unwrap_or_default();
-    numbers.into_iter().map(NodeId).collect()
+    numbers.into_iter().map(NumaNode).collect()
 }
 
 /// The node on which a process runs, when its threads may run on one node only, or may only have memory there. `None` when
 /// they may run on several, on a host with one node, and when the process is gone. Reads two files a thread.
-pub fn node_of_process(pid: i32) -> Option<NodeId> {
-    let nodes = nodes();
+pub fn node_of_process(pid: i32) -> Option<NumaNode> {
+    let nodes = numa_nodes();
     if nodes.len() < 2 {
         return None;
     }
-    let cpus = |node: &NodeId| numbers(read(&folder(*node).join("cpulist")).ok()?.trim(), MOST_CPUS);
-    let nodes: Vec<(NodeId, Vec<u32>)> = nodes.into_iter().filter_map(|node| Some((node, cpus(&node)?))).collect();
+    let cpus = |node: &NumaNode| numbers(read(&folder(*node).join("cpulist")).ok()?.trim(), MOST_CPUS);
+    let nodes: Vec<(NumaNode, Vec<u32>)> = nodes.into_iter().filter_map(|node| Some((node, cpus(&node)?))).collect();
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten().take(MOST_THREADS);
     let allowed = threads.filter_map(|thread| allowed(&read(&thread.path().join("status")).ok()?));
     confined(&allowed.collect::<Vec<_>>(), &nodes)
 }
 
 /// The memory of each node; empty on a host with one.
-pub(crate) fn memory_of_nodes() -> Result<Vec<NodeMemory>, GaugeError> {
-    let nodes = nodes();
+pub(crate) fn memory_of_nodes() -> Result<Vec<NumaMemory>, GaugeError> {
+    let nodes = numa_nodes();
     if nodes.len() < 2 {
         return Ok(Vec::new());
     }
     nodes.into_iter().map(memory_of).collect()
 }
 
-fn memory_of(node: NodeId) -> Result<NodeMemory, GaugeError> {
+fn memory_of(node: NumaNode) -> Result<NumaMemory, GaugeError> {
     let path = folder(node).join("meminfo");
     let memory = parse_meminfo(node, &read(&path)?).map_err(|field| GaugeError::Strange { path, field })?;
     // A kernel without large pages has no such file.
     let free = fs::read_to_string(folder(node).join("hugepages/hugepages-2048kB/free_hugepages"));
     let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    Ok(NodeMemory { huge_free: Bytes(free.saturating_mul(PageKind::Huge.size().0)), ..memory })
+    Ok(NumaMemory { huge_free: Bytes(free.saturating_mul(PageKind::Huge.size().0)), ..memory })
 }
 
-fn folder(node: NodeId) -> PathBuf {
+fn folder(node: NumaNode) -> PathBuf {
     Path::new(NODES).join(format!("node{node}"))
 }
 
 /// Reads the text of a node's `meminfo`, whose lines begin with `Node N`. Says which field is missing or strange.
-fn parse_meminfo(node: NodeId, text: &str) -> Result<NodeMemory, &'static str> {
+fn parse_meminfo(node: NumaNode, text: &str) -> Result<NumaMemory, &'static str> {
     let own = format!("Node {node} ");
     let plain: String =
         text.lines().filter_map(|line| line.strip_prefix(&own)).flat_map(|line| [line, "\n"]).collect();
@@ -104,7 +104,7 @@ fn parse_meminfo(node: NodeId, text: &str) -> Result<NodeMemory, &'static str> {
     };
     let files = kib("Active(file)")? + kib("Inactive(file)")? + kib("SReclaimable")?;
     let (total, available) = (Bytes(kib("MemTotal")?), Bytes(kib("MemFree")? + files / 2));
-    Ok(NodeMemory { node, total, available, huge_free: Bytes(0) })
+    Ok(NumaMemory { node, total, available, huge_free: Bytes(0) })
 }
 
 /// What a thread may use, from the text of its `status`.
@@ -115,7 +115,7 @@ fn allowed(status: &str) -> Option<Allowed> {
     };
     Some(Allowed {
         cpus: list("Cpus_allowed_list", MOST_CPUS)?,
-        nodes: list("Mems_allowed_list", MOST_NODES)?.into_iter().map(NodeId).collect(),
+        nodes: list("Mems_allowed_list", MOST_NODES)?.into_iter().map(NumaNode).collect(),
     })
 }
 
@@ -133,7 +133,7 @@ fn numbers(text: &str, most: u32) -> Option<Vec<u32>> {
     Some(numbers)
 }
 
-impl fmt::Display for NodeId {
+impl fmt::Display for NumaNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -153,17 +153,17 @@ Node 1 Inactive(file):    60 kB\nNode 1 SReclaimable:      60 kB\nNode 1 HugePag
     fn a_nodes_meminfo_is_read() {
         let kib = |count: u64| Bytes(count << 10);
         let expected =
-            NodeMemory { node: NodeId(1), total: kib(1000), available: kib(300 + 100), huge_free: Bytes(0) };
-        assert_eq!(parse_meminfo(NodeId(1), SEEN), Ok(expected));
+            NumaMemory { node: NumaNode(1), total: kib(1000), available: kib(300 + 100), huge_free: Bytes(0) };
+        assert_eq!(parse_meminfo(NumaNode(1), SEEN), Ok(expected));
     }
 
     #[test]
     fn a_nodes_meminfo_that_is_not_understood_is_told() {
-        assert_eq!(parse_meminfo(NodeId(0), SEEN), Err("Active(file)"), "it is of another node");
+        assert_eq!(parse_meminfo(NumaNode(0), SEEN), Err("Active(file)"), "it is of another node");
         for name in ["MemTotal", "MemFree", "Active(file)", "Inactive(file)", "SReclaimable"] {
-            assert_eq!(parse_meminfo(NodeId(1), &SEEN.replace(name, "Other")), Err(name));
+            assert_eq!(parse_meminfo(NumaNode(1), &SEEN.replace(name, "Other")), Err(name));
             let huge = SEEN.replace(&format!("{name}:"), &format!("{name}: 99999999999999999"));
-            assert_eq!(parse_meminfo(NodeId(1), &huge), Err(name));
+            assert_eq!(parse_meminfo(NumaNode(1), &huge), Err(name));
         }
     }
 
@@ -188,14 +188,14 @@ Node 1 Inactive(file):    60 kB\nNode 1 SReclaimable:      60 kB\nNode 1 HugePag
     #[test]
     fn what_a_thread_may_use_is_read() {
         let status = "Name:\tqemu\nCpus_allowed:\t3\nCpus_allowed_list:\t0-1\nMems_allowed_list:\t0\n";
-        let expected = Allowed { cpus: vec![0, 1], nodes: vec![NodeId(0)] };
+        let expected = Allowed { cpus: vec![0, 1], nodes: vec![NumaNode(0)] };
         assert_eq!(allowed(status), Some(expected));
         assert_eq!(allowed("Cpus_allowed_list:\t0-1\n"), None);
     }
 
     #[test]
     fn this_host_tells_of_its_nodes_or_has_one() {
-        let (nodes, memory) = (nodes(), memory_of_nodes().expect("read"));
+        let (nodes, memory) = (numa_nodes(), memory_of_nodes().expect("read"));
         assert_eq!(memory.len(), if nodes.len() < 2 { 0 } else { nodes.len() });
         assert!(memory.iter().all(|node| node.available.0 > 0 && node.available <= node.total), "{memory:?}");
         assert_eq!(node_of_process(i32::MAX), None, "no such process");
@@ -204,7 +204,7 @@ Node 1 Inactive(file):    60 kB\nNode 1 SReclaimable:      60 kB\nNode 1 HugePag
     proptest! {
         #[test]
         fn no_text_makes_the_readers_panic(text in "(Node 1 |Mem|Cpus_allowed_list:|[A-Za-z_:()= 0-9.,\n-]){0,60}") {
-            let _ = (parse_meminfo(NodeId(1), &text), numbers(&text, MOST_CPUS), allowed(&text));
+            let _ = (parse_meminfo(NumaNode(1), &text), numbers(&text, MOST_CPUS), allowed(&text));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! On which node threads run that may not run everywhere. Pure.
 
-use super::NodeId;
+use super::NumaNode;
 
 /// What a thread may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -8,24 +8,24 @@ pub(super) struct Allowed {
     /// The processors it may run on.
     pub(super) cpus: Vec<u32>,
     /// The nodes it may have memory of.
-    pub(super) nodes: Vec<NodeId>,
+    pub(super) nodes: Vec<NumaNode>,
 }
 
 /// The node of a process. Each thread that is bound to one says which; those that may run everywhere say nothing, for who
 /// binds a guest's processors often leaves the rest of its QEMU alone. `None` when nobody says anything, or not the same.
-pub(super) fn confined(threads: &[Allowed], nodes: &[(NodeId, Vec<u32>)]) -> Option<NodeId> {
+pub(super) fn confined(threads: &[Allowed], nodes: &[(NumaNode, Vec<u32>)]) -> Option<NumaNode> {
     let mut told = threads.iter().filter_map(|thread| node_of(thread, nodes));
     let first = told.next()?;
     told.all(|node| node == first).then_some(first)
 }
 
 /// The only node on whose processors a thread may run, or else the only one of which it may have memory.
-fn node_of(thread: &Allowed, nodes: &[(NodeId, Vec<u32>)]) -> Option<NodeId> {
+fn node_of(thread: &Allowed, nodes: &[(NumaNode, Vec<u32>)]) -> Option<NumaNode> {
     let runs = nodes.iter().filter(|(_, cpus)| cpus.iter().any(|cpu| thread.cpus.contains(cpu)));
     only(runs.map(|(node, _)| *node)).or_else(|| only(thread.nodes.iter().copied()))
 }
 
-fn only(mut nodes: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+fn only(mut nodes: impl Iterator<Item = NumaNode>) -> Option<NumaNode> {
     let first = nodes.next()?;
     nodes.next().is_none().then_some(first)
 }
@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn threads_that_are_bound_say_where_their_process_runs() {
-        let nodes = [(NodeId(0), vec![0, 1]), (NodeId(1), vec![2, 3]), (NodeId(2), vec![])];
+        let nodes = [(NumaNode(0), vec![0, 1]), (NumaNode(1), vec![2, 3]), (NumaNode(2), vec![])];
         // The processors and the nodes that a thread may use.
         type Row<'a> = (&'a [u32], &'a [u32]);
         let all: Row = (&[0, 1, 2, 3], &[0, 1, 2]);
@@ -57,10 +57,10 @@ mod tests {
         for (threads, expected) in table {
             let allowed = |(cpus, mems): &Row| Allowed {
                 cpus: cpus.to_vec(),
-                nodes: mems.iter().copied().map(NodeId).collect(),
+                nodes: mems.iter().copied().map(NumaNode).collect(),
             };
             let told = confined(&threads.iter().map(allowed).collect::<Vec<_>>(), &nodes);
-            assert_eq!(told, expected.map(NodeId), "{threads:?}");
+            assert_eq!(told, expected.map(NumaNode), "{threads:?}");
         }
     }
 }
