@@ -79,6 +79,10 @@ pub struct Sided {
 /// Chooses from two stocks, each sorted by size, largest first: as much as can be had, of that as much as can be had near,
 /// and that in few blocks. Compares what serves best wherever it is with what serves best near and is then filled up.
 pub fn choose_near(request: Request, near: &[Stock], far: &[Stock]) -> Sided {
+    if far.is_empty() {
+        // As always on a host with one node.
+        return split(choose(request, near), near);
+    }
     let everywhere = split(choose(request, &merged(near, far)), near);
     let own = choose(request, near);
     let rest = Request { bytes: own.missing, slots: request.slots.saturating_sub(blocks(&own.taken)), ..request };

@@ -109,6 +109,7 @@ fn judge_node(memory: &NumaMemory, host: Bytes, floor: Bytes, staged: &Staged) -
     NumaVerdict { node: memory.node, small, huge: memory.huge_free }
 }
 
+/// What may be done on a host, or on a node, with this much memory and this much of it available.
 fn rule(total: Bytes, available: Bytes, pressure: Option<Pressure>, floor: Bytes, staged: Bytes) -> Ruling {
     let margin = (total.0 / MARGIN_SHARE).max(LEAST_MARGIN);
     let stop = floor.0.saturating_add(margin);

@@ -19,7 +19,7 @@ use crate::{
 const NODES: [NumaNode; 2] = [NumaNode(0), NumaNode(1)];
 
 /// A verdict over a host with two nodes, and what may be staged on each.
-fn host(first: Ruling, second: Ruling) -> Verdict {
+pub(super) fn on_nodes(first: Ruling, second: Ruling) -> Verdict {
     let node = |node, small| NumaVerdict { node, small, huge: Bytes(0) };
     Verdict { nodes: vec![node(NODES[0], first), node(NODES[1], second)], ..PLENTY }
 }
@@ -56,11 +56,11 @@ fn take(pool: &mut Pool<()>, count: u64, near: Option<NumaNode>) -> Vec<BlockId>
 fn blocks_go_to_the_wish_then_to_where_guests_run_then_to_where_room_is() {
     let (first, second) = (Some(NODES[0]), Some(NODES[1]));
     let table = [
-        (None, None, host(room(9), room(5)), first),
-        (None, None, host(room(5), room(9)), second),
-        (None, second, host(room(9), room(5)), second),
-        (first, second, host(room(5), room(9)), first),
-        (first, second, host(Ruling::Hold, room(9)), second),
+        (None, None, on_nodes(room(9), room(5)), first),
+        (None, None, on_nodes(room(5), room(9)), second),
+        (None, second, on_nodes(room(9), room(5)), second),
+        (first, second, on_nodes(room(5), room(9)), first),
+        (first, second, on_nodes(Ruling::Hold, room(9)), second),
         (None, second, PLENTY, None),
     ];
     for (wish, home, verdict, expected) in table {
@@ -69,14 +69,14 @@ fn blocks_go_to_the_wish_then_to_where_guests_run_then_to_where_room_is() {
         assert_eq!(stage(&mut pool, 1, &verdict), [expected], "{wish:?} {home:?} {verdict:?}");
     }
     let mut pool = pool(limits());
-    assert_eq!(stage(&mut pool, 1, &host(Ruling::Hold, Ruling::Hold)), [], "no node is pushed below its floor");
+    assert_eq!(stage(&mut pool, 1, &on_nodes(Ruling::Hold, Ruling::Hold)), [], "no node is pushed below its floor");
 }
 
 #[test]
 fn a_guest_gets_what_is_on_its_node_first_and_the_rest_before_going_without() {
     let mut pool = pool(limits());
-    stage(&mut pool, 2, &host(room(9), Ruling::Hold));
-    stage(&mut pool, 4, &host(Ruling::Hold, room(9)));
+    stage(&mut pool, 2, &on_nodes(room(9), Ruling::Hold));
+    stage(&mut pool, 4, &on_nodes(Ruling::Hold, room(9)));
     assert_eq!(pool.small_staged(), Staged { all: units(4), nodes: NODES.map(|node| (node, units(2))).into() });
     assert_eq!(take(&mut pool, 1, Some(NODES[1])), [BlockId(3)]);
     pool.set_home(&name("web"), Some(NODES[1])).expect("known");
@@ -91,21 +91,21 @@ fn a_guest_gets_what_is_on_its_node_first_and_the_rest_before_going_without() {
 #[test]
 fn a_node_that_is_short_gets_back_what_is_there_and_the_other_keeps_its_own() {
     let mut pool = pool(limits());
-    stage(&mut pool, 2, &host(room(9), Ruling::Hold));
-    stage(&mut pool, 4, &host(Ruling::Hold, room(9)));
-    let short = host(Ruling::Hold, Ruling::GiveBack(units(1)));
+    stage(&mut pool, 2, &on_nodes(room(9), Ruling::Hold));
+    stage(&mut pool, 4, &on_nodes(Ruling::Hold, room(9)));
+    let short = on_nodes(Ruling::Hold, Ruling::GiveBack(units(1)));
     for expected in [3, 4] {
         let chore = pool.chore(Instant::ORIGIN, &short).expect("a chore");
         assert!(matches!(chore, Chore::LetGo { id, .. } if id == BlockId(expected)), "{chore:?}");
     }
     assert_eq!(pool.chore(Instant::ORIGIN, &short), Ok(Chore::Rest), "the other node is well");
-    let again = stage(&mut pool, 4, &host(room(9), Ruling::GiveBack(units(1))));
+    let again = stage(&mut pool, 4, &on_nodes(room(9), Ruling::GiveBack(units(1))));
     assert_eq!(again, [Some(NODES[0]); 2], "which has room for more");
 }
 
 #[test]
 fn a_population_stops_when_its_own_node_is_in_need() {
-    let verdict = host(room(9), Ruling::Hold);
+    let verdict = on_nodes(room(9), Ruling::Hold);
     for (node, may) in [(Some(NODES[0]), true), (Some(NODES[1]), false), (None, true)] {
         for (pages, may) in [(PageKind::Small, may), (PageKind::Huge, true)] {
             let mut pool = pool(limits());
