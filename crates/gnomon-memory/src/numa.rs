@@ -50,11 +50,18 @@ pub struct NumaMemory {
     pub huge_free: Bytes,
 }
 
-/// The nodes that have memory, by number; one on most hosts, and none where the kernel does not say.
+/// The nodes that have memory of which this process may have some, by number; one on most hosts and in a cpuset of one,
+/// and none where the kernel does not say.
 pub fn numa_nodes() -> Vec<NumaNode> {
     let told = read(&Path::new(NODES).join("has_memory")).ok();
-    let numbers = told.and_then(|text| numbers(text.trim(), MOST_NODES)).unwrap_or_default();
-    numbers.into_iter().map(NumaNode).collect()
+    let own = read(Path::new("/proc/thread-self/status")).ok().and_then(|status| allowed(&status));
+    usable(&told.unwrap_or_default(), own.as_ref())
+}
+
+/// Of the nodes in a list those that are allowed; all where it is not known what is.
+fn usable(list: &str, own: Option<&Allowed>) -> Vec<NumaNode> {
+    let nodes = numbers(list.trim(), MOST_NODES).unwrap_or_default().into_iter().map(NumaNode);
+    nodes.filter(|node| own.is_none_or(|own| own.nodes.contains(node))).collect()
 }
 
 /// The node on which a process runs, when its threads may run on one node only, or may only have memory there. `None` when
@@ -182,6 +189,22 @@ Node 1 Inactive(file):    60 kB\nNode 1 SReclaimable:      60 kB\nNode 1 HugePag
         ];
         for (text, expected) in table {
             assert_eq!(numbers(text, 8).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_a_cpuset_withholds_are_none_of_ours() {
+        let own = |nodes: &[u32]| Allowed { cpus: vec![0], nodes: nodes.iter().copied().map(NumaNode).collect() };
+        let table: [(&str, Option<Allowed>, &[u32]); 5] = [
+            ("0-1\n", None, &[0, 1]),
+            ("0-1\n", Some(own(&[0, 1, 2])), &[0, 1]),
+            ("0-1\n", Some(own(&[1])), &[1]),
+            ("0,2\n", Some(own(&[1])), &[]),
+            ("?", None, &[]),
+        ];
+        for (list, own, expected) in table {
+            let usable: Vec<u32> = usable(list, own.as_ref()).iter().map(|node| node.0).collect();
+            assert_eq!(usable, expected, "{list} {own:?}");
         }
     }
 
