@@ -29,8 +29,9 @@ pub(super) fn check(wish: Option<u32>) -> Result<(), ApiError> {
     match wish {
         Some(wish) if !nodes.contains(&NumaNode(wish)) => {
             let nodes: Vec<String> = nodes.iter().map(NumaNode::to_string).collect();
-            Err(ApiError::refused(format!("this host has no NUMA node {wish} with memory"))
-                .then(format!("choose one of {}, or leave it open", nodes.join(", "))))
+            let has = if nodes.is_empty() { "none that is told of".to_string() } else { nodes.join(", ") };
+            Err(ApiError::refused(format!("there is no NUMA node {wish} with memory for this daemon: it has {has}"))
+                .then("choose one of those, or leave it open"))
         }
         _ => Ok(()),
     }
