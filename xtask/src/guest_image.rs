@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The only target that rustup installs by itself; its C library links statically as well.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the guest needs: its disk, its serial ports, its network card, and memory that grows. (DIMMs need no module.)
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio_mem"];

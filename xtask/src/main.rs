@@ -22,6 +22,7 @@ mod setup;
 mod sh;
 mod test;
 mod tidy;
+mod two_nodes;
 mod wire;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ cargo xtask COMMAND
                          [--json] [--link RATE,DELAY] [--size 2GiB] [--mode pre|hybrid|post]
                          [--ram engine|qemu] [--keep]
   crash                a Linux guest on vhost-user-blk whose daemon is killed again and again (part of test)
+  numa                 tests of staged memory in a machine with two NUMA nodes and 2 MiB pages (part of test)
   bench checkpoint     how long a guest stands for a checkpoint, beside QEMU's bare state, how much slower it works, and
                        that memory it does not write costs nothing   [--json] [--rounds N] [--ram 256,1024,4096,8192]
   bench switchover     how long a guest is silent when it changes its host, or its QEMU, beside QEMU's own migration
@@ -113,6 +115,7 @@ fn dispatch(command: &str, rest: &[String]) -> Ended {
         }
         "demo" => demo::run(&args(&["json", "keep"], &["link", "size", "mode", "ram", "seed"])?),
         "crash" => args(&[], &[]).map_err(Into::into).and_then(|_| demo::crash::run()),
+        "numa" => args(&[], &[]).map_err(Into::into).and_then(|_| two_nodes::run()),
         "wire" => wire::run(&args(&[], &["listen", "to", "rate", "delay"])?),
         _ => Err(args::Misuse("no such command; see `cargo xtask --help`".to_owned()).into()),
     }

@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 
-use crate::{Ended, agent_image, check, demo, guest_image, newer_qemu, postgres, setup, sh};
+use crate::{Ended, agent_image, check, demo, guest_image, newer_qemu, postgres, setup, sh, two_nodes};
 
 /// `cargo xtask test`
 pub fn run() -> Ended {
@@ -22,6 +22,7 @@ pub fn run() -> Ended {
     cargo.args(["test", "--workspace", "--features", sh::FEATURES, "--no-fail-fast", "--color", "never"]);
     cargo.env(newer_qemu::VARIABLE, newer_qemu);
     sh::stage("tests", || sh::run(&mut cargo))?;
+    sh::stage("staged memory in a machine with two NUMA nodes", two_nodes::test)?;
     sh::stage("a Linux guest whose disk's server dies", demo::crash::run)?;
     sh::stage("PostgreSQL in a Debian guest whose hosts die", postgres::test)?;
     checked?;

@@ -18,6 +18,7 @@ use gnomon_terms::Bytes;
 use crate::{
     block::BlockId,
     groups::{GroupName, PageKind},
+    numa::NumaNode,
 };
 
 /// Where a block is.
@@ -95,6 +96,8 @@ pub(crate) struct Entry<B> {
     pub(crate) size: Bytes,
     pub(crate) pages: PageKind,
     pub(crate) state: State,
+    /// The node it is on, as far as that is known; nothing on a host with one.
+    pub(crate) node: Option<NumaNode>,
     /// What is kept for it; nothing before there is a block.
     pub(crate) block: Option<B>,
 }
@@ -215,9 +218,10 @@ impl<B> Ledger<B> {
         self.entries.get(&id)
     }
 
-    /// Keeps something for a block.
-    pub(crate) fn keep(&mut self, id: BlockId, block: B) {
+    /// Keeps something for a block, and notes where it is.
+    pub(crate) fn keep(&mut self, id: BlockId, block: B, node: Option<NumaNode>) {
         if let Some(entry) = self.entries.get_mut(&id) {
+            entry.node = node;
             entry.block = Some(block);
         }
     }
@@ -294,7 +298,7 @@ mod tests {
 
     fn entry(state: State) -> Entry<()> {
         let group = GroupName::new("web").expect("a name");
-        Entry { group, size: Bytes(7), pages: PageKind::Small, state, block: None }
+        Entry { group, size: Bytes(7), pages: PageKind::Small, state, node: None, block: None }
     }
 
     fn states() -> Vec<State> {

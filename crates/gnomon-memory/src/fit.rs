@@ -5,6 +5,12 @@
 //! (as 128 MiB × 2ᵏ do). Sizes that were staged for the start of some VM may be odd ones, and the largest first may
 //! then leave a gap that others would have filled: so the choice is also made with the largest sizes left out, and the
 //! best of these choices is taken. One that no guest could take as a DIMM is for a start alone.
+//!
+//! On a host with several nodes the guest's own come first ([`choose_near`]), and others before going without: memory of
+//! another node is slower by some share of each access, and memory that is not there has to be allocated and zeroed while
+//! the guest waits.
+
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use gnomon_terms::Bytes;
 
@@ -51,10 +57,68 @@ pub fn choose(request: Request, stock: &[Stock]) -> Choice {
     // Of two that cover as much, the one with fewer blocks; of two such, the one that began with larger ones.
     starts
         .reduce(|best, next| {
-            let better = (next.hit, blocks(&best)) > (best.hit, blocks(&next));
+            let better = (next.hit, blocks(&best.taken)) > (best.hit, blocks(&next.taken));
             if better { next } else { best }
         })
         .unwrap_or_default()
+}
+
+/// What a choice takes of two stocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sided {
+    /// Of the stock on the guest's node: sizes and how many of each.
+    pub near: Vec<Stock>,
+    /// Of what is elsewhere.
+    pub far: Vec<Stock>,
+    /// How much that is together.
+    pub hit: Bytes,
+    /// How much of the request is left.
+    pub missing: Bytes,
+}
+
+/// Chooses from two stocks, each sorted by size, largest first: as much as can be had, of that as much as can be had near,
+/// and that in few blocks. Compares what serves best wherever it is with what serves best near and is then filled up.
+pub fn choose_near(request: Request, near: &[Stock], far: &[Stock]) -> Sided {
+    if far.is_empty() {
+        // As always on a host with one node.
+        return split(choose(request, near), near);
+    }
+    let everywhere = split(choose(request, &merged(near, far)), near);
+    let own = choose(request, near);
+    let rest = Request { bytes: own.missing, slots: request.slots.saturating_sub(blocks(&own.taken)), ..request };
+    let others = match request.whole && own.hit.0 > 0 {
+        true => Choice::default(),
+        false => choose(rest, far),
+    };
+    let hit = Bytes(own.hit.0 + others.hit.0);
+    let filled_up = Sided { near: own.taken, far: others.taken, hit, missing: Bytes(request.bytes.0 - hit.0) };
+    let worth = |of: &Sided| (of.hit, total(&of.near), Reverse(blocks(&of.near) + blocks(&of.far)));
+    if worth(&filled_up) > worth(&everywhere) { filled_up } else { everywhere }
+}
+
+/// Both stocks as one.
+fn merged(near: &[Stock], far: &[Stock]) -> Vec<Stock> {
+    let mut all: BTreeMap<Bytes, u32> = BTreeMap::new();
+    near.iter().chain(far).for_each(|(size, count)| {
+        let sum = all.entry(*size).or_default();
+        *sum = sum.saturating_add(*count);
+    });
+    all.into_iter().rev().collect()
+}
+
+/// What a choice of both takes of each: of a size, what is near first.
+fn split(choice: Choice, near: &[Stock]) -> Sided {
+    let mut sided = Sided { hit: choice.hit, missing: choice.missing, ..Sided::default() };
+    for (size, count) in choice.taken {
+        let own = near.iter().find(|stock| stock.0 == size).map_or(0, |stock| stock.1.min(count));
+        sided.near.extend((own > 0).then_some((size, own)));
+        sided.far.extend((own < count).then_some((size, count - own)));
+    }
+    sided
+}
+
+fn total(stock: &[Stock]) -> u128 {
+    stock.iter().map(|(size, count)| u128::from(size.0) * u128::from(*count)).sum()
 }
 
 fn choose_whole(request: Request, stock: &[Stock]) -> Choice {
@@ -78,8 +142,8 @@ fn choose_largest_first(request: Request, stock: &[Stock]) -> Choice {
     Choice { taken, hit: Bytes(request.bytes.0 - left), missing: Bytes(left) }
 }
 
-fn blocks(choice: &Choice) -> u32 {
-    choice.taken.iter().map(|(_, count)| count).sum()
+fn blocks(stock: &[Stock]) -> u32 {
+    stock.iter().map(|(_, count)| count).sum()
 }
 
 #[cfg(test)]
@@ -155,7 +219,64 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_guests_own_node_comes_first_and_others_before_going_without() {
+        // (request, slots), near, far, taken near, taken far, missing; in units.
+        type Row<'a> = ((u64, u32), &'a [(u64, u32)], &'a [(u64, u32)], &'a [(u64, u32)], &'a [(u64, u32)], u64);
+        let table: [Row; 8] = [
+            ((4, 9), &[(4, 1)], &[(4, 1)], &[(4, 1)], &[], 0),
+            // Two of its own rather than one of another.
+            ((4, 9), &[(2, 2)], &[(4, 1)], &[(2, 2)], &[], 0),
+            // Not when it has no slots for them.
+            ((4, 1), &[(2, 2)], &[(4, 1)], &[], &[(4, 1)], 0),
+            ((4, 9), &[(2, 1)], &[(2, 1), (1, 2)], &[(2, 1)], &[(2, 1)], 0),
+            ((4, 9), &[], &[(4, 1)], &[], &[(4, 1)], 0),
+            // What is near would be in the way of serving all of it.
+            ((4, 9), &[(3, 1)], &[(4, 1)], &[], &[(4, 1)], 0),
+            ((8, 9), &[(1, 1)], &[(4, 1)], &[(1, 1)], &[(4, 1)], 3),
+            ((4, 0), &[(4, 1)], &[(4, 1)], &[], &[], 4),
+        ];
+        for ((units, slots), near, far, own, others, missing) in table {
+            let request = Request { bytes: Bytes(units * UNIT), whole: false, slots, step: Bytes(1) };
+            let expected = Sided {
+                near: stock(own),
+                far: stock(others),
+                hit: Bytes((units - missing) * UNIT),
+                missing: Bytes(missing * UNIT),
+            };
+            assert_eq!(choose_near(request, &stock(near), &stock(far)), expected, "{units} of {near:?}, {far:?}");
+        }
+        for (near, far, own, others) in [(1, 1, 1, 0), (0, 1, 0, 1), (0, 0, 0, 0)] {
+            let request = Request { bytes: Bytes(UNIT), whole: true, slots: 1, step: Bytes(1) };
+            let sided = choose_near(request, &stock(&[(1, near)]), &stock(&[(1, far)]));
+            assert_eq!((blocks(&sided.near), blocks(&sided.far)), (own, others), "one block, or nothing");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_node_of_its_own_never_costs_a_hit(
+            bytes in 0u64..99, slots in 0u32..9, whole in any::<bool>(),
+            near in proptest::collection::btree_map(1u64..33, 0u32..4, 0..6),
+            far in proptest::collection::btree_map(1u64..33, 0u32..4, 0..6)
+        ) {
+            let rows = |map: std::collections::BTreeMap<u64, u32>| -> Vec<Stock> {
+                map.into_iter().rev().map(|(size, count)| (Bytes(size), count)).collect()
+            };
+            let (near, far) = (rows(near), rows(far));
+            let request = Request { bytes: Bytes(bytes), whole, slots, step: Bytes(1) };
+            let sided = choose_near(request, &near, &far);
+            prop_assert!(sided.hit >= choose(request, &merged(&near, &far)).hit);
+            prop_assert_eq!(sided.hit.0 + sided.missing.0, bytes);
+            prop_assert_eq!(u128::from(sided.hit.0), total(&sided.near) + total(&sided.far));
+            prop_assert!(blocks(&sided.near) + blocks(&sided.far) <= slots);
+            for (taken, stock) in [(&sided.near, &near), (&sided.far, &far)] {
+                for (size, count) in taken {
+                    prop_assert!(*count > 0 && stock.iter().any(|row| row.0 == *size && row.1 >= *count));
+                }
+            }
+        }
+
         #[test]
         fn sizes_that_divide_each_other_are_used_as_well_as_can_be(
             units in 0u64..70, slots in 0u32..8, counts in proptest::collection::vec(0u32..4, 5)
@@ -173,7 +294,7 @@ mod tests {
             let rows: Vec<Stock> = rows.into_iter().rev().map(|(size, count)| (Bytes(size), count)).collect();
             let choice = choose(Request { bytes: Bytes(bytes), whole, slots, step: Bytes(1) }, &rows);
             prop_assert_eq!(u128::from(choice.hit.0) + u128::from(choice.missing.0), u128::from(bytes));
-            prop_assert!(blocks(&choice) <= slots);
+            prop_assert!(blocks(&choice.taken) <= slots);
             for (size, count) in choice.taken {
                 prop_assert!(count > 0 && rows.iter().any(|row| row.0 == size && row.1 >= count));
             }

@@ -7,6 +7,8 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use gnomon_terms::{Bytes, BytesPerSecond, ErrorKind};
 
+use crate::numa::NumaNode;
+
 /// The longest name of a group. It is part of a memfd's name, of which the kernel takes 249 bytes.
 const LONGEST_NAME: usize = 64;
 
@@ -48,6 +50,8 @@ pub struct GroupLimits {
     pub refill: BytesPerSecond,
     /// What its blocks are made of.
     pub pages: PageKind,
+    /// The node that its blocks are to be on, as long as that has room; left open, the one where its guests run.
+    pub node: Option<NumaNode>,
 }
 
 /// Limits of the host.
@@ -112,13 +116,14 @@ impl PageKind {
 }
 
 impl Default for GroupLimits {
-    /// 2 GiB, an hour, 64 MiB a second (a twentieth of what one processor populates), 4 KiB pages.
+    /// 2 GiB, an hour, 64 MiB a second (a twentieth of what one processor populates), 4 KiB pages, no node.
     fn default() -> GroupLimits {
         GroupLimits {
             budget: Bytes(2 << 30),
             max_age: Duration::from_secs(3600),
             refill: BytesPerSecond(64 << 20),
             pages: PageKind::Small,
+            node: None,
         }
     }
 }

@@ -10,14 +10,16 @@ use std::{
 
 use gnomon_terms::{Bytes, ErrorKind};
 
+use crate::numa::{NumaMemory, memory_of_nodes};
+
 const MEMINFO: &str = "/proc/meminfo";
 const PRESSURE: &str = "/proc/pressure/memory";
 
-/// The most that is read of either file: the one has 2 KiB and the other 100 bytes.
+/// The most that is read of a file: the longest here has 2 KiB.
 const LONGEST: u64 = 64 << 10;
 
 /// The memory of a host at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostMemory {
     /// All of it that the kernel can use.
     pub total: Bytes,
@@ -27,6 +29,8 @@ pub struct HostMemory {
     pub huge_free: Bytes,
     /// How much was waited for memory; `None` when the kernel does not count it.
     pub pressure: Option<Pressure>,
+    /// Each node's own, by number; empty on a host with one.
+    pub nodes: Vec<NumaMemory>,
 }
 
 /// Shares of the last ten seconds in which memory was waited for, in percent: 0 to 100.
@@ -40,7 +44,7 @@ pub struct Pressure {
 
 /// Says how much memory the host has.
 pub trait Gauge: Send + Sync {
-    /// Reads it now. Takes some 50 µs.
+    /// Reads it now. Takes some 50 µs, and as much again for each node of several.
     fn read(&self) -> Result<HostMemory, GaugeError>;
 }
 
@@ -85,7 +89,8 @@ impl Gauge for ProcGauge {
         let meminfo = read(Path::new(MEMINFO))?;
         // A kernel built or started without PSI has no such file, or one that cannot be read.
         let pressure = read(Path::new(PRESSURE)).ok().map(|text| parse_pressure(&text)).transpose();
-        Ok(HostMemory { pressure: pressure.map_err(|field| strange(PRESSURE, field))?, ..memory_of(&meminfo)? })
+        let pressure = pressure.map_err(|field| strange(PRESSURE, field))?;
+        Ok(HostMemory { pressure, nodes: memory_of_nodes()?, ..memory_of(&meminfo)? })
     }
 }
 
@@ -97,14 +102,15 @@ fn strange(path: &str, field: &'static str) -> GaugeError {
     GaugeError::Strange { path: PathBuf::from(path), field }
 }
 
-fn read(path: &Path) -> Result<String, GaugeError> {
+/// Reads one of the kernel's files, but no more of it than any of them has.
+pub(crate) fn read(path: &Path) -> Result<String, GaugeError> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
     read.map_err(|source| GaugeError::Read { path: path.to_path_buf(), source })?;
     Ok(text)
 }
 
-/// Reads the text of `/proc/meminfo`. Says which field is missing or strange. Without pressure.
+/// Reads the text of `/proc/meminfo`. Says which field is missing or strange. Without pressure and nodes.
 fn parse_meminfo(text: &str) -> Result<HostMemory, &'static str> {
     // A kernel without large pages has none of their fields.
     let optional = |name| field(text, name).unwrap_or(Some(0));
@@ -118,12 +124,12 @@ fn parse_meminfo(text: &str) -> Result<HostMemory, &'static str> {
         total: needed("MemTotal")?,
         available: needed("MemAvailable")?,
         huge_free: huge().ok_or("HugePages_Free")?,
-        pressure: None,
+        ..HostMemory::default()
     })
 }
 
-/// The number in the line of a field; `None` when there is no such line, `Some(None)` when it has no number.
-fn field(text: &str, name: &str) -> Option<Option<u64>> {
+/// The number in the line of a field: KiB mostly. `None` when there is no such line, `Some(None)` when it has no number.
+pub(crate) fn field(text: &str, name: &str) -> Option<Option<u64>> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(rest.split_whitespace().next().and_then(|number| number.parse().ok()))
 }
@@ -155,7 +161,7 @@ mod tests {
             total: Bytes(24_683_520 << 10),
             available: Bytes(23_409_664 << 10),
             huge_free: Bytes(12 << 20),
-            pressure: None,
+            ..HostMemory::default()
         };
         assert_eq!(memory, expected);
         assert_eq!(parse_meminfo("MemTotal: 5 kB\nMemAvailable: 3 kB\n").expect("enough").huge_free, Bytes(0));

@@ -1,12 +1,21 @@
-//! A mapping of a block, made to allocate its pages and for nothing else: no pointer into it leaves this file.
+//! A mapping of a block, made to allocate its pages, on a node, and to see on which they are: no pointer into it leaves
+//! this file.
+//!
+//! Source: mbind(2), get_mempolicy(2); Documentation/admin-guide/mm/numa_memory_policy.rst ("Shared Policy": a policy of a
+//! memfd's mapping is the memfd's own, and stays when the mapping goes). No crate here wraps these two.
 
-use std::{os::fd::BorrowedFd, ptr, ptr::NonNull};
+use std::{io, os::fd::BorrowedFd, ptr, ptr::NonNull};
 
 use gnomon_terms::Bytes;
 use rustix::{
     io::Errno,
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
+
+use crate::numa::{MOST_NODES, NumaNode};
+
+/// Asks get_mempolicy(2) for the node of an address. Source: linux/mempolicy.h, `MPOL_F_NODE | MPOL_F_ADDR`.
+const NODE_OF_ADDRESS: libc::c_ulong = 1 | 2;
 
 /// A shared, writable mapping of all of a memfd.
 #[derive(Debug)]
@@ -24,6 +33,38 @@ impl Mapping {
         let base = unsafe { mmap(ptr::null_mut(), size, protection, MapFlags::SHARED, memfd, 0) }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::INVAL)?;
         Ok(Mapping { base, size })
+    }
+
+    /// Has its pages allocated on a node from now on, or on others when that has none: whoever maps the memfd, and whenever.
+    /// Not so that others are never taken (`MPOL_BIND`): a node that becomes full meanwhile would have the kernel end some
+    /// process there, with memory free elsewhere.
+    pub(super) fn prefer(&self, node: NumaNode) -> io::Result<()> {
+        let mut mask = [0u64; MOST_NODES as usize / 64];
+        let word = mask.get_mut(node.0 as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
+        *word = 1 << (node.0 % 64);
+        // The kernel takes one bit less than it is told of.
+        let bits = libc::c_ulong::from(MOST_NODES) + 1;
+        let (base, mode) = (self.base.as_ptr(), libc::MPOL_PREFERRED);
+        // SAFETY: the range is the mapping; the mask has as many bits as is said, and is only read.
+        let done = unsafe { libc::syscall(libc::SYS_mbind, base, self.size, mode, mask.as_ptr(), bits, 0) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// The node of the page at an offset, which is allocated first if it is not yet.
+    pub(super) fn node_at(&self, at: usize) -> io::Result<NumaNode> {
+        if at >= self.size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (mut node, no_mask) = (0 as libc::c_int, ptr::null_mut::<u64>());
+        // SAFETY: the address is within the mapping, which the kernel only looks at; it writes one number, to `node`.
+        let done = unsafe {
+            let address = self.base.as_ptr().add(at);
+            libc::syscall(libc::SYS_get_mempolicy, &raw mut node, no_mask, 0, address, NODE_OF_ADDRESS)
+        };
+        match u32::try_from(node) {
+            Ok(node) if done == 0 => Ok(NumaNode(node)),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Allocates the pages of a range, as a write to each would, without touching what is in them.

@@ -143,7 +143,7 @@ impl Keeper {
         let small = |block: &&Block| block.pages() == PageKind::Small;
         let held = self.held.values().filter(small).map(|block| block.size().0).sum();
         let floor = Bytes(memory.total.0 / FLOOR_SHARE);
-        let Ruling::GiveBack(mut wanted) = judge(&memory, floor, Bytes(held)).small else { return };
+        let Ruling::GiveBack(mut wanted) = judge(&memory, floor, &Bytes(held).into()).small else { return };
         let oldest: Vec<(BlockId, Bytes)> =
             self.held.values().filter(small).map(|block| (block.id(), block.size())).collect();
         for (id, size) in oldest {
@@ -303,7 +303,7 @@ mod tests {
 
     impl Gauge for NeedyHost {
         fn read(&self) -> Result<HostMemory, GaugeError> {
-            Ok(HostMemory { total: Bytes(32 << 20), available: Bytes(0), huge_free: Bytes(0), pressure: None })
+            Ok(HostMemory { total: Bytes(32 << 20), ..HostMemory::default() })
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 use gnomon_terms::{Bytes, Instant};
 
 use super::allowance::Allowance;
-use crate::{block::BlockId, fit::Stock, groups::GroupLimits, stats::Recorder};
+use crate::{block::BlockId, fit::Stock, groups::GroupLimits, numa::NumaNode, stats::Recorder};
 
 /// A group that has a pool.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Group {
     pub(super) shelves: BTreeMap<Bytes, Shelf>,
     pub(super) allowance: Allowance,
     pub(super) recorder: Recorder,
+    /// The node where its guests run.
+    pub(super) home: Option<NumaNode>,
     /// Whether it has a target yet. Until then nothing is too much: what was found again waits for the planner.
     has_target: bool,
     /// When something was asked for that was not there. Whatever is wanted is of interest again then.
@@ -46,6 +48,8 @@ pub(super) struct Waiting {
     pub(super) id: BlockId,
     /// Since when it is staged.
     pub(super) since: Instant,
+    /// Where it is.
+    pub(super) node: Option<NumaNode>,
 }
 
 impl Group {
@@ -55,6 +59,7 @@ impl Group {
             shelves: BTreeMap::new(),
             allowance: Allowance::full(now, limits.budget),
             recorder: Recorder::new(now),
+            home: None,
             has_target: false,
             missed_at: now,
         }
@@ -77,18 +82,26 @@ impl Group {
         self.sweep();
     }
 
-    /// What waits, largest first.
-    pub(super) fn stock(&self) -> Vec<Stock> {
-        let rows = self.shelves.iter().rev().map(|(size, shelf)| (*size, shelf.waiting.len() as u32));
+    /// The nodes where its blocks are best, the best first.
+    pub(super) fn wanted_nodes(&self) -> impl Iterator<Item = NumaNode> + use<> {
+        self.limits.node.into_iter().chain(self.home)
+    }
+
+    /// What waits of blocks that are meant, largest first.
+    pub(super) fn stock(&self, meant: impl Fn(&Waiting) -> bool) -> Vec<Stock> {
+        let count = |shelf: &Shelf| shelf.waiting.iter().filter(|block| meant(block)).count() as u32;
+        let rows = self.shelves.iter().rev().map(|(size, shelf)| (*size, count(shelf)));
         rows.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Takes blocks of a size, oldest first, for a request.
-    pub(super) fn take(&mut self, now: Instant, size: Bytes, count: u32) -> Vec<Waiting> {
-        let Some(shelf) = self.shelves.get_mut(&size) else { return Vec::new() };
+    /// Takes blocks of a size that are meant, oldest first, for a request.
+    pub(super) fn take(&mut self, now: Instant, stock: Stock, meant: impl Fn(&Waiting) -> bool) -> Vec<BlockId> {
+        let Some(shelf) = self.shelves.get_mut(&stock.0) else { return Vec::new() };
         shelf.used_at = now;
-        let count = shelf.waiting.len().min(count as usize);
-        shelf.waiting.drain(..count).collect()
+        let blocks = shelf.waiting.iter().filter(|block| meant(block)).take(stock.1 as usize);
+        let taken: Vec<BlockId> = blocks.map(|block| block.id).collect();
+        shelf.waiting.retain(|block| !taken.contains(&block.id));
+        taken
     }
 
     /// Something was asked for that is not there.
@@ -127,16 +140,17 @@ impl Group {
         lacking.map(|(size, shelf)| (*size, f64::from(shelf.count()) / f64::from(shelf.want), shelf.used_at))
     }
 
-    /// Shelves with a block, each with the time since which its oldest one was of no use.
-    pub(super) fn oldest(&self) -> impl Iterator<Item = (Bytes, Instant)> {
-        self.shelves
-            .iter()
-            .filter_map(|(size, shelf)| shelf.waiting.front().map(|block| (*size, block.since.max(shelf.used_at))))
+    /// Shelves with a block on a node (on any, when none is named), each with the time since which its oldest one was of
+    /// no use.
+    pub(super) fn oldest(&self, on: Option<NumaNode>) -> impl Iterator<Item = (Bytes, Instant)> {
+        let oldest = move |shelf: &Shelf| Some(shelf.waiting.get(shelf.oldest(on)?)?.since.max(shelf.used_at));
+        self.shelves.iter().filter_map(move |(size, shelf)| Some((*size, oldest(shelf)?)))
     }
 
-    /// Takes the oldest block off a shelf, to be given back to the host.
-    pub(super) fn evict(&mut self, size: Bytes) -> Option<Waiting> {
-        let evicted = self.shelves.get_mut(&size)?.waiting.pop_front();
+    /// Takes the oldest block on a node (on any, when none is named) off a shelf, to be given back to the host.
+    pub(super) fn evict(&mut self, size: Bytes, on: Option<NumaNode>) -> Option<Waiting> {
+        let shelf = self.shelves.get_mut(&size)?;
+        let evicted = shelf.oldest(on).and_then(|at| shelf.waiting.remove(at));
         self.sweep();
         evicted
     }
@@ -160,6 +174,12 @@ impl Group {
     /// All that waits.
     pub(super) fn waiting(&self) -> impl Iterator<Item = BlockId> {
         self.shelves.values().flat_map(|shelf| shelf.waiting.iter().map(|block| block.id))
+    }
+
+    /// What waits on each node, as far as that is known.
+    pub(super) fn by_node(&self) -> impl Iterator<Item = (NumaNode, Bytes)> {
+        let known = |size: Bytes| move |block: &Waiting| Some((block.node?, size));
+        self.shelves.iter().flat_map(move |(size, shelf)| shelf.waiting.iter().filter_map(known(*size)))
     }
 
     fn is_stale(&self, now: Instant, shelf: &Shelf) -> bool {
@@ -194,6 +214,11 @@ impl Shelf {
     /// What there is or will be.
     fn count(&self) -> u32 {
         self.populating.saturating_add(self.waiting.len() as u32)
+    }
+
+    /// The place of the oldest block on a node; on any, when none is named.
+    fn oldest(&self, on: Option<NumaNode>) -> Option<usize> {
+        self.waiting.iter().position(|block| on.is_none() || block.node == on)
     }
 
     /// Puts a block where it belongs by its age.

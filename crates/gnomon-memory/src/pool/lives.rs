@@ -7,15 +7,23 @@ use proptest::prelude::*;
 
 use super::{
     Chore,
+    on_nodes::on_nodes,
     tests::{Desk, PLENTY, UNIT, give_back, limits, name, units},
 };
-use crate::{block::BlockId, fit::Request, groups::HostLimits, guard::Verdict};
+use crate::{
+    block::BlockId,
+    fit::Request,
+    groups::HostLimits,
+    guard::{Ruling, Verdict},
+    numa::NumaNode,
+};
 
 /// What may happen in a life.
 #[derive(Clone, Debug)]
 enum Deed {
     Want(usize, Vec<(u64, u32)>),
-    Take(usize, u64, bool, u32),
+    Take(usize, u64, bool, u32, Option<NumaNode>),
+    Home(usize, Option<NumaNode>),
     PutBack(usize),
     Assign(usize, usize),
     Return(usize),
@@ -33,14 +41,29 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         6 => Just(PLENTY),
         1 => Just(Verdict::UNKNOWN),
         1 => (1u64..9).prop_map(|count| give_back(units(count))),
+        4 => (ruling(), ruling()).prop_map(|(first, second)| on_nodes(first, second)),
     ]
+}
+
+fn ruling() -> impl Strategy<Value = Ruling> {
+    prop_oneof![
+        3 => (1u64..9).prop_map(|count| Ruling::Stage(units(count))),
+        1 => Just(Ruling::Hold),
+        1 => (1u64..9).prop_map(|count| Ruling::GiveBack(units(count))),
+    ]
+}
+
+fn node() -> impl Strategy<Value = Option<NumaNode>> {
+    proptest::option::of((0u32..2).prop_map(NumaNode))
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
     let group = 0usize..3;
     prop_oneof![
         2 => (group.clone(), proptest::collection::vec((1u64..9, 0u32..5), 0..4)).prop_map(|(g, t)| Deed::Want(g, t)),
-        4 => (group.clone(), 0u64..12, any::<bool>(), 0u32..4).prop_map(|(g, b, w, s)| Deed::Take(g, b, w, s)),
+        4 => (group.clone(), 0u64..12, any::<bool>(), 0u32..4, node())
+            .prop_map(|(g, b, w, s, near)| Deed::Take(g, b, w, s, near)),
+        1 => (group.clone(), node()).prop_map(|(g, home)| Deed::Home(g, home)),
         2 => any::<usize>().prop_map(Deed::PutBack),
         3 => (any::<usize>(), 0usize..3).prop_map(|(n, vm)| Deed::Assign(n, vm)),
         2 => any::<usize>().prop_map(Deed::Return),
@@ -57,7 +80,7 @@ fn deed() -> impl Strategy<Value = Deed> {
 /// What a life knows beside the books.
 #[derive(Default)]
 struct World {
-    populating: Option<BlockId>,
+    populating: Option<(BlockId, Option<NumaNode>)>,
     reserved: Vec<BlockId>,
     assigned: Vec<(BlockId, usize)>,
     leaving: Vec<BlockId>,
@@ -73,9 +96,9 @@ impl World {
                 let target: Vec<(Bytes, u32)> = target.into_iter().map(|(size, n)| (units(size), n)).collect();
                 let _ = desk.pool.set_target(desk.now, &groups[group], &target);
             }
-            Deed::Take(group, size, whole, slots) => {
+            Deed::Take(group, size, whole, slots, near) => {
                 let request = Request { bytes: units(size), whole, slots, step: Bytes(1) };
-                if let Ok(grant) = desk.pool.take(desk.now, &groups[group], request) {
+                if let Ok(grant) = desk.pool.take(desk.now, &groups[group], request, near) {
                     assert_eq!(grant.hit.0 + grant.missing.0, size * UNIT);
                     assert!(grant.blocks.len() <= slots as usize);
                     self.reserved.extend(grant.blocks.iter().map(|(id, ())| *id));
@@ -96,6 +119,7 @@ impl World {
                     self.assigned.push((id, vm));
                 }
             }
+            Deed::Home(group, home) => drop(desk.pool.set_home(&groups[group], home)),
             Deed::Return(n) => {
                 if let Some(n) = pick(n, self.assigned.len()) {
                     let (id, _) = self.assigned.swap_remove(n);
@@ -115,17 +139,17 @@ impl World {
             Deed::Remove(group) => self.leaving.extend(desk.pool.remove_group(&groups[group]).unwrap_or_default()),
             Deed::Add(group) => drop(desk.pool.add_group(desk.now, groups[group].clone(), limits())),
             Deed::Chore(verdict) if self.populating.is_none() => {
-                match desk.pool.chore(desk.now, verdict).expect("a chore") {
+                match desk.pool.chore(desk.now, &verdict).expect("a chore") {
                     Chore::LetGo { id, .. } => self.leaving.push(id),
-                    Chore::Stage { id, .. } => self.populating = Some(id),
+                    Chore::Stage { id, node, .. } => self.populating = Some((id, node)),
                     Chore::Rest => {}
                 }
             }
             Deed::Chore(_) => self.leaving.drain(..).for_each(|id| desk.pool.released(id).expect("it was leaving")),
             Deed::Finish(whole) => {
-                if let Some(id) = self.populating.take() {
+                if let Some((id, node)) = self.populating.take() {
                     let shelved = match whole {
-                        true => desk.pool.populated(desk.now, id, (), Duration::from_secs(1)).expect("it was"),
+                        true => desk.pool.populated(desk.now, id, (), node, Duration::from_secs(1)).expect("it was"),
                         false => desk.pool.given_up(id).map(|()| false).expect("it was"),
                     };
                     if !shelved {
@@ -155,6 +179,9 @@ impl World {
         }
         let shelved: usize = desk.pool.groups.values().map(|group| group.waiting().count()).sum();
         assert_eq!(accounts.staged.blocks, shelved as u64, "what is staged is on a shelf");
+        let staged = desk.pool.small_staged();
+        let on_nodes: u64 = staged.nodes.values().map(|bytes| bytes.0).sum();
+        assert!(staged.all == accounts.staged.bytes && on_nodes <= staged.all.0, "{staged:?}");
     }
 }
 

@@ -11,9 +11,12 @@ mod group;
 #[cfg(test)]
 mod lives;
 #[cfg(test)]
+mod on_nodes;
+#[cfg(test)]
 mod tests;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     time::Duration,
 };
@@ -25,8 +28,10 @@ use crate::{
     block::BlockId,
     fit::{self, Request},
     groups::{GroupLimits, GroupName, HostLimits},
-    stats::{GroupStats, Why},
+    numa::NumaNode,
+    stats::GroupStats,
 };
+use chores::Going;
 use group::{Group, Waiting};
 
 pub(crate) use chores::Chore;
@@ -178,27 +183,50 @@ impl<B: Clone> Pool<B> {
         Ok(())
     }
 
-    /// Takes what serves a request best off the shelves.
-    pub(crate) fn take(&mut self, now: Instant, name: &GroupName, request: Request) -> Result<Grant<B>, PoolError> {
+    /// Says where a group's guests run: its blocks go there when there is room, and serve requests first.
+    pub(crate) fn set_home(&mut self, name: &GroupName, node: Option<NumaNode>) -> Result<(), PoolError> {
+        self.group_mut(name)?.home = node;
+        Ok(())
+    }
+
+    /// Takes what serves a request best off the shelves: for a guest that runs on the node `near`, or where its group's do.
+    pub(crate) fn take(
+        &mut self,
+        now: Instant,
+        name: &GroupName,
+        request: Request,
+        near: Option<NumaNode>,
+    ) -> Result<Grant<B>, PoolError> {
         let group = self.group_mut(name)?;
-        let choice = fit::choose(request, &group.stock());
-        let taken: Vec<BlockId> = choice
-            .taken
-            .iter()
-            .flat_map(|(size, count)| group.take(now, *size, *count))
-            .map(|block| block.id)
-            .collect();
+        let near = near.or_else(|| group.wanted_nodes().next());
+        let is_near = |block: &Waiting| near.is_none() || block.node == near;
+        let is_far = |block: &Waiting| !is_near(block);
+        let choice = fit::choose_near(request, &group.stock(is_near), &group.stock(is_far));
+        let mut taken: Vec<BlockId> = Vec::new();
+        choice.near.iter().for_each(|stock| taken.extend(group.take(now, *stock, is_near)));
+        choice.far.iter().for_each(|stock| taken.extend(group.take(now, *stock, is_far)));
         if choice.missing.0 > 0 {
             group.missed(now);
         }
         group.recorder.request(now, choice.hit, choice.missing);
+        group.recorder.far(Bytes(choice.far.iter().map(|(size, count)| size.0 * u64::from(*count)).sum()));
         for id in &taken {
             self.ledger.pass(*id, State::Reserved)?;
         }
         self.level(now, name);
+        // Largest first, and of equals those that are near.
+        taken.sort_by_key(|id| Reverse(self.ledger.get(*id).map(|entry| entry.size)));
         let kept = |id: BlockId| Some((id, self.ledger.get(id)?.block.clone()?));
         let blocks = taken.into_iter().filter_map(kept).collect();
         Ok(Grant { blocks, hit: choice.hit, missing: choice.missing })
+    }
+
+    /// What is staged for a group on each node, as far as that is known.
+    pub(crate) fn by_node(&self, name: &GroupName) -> BTreeMap<NumaNode, Bytes> {
+        let mut nodes: BTreeMap<NumaNode, Bytes> = BTreeMap::new();
+        let blocks = self.groups.get(name).into_iter().flat_map(Group::by_node);
+        blocks.for_each(|(node, size)| nodes.entry(node).or_default().0 += size.0);
+        nodes
     }
 
     /// How long a decision took.
@@ -329,14 +357,14 @@ impl<B: Clone> Pool<B> {
     fn shelve(&mut self, now: Instant, id: BlockId, since: Instant) -> Result<bool, Imbalance> {
         let unknown = Imbalance::NoSuchStep { id, from: None, to: Some(State::Staged) };
         let entry = self.ledger.get(id).ok_or(unknown)?;
-        let (name, size, pages) = (entry.group.clone(), entry.size, entry.pages);
+        let (name, size, pages, node) = (entry.group.clone(), entry.size, entry.pages, entry.node);
         // A group that was removed and added again may have other pages.
         let Some(group) = self.groups.get_mut(&name).filter(|group| group.limits.pages == pages) else {
             return self.leaves(id).map(|()| false);
         };
         self.ledger.pass(id, State::Staged)?;
         self.since.insert(id, since);
-        group.shelf(now, size).put(Waiting { id, since });
+        group.shelf(now, size).put(Waiting { id, since, node });
         self.level(now, &name);
         Ok(true)
     }
@@ -356,12 +384,12 @@ impl<B: Clone> Pool<B> {
     }
 
     /// A block goes without having served anybody.
-    fn evict(&mut self, now: Instant, name: &GroupName, size: Bytes, why: Why) -> Result<Option<BlockId>, Imbalance> {
-        let Some(group) = self.groups.get_mut(name) else { return Ok(None) };
-        let Some(block) = group.evict(size) else { return Ok(None) };
-        group.recorder.evicted(size, why);
+    fn evict(&mut self, now: Instant, going: &Going) -> Result<Option<BlockId>, Imbalance> {
+        let Some(group) = self.groups.get_mut(&going.group) else { return Ok(None) };
+        let Some(block) = group.evict(going.size, going.on) else { return Ok(None) };
+        group.recorder.evicted(going.size, going.why);
         self.leaves(block.id)?;
-        self.level(now, name);
+        self.level(now, &going.group);
         Ok(Some(block.id))
     }
 }

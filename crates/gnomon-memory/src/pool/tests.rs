@@ -5,13 +5,15 @@ use crate::{
     accounts::Accounts,
     groups::PageKind,
     guard::{Ruling, Verdict},
+    stats::Why,
 };
 
 /// A unit of memory for blocks that are only on the books: as large as the guest's memory block.
 pub(super) const UNIT: u64 = 128 << 20;
 
 /// A host that has plenty.
-pub(super) const PLENTY: Verdict = Verdict { small: Ruling::Stage(Bytes(u64::MAX)), huge: Bytes(0) };
+pub(super) const PLENTY: Verdict =
+    Verdict { small: Ruling::Stage(Bytes(u64::MAX)), huge: Bytes(0), nodes: Vec::new() };
 
 pub(super) fn units(count: u64) -> Bytes {
     Bytes(count * UNIT)
@@ -55,12 +57,12 @@ impl Desk {
     }
 
     fn take(&mut self, group: &str, size: u64) -> Grant<()> {
-        self.pool.take(self.now, &name(group), ask(units(size))).expect("decided")
+        self.pool.take(self.now, &name(group), ask(units(size)), None).expect("decided")
     }
 
     /// Does one chore; false when there is none.
     fn step(&mut self, verdict: Verdict) -> bool {
-        let chore = self.pool.chore(self.now, verdict).expect("a chore");
+        let chore = self.pool.chore(self.now, &verdict).expect("a chore");
         match chore {
             Chore::LetGo { id, why } => {
                 self.evicted.push((id, why));
@@ -68,10 +70,10 @@ impl Desk {
             }
             Chore::Stage { id, group, .. } => {
                 assert!(
-                    self.pool.may_go_on(self.now, &group, PageKind::Small, PLENTY),
+                    self.pool.may_go_on(self.now, &group, (PageKind::Small, None), &PLENTY),
                     "it is not begun to be given up"
                 );
-                self.pool.populated(self.now, id, (), Duration::from_millis(100)).expect("populated");
+                self.pool.populated(self.now, id, (), None, Duration::from_millis(100)).expect("populated");
             }
             Chore::Rest => return false,
         }
@@ -81,7 +83,7 @@ impl Desk {
 
     /// Does all chores; returns how many.
     fn work(&mut self, verdict: Verdict) -> usize {
-        (0..10_000).take_while(|_| self.step(verdict)).count()
+        (0..10_000).take_while(|_| self.step(verdict.clone())).count()
     }
 
     fn staged(&self, group: &str) -> u64 {
@@ -99,11 +101,12 @@ pub(super) fn limits() -> GroupLimits {
         max_age: Duration::from_secs(3600),
         refill: gnomon_terms::BytesPerSecond(UNIT),
         pages: PageKind::Small,
+        node: None,
     }
 }
 
 pub(super) fn give_back(bytes: Bytes) -> Verdict {
-    Verdict { small: Ruling::GiveBack(bytes), huge: Bytes(0) }
+    Verdict { small: Ruling::GiveBack(bytes), huge: Bytes(0), nodes: Vec::new() }
 }
 
 #[test]
@@ -135,6 +138,7 @@ fn what_is_too_much_for_long_goes_and_no_more_than_that() {
 fn what_was_found_again_waits_for_a_target() {
     let mut desk = Desk::new();
     let entry = |group: &str, pages| Entry {
+        node: None,
         group: name(group),
         size: units(2),
         pages,
@@ -291,8 +295,8 @@ fn the_size_of_which_least_is_there_is_staged_first() {
     desk.want("web", &[(1, 4), (2, 4)]);
     desk.want("db", &[(4, 1)]);
     let mut order = Vec::new();
-    while let Chore::Stage { id, size, .. } = desk.pool.chore(desk.now, PLENTY).expect("a chore") {
-        desk.pool.populated(desk.now, id, (), Duration::ZERO).expect("populated");
+    while let Chore::Stage { id, size, .. } = desk.pool.chore(desk.now, &PLENTY).expect("a chore") {
+        desk.pool.populated(desk.now, id, (), None, Duration::ZERO).expect("populated");
         order.push(size.0 / UNIT);
     }
     assert_eq!(order, [4, 2, 1, 2, 1, 2, 1, 2, 1]);
@@ -300,7 +304,7 @@ fn the_size_of_which_least_is_there_is_staged_first() {
 
 #[test]
 fn what_the_guard_does_not_allow_is_not_begun() {
-    let may = |small, huge| Verdict { small, huge };
+    let may = |small, huge| Verdict { small, huge, nodes: Vec::new() };
     let table = [
         (may(Ruling::Hold, Bytes(0)), PageKind::Small, 0),
         (may(Ruling::Stage(units(1)), Bytes(0)), PageKind::Small, 0),
@@ -313,7 +317,7 @@ fn what_the_guard_does_not_allow_is_not_begun() {
         let mut desk = Desk::new();
         desk.pool.add_group(desk.now, name("other"), GroupLimits { pages, ..limits() }).expect("added");
         desk.want("other", &[(2, 1)]);
-        desk.step(verdict);
+        desk.step(verdict.clone());
         assert_eq!(desk.host().created.blocks, begun, "{verdict:?} {pages:?}");
     }
 }
@@ -325,7 +329,7 @@ fn large_pages_are_not_given_back_to_a_host_that_gains_nothing_by_it() {
     desk.want("huge", &[(1, 2)]);
     desk.want("web", &[(1, 1)]);
     desk.work(Verdict { huge: units(9), ..PLENTY });
-    assert_eq!(desk.pool.small_staged(), units(1));
+    assert_eq!(desk.pool.small_staged().all, units(1));
     desk.work(give_back(units(9)));
     assert_eq!((desk.staged("huge"), desk.staged("web")), (2, 0));
 }
@@ -334,8 +338,8 @@ fn large_pages_are_not_given_back_to_a_host_that_gains_nothing_by_it() {
 fn a_population_that_is_given_up_leaves_nothing_and_is_counted() {
     let mut desk = Desk::new();
     desk.want("web", &[(1, 1)]);
-    let Ok(Chore::Stage { id, group, .. }) = desk.pool.chore(desk.now, PLENTY) else { panic!("one is wanted") };
-    assert!(!desk.pool.may_go_on(desk.now, &group, PageKind::Small, Verdict::UNKNOWN));
+    let Ok(Chore::Stage { id, group, .. }) = desk.pool.chore(desk.now, &PLENTY) else { panic!("one is wanted") };
+    assert!(!desk.pool.may_go_on(desk.now, &group, (PageKind::Small, None), &Verdict::UNKNOWN));
     desk.pool.given_up(id).expect("given up");
     desk.pool.released(id).expect("released");
     assert_eq!(desk.work(PLENTY), 0, "another is not begun at once");
@@ -350,11 +354,11 @@ fn a_block_of_a_group_that_is_gone_leaves_wherever_it_was() {
     desk.want("web", &[(1, 4)]);
     desk.work(PLENTY);
     let taken = desk.take("web", 2);
-    let Ok(Chore::Stage { id, group, .. }) = desk.pool.chore(desk.now, PLENTY) else { panic!("two are wanted") };
+    let Ok(Chore::Stage { id, group, .. }) = desk.pool.chore(desk.now, &PLENTY) else { panic!("two are wanted") };
     let staged = desk.pool.remove_group(&name("web")).expect("removed");
     assert_eq!(staged.len(), 2);
-    assert!(!desk.pool.may_go_on(desk.now, &group, PageKind::Small, PLENTY));
-    assert_eq!(desk.pool.populated(desk.now, id, (), Duration::ZERO), Ok(false));
+    assert!(!desk.pool.may_go_on(desk.now, &group, (PageKind::Small, None), &PLENTY));
+    assert_eq!(desk.pool.populated(desk.now, id, (), None, Duration::ZERO), Ok(false));
     assert_eq!(desk.pool.put_back(desk.now, taken.blocks[0].0), Ok(false));
     desk.pool.assign(taken.blocks[1].0, "vm").expect("a request under way is served");
     assert_eq!(desk.pool.ended("vm"), Ok(vec![taken.blocks[1].0]));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gnomon_terms::Bytes;
 
 use super::Staging;
-use crate::{accounts::State, fit::Stock, groups::GroupName, guard::Ruling};
+use crate::{accounts::State, fit::Stock, groups::GroupName, guard::Ruling, numa::NumaNode};
 
 impl Staging {
     /// What is staged for a group, by size.
@@ -16,6 +16,11 @@ impl Staging {
         let mut stock: BTreeMap<Bytes, u32> = BTreeMap::new();
         own.for_each(|(_, entry)| *stock.entry(entry.size).or_default() += 1);
         stock.into_iter().collect()
+    }
+
+    /// What is staged for a group on each node, by number; nothing on a host with one.
+    pub fn by_node(&self, group: &GroupName) -> Vec<(NumaNode, Bytes)> {
+        self.shared.books.lock().pool.by_node(group).into_iter().collect()
     }
 
     /// The VMs that have a block.

@@ -29,6 +29,7 @@ use crate::{
     groups::{GroupLimits, GroupName, HostLimits},
     holder::{Holder, HolderCommand},
     host::{Gauge, ProcGauge},
+    numa::NumaNode,
     stats::GroupStats,
 };
 use shared::Shared;
@@ -141,12 +142,30 @@ impl Staging {
         self.shared.change(|books| books.pool.set_host_limits(limits));
     }
 
-    /// Takes what serves a request best. Makes no system call but the waking of the worker: microseconds.
+    /// Says on which node a group's guests run; `None` when they run on several, or it is not known. New blocks go there as
+    /// long as it has room; those that there are stay where they are.
+    pub fn set_home(&self, group: &GroupName, node: Option<NumaNode>) -> Result<(), StagingError> {
+        Ok(self.shared.change(|books| books.pool.set_home(group, node))?)
+    }
+
+    /// Takes what serves a request best, for a guest that runs where its group's do. Makes no system call but the waking of
+    /// the worker: microseconds.
     pub fn take(&self, group: &GroupName, request: Request) -> Result<Taken, StagingError> {
+        self.take_near(group, request, None)
+    }
+
+    /// The same, for a guest that runs on the node `near`: what is there comes first, and what is elsewhere before going
+    /// without.
+    pub fn take_near(
+        &self,
+        group: &GroupName,
+        request: Request,
+        near: Option<NumaNode>,
+    ) -> Result<Taken, StagingError> {
         let asked = std::time::Instant::now();
         let now = self.shared.clock.now();
         let grant = self.shared.change(|books| {
-            let grant = books.pool.take(now, group, request);
+            let grant = books.pool.take(now, group, request, near);
             books.pool.decided(group, asked.elapsed());
             grant
         })?;
@@ -251,6 +270,7 @@ fn entry_of(block: &Arc<Block>) -> Entry<Arc<Block>> {
         size: block.size(),
         pages: block.pages(),
         state: State::Staged,
+        node: None,
         block: Some(Arc::clone(block)),
     }
 }

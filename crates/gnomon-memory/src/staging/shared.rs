@@ -8,13 +8,14 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{AllAccounts, StagingError, entry_of};
 use crate::{
-    accounts::Imbalance,
+    accounts::{Entry, Imbalance},
     block::{Block, BlockId},
     descriptors::raise_limit,
     groups::HostLimits,
     guard::{Verdict, judge},
     holder::Holder,
     host::Gauge,
+    numa::NumaNode,
     pool::Pool,
 };
 
@@ -88,7 +89,7 @@ impl Shared {
         match self.gauge.read() {
             Ok(memory) => {
                 let books = self.books.lock();
-                judge(&memory, books.pool.limits().floor, books.pool.small_staged())
+                judge(&memory, books.pool.limits().floor, &books.pool.small_staged())
             }
             Err(error) => {
                 tracing::warn!(%error, "the host's memory is not known");
@@ -97,13 +98,20 @@ impl Shared {
         }
     }
 
+    /// The node that a whole block is on: nothing on a host with one, where nobody asks.
+    pub(super) fn node_of(&self, block: &Block) -> Option<NumaNode> {
+        let several = self.gauge.read().is_ok_and(|memory| memory.nodes.len() > 1);
+        if several { block.node() } else { None }
+    }
+
     /// Takes a block that an earlier daemon has left, or gives it back to the host.
     pub(super) fn adopt(&self, block: Block) -> Result<(), StagingError> {
         let (id, whole, block) = (block.id(), block.is_whole(), Arc::new(block));
-        let now = self.clock.now();
+        let node = if whole { self.node_of(&block) } else { None };
+        let (now, entry) = (self.clock.now(), Entry { node, ..entry_of(&block) });
         let kept = self.change(|books| match whole {
-            true => books.pool.found_staged(now, id, entry_of(&block)),
-            false => books.pool.found_broken(id, entry_of(&block)).map(|()| false),
+            true => books.pool.found_staged(now, id, entry),
+            false => books.pool.found_broken(id, entry).map(|()| false),
         })?;
         tracing::info!(%id, group = %block.group(), size = %block.size(), kept, "a staged block was found");
         if kept { Ok(()) } else { self.let_go(&[id]) }

@@ -23,6 +23,7 @@ use crate::{
     block::{Block, BlockId, POPULATE_STEP, Populated},
     groups::{GroupName, PageKind},
     holder::Holder,
+    numa::NumaNode,
     pool::Chore,
 };
 
@@ -50,6 +51,7 @@ struct Job {
     group: GroupName,
     size: Bytes,
     pages: PageKind,
+    node: Option<NumaNode>,
 }
 
 /// The thread's own state.
@@ -90,7 +92,7 @@ impl Worker<'_> {
             return self.let_go(&leaving);
         }
         let verdict = self.shared.judge();
-        let chore = self.shared.books.lock().pool.chore(self.shared.clock.now(), verdict);
+        let chore = self.shared.books.lock().pool.chore(self.shared.clock.now(), &verdict);
         // What is begun is a change for whoever waits for one, and none for this thread.
         self.shared.changed.notify_all();
         match chore {
@@ -98,8 +100,8 @@ impl Worker<'_> {
                 tracing::debug!(%id, ?why, "a staged block goes back to the host");
                 self.let_go(&[id])
             }
-            Ok(Chore::Stage { id, group, size, pages }) => {
-                self.stage(Job { id, group, size, pages });
+            Ok(Chore::Stage { id, group, size, pages, node }) => {
+                self.stage(Job { id, group, size, pages, node });
                 true
             }
             Ok(Chore::Rest) => false,
@@ -175,6 +177,7 @@ impl Worker<'_> {
         let began = Instant::now();
         set_priority(self.nice + NICER);
         let populated = Block::create(&job.group, job.id, job.size, job.pages).map(Arc::new).and_then(|block| {
+            bind(&block, job.node);
             let populated = block.populate(POPULATE_STEP, &mut || self.may_go_on(&job));
             Ok((block, populated?))
         });
@@ -199,11 +202,12 @@ impl Worker<'_> {
     fn may_go_on(&mut self, job: &Job) -> bool {
         let (verdict, now) = (self.shared.judge(), self.shared.clock.now());
         let mut books = self.shared.books.lock();
-        !books.stopping && books.pool.may_go_on(now, &job.group, job.pages, verdict)
+        !books.stopping && books.pool.may_go_on(now, &job.group, (job.pages, job.node), &verdict)
     }
 
     /// Held first, then on its shelf: from there on it may be taken at any moment, and forgotten.
     fn finish(&mut self, job: &Job, block: Arc<Block>, took: Duration) {
+        let node = self.shared.node_of(&block);
         let mut holder = self.shared.holder.lock();
         if self.ensure(&mut holder)
             && let Err(error) = holder.keep(&block)
@@ -212,7 +216,7 @@ impl Worker<'_> {
         }
         drop(holder);
         let now = self.shared.clock.now();
-        match self.shared.change(|books| books.pool.populated(now, job.id, block, took)) {
+        match self.shared.change(|books| books.pool.populated(now, job.id, block, node, took)) {
             Ok(true) => {}
             Ok(false) => drop(self.let_go(&[job.id])),
             Err(error) => log_imbalance(Err(error)),
@@ -226,6 +230,15 @@ impl Worker<'_> {
             books.pool.released(job.id)
         });
         log_imbalance(released);
+    }
+}
+
+/// Has a block allocated on a node, where one was chosen. Where that is not allowed it is staged all the same.
+fn bind(block: &Block, node: Option<NumaNode>) {
+    if let Some(node) = node
+        && let Err(error) = block.prefer(node)
+    {
+        tracing::info!(%node, %error, "a block is staged wherever the kernel has it");
     }
 }
 

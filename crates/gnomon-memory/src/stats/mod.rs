@@ -38,6 +38,8 @@ pub struct GroupStats {
     pub hit: Bytes,
     /// Bytes that were asked for and not staged.
     pub missed: Bytes,
+    /// Those of the bytes hit that were on another node than the guest.
+    pub far: Bytes,
     /// Bytes that a static reserve of the mean of what was staged would have served.
     pub static_hit: Bytes,
     /// Bytes that are staged now.
@@ -117,6 +119,11 @@ impl Recorder {
         let size = mean(self.idle(now), now.since(self.since));
         let delay = self.per_byte() * asked.0.min(size.0) as f64;
         self.reserve.ask(now, asked, size, Duration::try_from_secs_f64(delay).unwrap_or(Duration::MAX));
+    }
+
+    /// So much of what served a request is on another node than its guest.
+    pub(crate) fn far(&mut self, bytes: Bytes) {
+        self.told.far.0 = self.told.far.0.saturating_add(bytes.0);
     }
 
     /// How long the decision took.

@@ -86,7 +86,7 @@ impl Gauge for TestGauge {
         }
         let calm = self.calm_steps.load(SeqCst) > 0;
         let available = Bytes(if calm { self.available.load(SeqCst) } else { 0 });
-        Ok(HostMemory { total: Bytes(8 << 30), available, huge_free: Bytes(0), pressure: None })
+        Ok(HostMemory { total: Bytes(8 << 30), available, ..HostMemory::default() })
     }
 }
 

@@ -7,6 +7,7 @@ use gnomon_memory::{
     blocks_of,
 };
 use gnomon_terms::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     host::{PATIENCE, TestHost, group_limits, web},
@@ -18,17 +19,26 @@ const RESERVED: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 /// Pages that the test needs.
 const PAGES: u64 = 4;
 
+/// One test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Pages that are reserved until this is dropped.
-struct Reservation {
+pub struct Reservation {
     before: u64,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Reservation {
-    /// Reserves so many more than are in use; `None` when the host has no room for them.
-    fn of(pages: u64) -> Option<Reservation> {
+    /// Reserves so many more than are in use. `None` when that takes root, when the host has no room for them, and when
+    /// some are free, which somebody else has reserved.
+    pub fn of(pages: u64) -> Option<Reservation> {
+        let alone = ALONE.lock();
+        if !rustix::process::geteuid().is_root() || free() > 0 {
+            return None;
+        }
         let before: u64 = fs::read_to_string(RESERVED).expect("read").trim().parse().expect("a number");
         fs::write(RESERVED, (before + pages).to_string()).expect("root reserves pages");
-        let reservation = Reservation { before };
+        let reservation = Reservation { before, _alone: alone };
         (free() == pages).then_some(reservation)
     }
 }
@@ -46,9 +56,7 @@ fn free() -> u64 {
 
 #[test]
 fn large_pages_are_staged_as_far_as_they_are_reserved() {
-    // Pages that somebody else has reserved would be taken here.
-    let may = rustix::process::geteuid().is_root() && free() == 0;
-    let Some(_reservation) = may.then(|| Reservation::of(PAGES)).flatten() else {
+    let Some(_reservation) = Reservation::of(PAGES) else {
         eprintln!(
             "not tested: this takes root, and a host with room for 8 MiB of large pages and none that are free"
         );

@@ -4,5 +4,6 @@ mod bad_days;
 mod host;
 mod huge;
 mod lives;
+mod numa;
 mod restarts;
 mod staging;

@@ -23,7 +23,7 @@ pub use forecast::{
 };
 pub use memory::{
     AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, GrowBy, MemoryChange, MemoryView,
-    RequestsView, ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
+    NumaView, RequestsView, ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
 };
 pub use nic::{NicView, RunNic};
 pub use protection::{

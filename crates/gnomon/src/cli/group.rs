@@ -25,7 +25,8 @@ pub enum Command {
     /// Make a trust group: VMs that may use one pool of staged memory
     #[command(after_help = "Examples:\n  gnomon group create shop\n  \
                             gnomon group create shop --budget 8G --reserve 1G --horizon 10m\n  \
-                            gnomon group create db --huge-pages      from the 2 MiB pages that the host has reserved\n\n\
+                            gnomon group create db --huge-pages      from the 2 MiB pages that the host has reserved\n  \
+                            gnomon group create db --numa-node 1     on a host with several NUMA nodes\n\n\
                             Memory of one group never reaches another: a block that was at a guest goes back to the host.")]
     Create(CreateArgs),
     /// List trust groups
@@ -118,6 +119,10 @@ pub struct CreateArgs {
     /// Blocks of the 2 MiB pages that the host has reserved (vm.nr_hugepages)
     #[arg(long)]
     huge_pages: bool,
+    /// The NUMA node that its blocks are to be on, as long as that has room [default: the one that its VMs are bound to, or
+    /// else the one with most room]
+    #[arg(long)]
+    numa_node: Option<u32>,
 }
 
 /// A time with its unit.
@@ -169,6 +174,7 @@ fn request(args: &CreateArgs) -> CreateGroup {
         horizon_s: args.horizon.map(|horizon| horizon.as_secs()),
         max_age_s: args.max_age.as_secs(),
         huge_pages: args.huge_pages,
+        numa_node: args.numa_node,
     }
 }
 
@@ -223,6 +229,7 @@ fn words(view: &GroupView) -> String {
         ("horizon", seconds(view.horizon_s)),
         ("budget", Bytes(view.budget).to_string()),
         ("staged", format!("{}  {}", bar(accounts.staged, view.budget), stock(&view.staged))),
+        ("on NUMA nodes", on_nodes(view)),
         ("meant to be", stock(&view.target)),
         ("held back", view.held_back.clone().unwrap_or_default()),
         ("at guests", Bytes(accounts.assigned).to_string()),
@@ -233,6 +240,10 @@ fn words(view: &GroupView) -> String {
                 .hit_percent
                 .map(|hit| format!("{}  {hit:.1} %", bar(requests.hit_bytes, asked)))
                 .unwrap_or_default(),
+        ),
+        (
+            "of another node",
+            if requests.far_bytes > 0 { Bytes(requests.far_bytes).to_string() } else { String::new() },
         ),
         ("always as much", percent(requests.static_hit_percent)),
         ("idle", Bytes(requests.idle_bytes).to_string()),
@@ -263,9 +274,19 @@ fn stock(stock: &[StockView]) -> String {
     }
 }
 
+/// What is on which NUMA node, and which is wished for; nothing on a host with one.
+fn on_nodes(view: &GroupView) -> String {
+    let nodes: Vec<String> = view.numa.iter().map(|of| format!("{}: {}", of.node, Bytes(of.staged))).collect();
+    match view.numa_node {
+        Some(wish) => format!("{} (meant for {wish})", nodes.join(", ")).trim_start().to_string(),
+        None => nodes.join(", "),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::NumaView;
 
     #[test]
     fn times_have_units() {
@@ -289,6 +310,16 @@ mod tests {
         assert_eq!(bar(1, 2).chars().filter(|block| *block == '█').count(), BAR / 2);
         assert_eq!(bar(9, 2), "█".repeat(BAR));
         assert_eq!(bar(0, 0), "░".repeat(BAR));
+    }
+
+    #[test]
+    fn nodes_are_told_where_there_are_several() {
+        let node = |node, mib: u64| NumaView { node, staged: mib << 20 };
+        let view = |wish, numa| GroupView { numa_node: wish, numa, ..GroupView::default() };
+        assert_eq!(on_nodes(&view(None, vec![])), "");
+        assert_eq!(on_nodes(&view(None, vec![node(0, 128), node(1, 256)])), "0: 128.0 MiB, 1: 256.0 MiB");
+        assert_eq!(on_nodes(&view(Some(1), vec![node(1, 256)])), "1: 256.0 MiB (meant for 1)");
+        assert_eq!(on_nodes(&view(Some(1), vec![])), "(meant for 1)");
     }
 
     #[test]

@@ -380,6 +380,7 @@ fn a_start_that_is_refused_changes_no_group() {
 fn what_cannot_be_done_about_memory_is_said() {
     let shop = Shop::open();
     refused(&shop, &["group", "create", "shop"], "already");
+    refused(&shop, &["group", "create", "far", "--numa-node", "1023"], "no NUMA node 1023");
     refused(&shop, &["group", "remove", "shop", "nobody"], "is not in group");
     assert_eq!(shop.house.run(&["group", "stats", "none"]).code, 1);
     assert_eq!(shop.house.run(&["group", "horizon", "shop", "0s"]).code, 2);

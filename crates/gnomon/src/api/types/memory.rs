@@ -21,6 +21,9 @@ pub struct CreateGroup {
     /// Its blocks are made of the 2 MiB pages that the host has reserved.
     #[serde(default)]
     pub huge_pages: bool,
+    /// The NUMA node that its blocks are to be on, as long as that has room; left open, where its VMs run.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
 }
 
 /// Asks to look so far ahead (setShadowingHorizon).
@@ -49,6 +52,12 @@ pub struct GroupView {
     pub max_age_s: u64,
     /// Whether its blocks are made of 2 MiB pages.
     pub huge_pages: bool,
+    /// The NUMA node that its blocks are to be on.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
+    /// What is staged on each NUMA node; nothing on a host with one.
+    #[serde(default)]
+    pub numa: Vec<NumaView>,
     /// What is staged, by size of block: bytes, and how many.
     pub staged: Vec<StockView>,
     /// What is meant to be staged.
@@ -61,6 +70,15 @@ pub struct GroupView {
     pub expected: DemandView,
     /// Why less is staged than is meant to be, when the host has no memory to spare.
     pub held_back: Option<String>,
+}
+
+/// What is staged on one NUMA node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NumaView {
+    /// Its number, as the kernel has it.
+    pub node: u32,
+    /// Bytes.
+    pub staged: u64,
 }
 
 /// Blocks of one size.
@@ -100,6 +118,9 @@ pub struct RequestsView {
     pub hit_bytes: u64,
     /// Bytes that were not.
     pub missed_bytes: u64,
+    /// Those of the bytes hit that were on another NUMA node than their guest.
+    #[serde(default)]
+    pub far_bytes: u64,
     /// Percent of the bytes asked for that were staged; nothing before the first request.
     pub hit_percent: Option<f64>,
     /// Bytes that lay staged on average.

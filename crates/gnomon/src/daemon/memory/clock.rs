@@ -12,7 +12,7 @@ use std::{
 use gnomon_memory::GroupStats;
 use gnomon_terms::Bytes;
 
-use super::{demand, follow::follow, found, group::Group};
+use super::{demand, follow::follow, found, group::Group, numa};
 use crate::{api::ApiError, daemon::Daemon};
 
 /// As often as agents report.
@@ -77,6 +77,7 @@ fn end_step(daemon: &Daemon, group: &Group) -> Result<(), ApiError> {
         members.into_iter().filter_map(|vm| Some((vm.clone(), demand::of(daemon, &vm)?))).collect();
     let stats = staging.stats(&group.name)?;
     group.end_step(&demands, stats.staged_now, unused(&stats), &mut random);
+    numa::settle(daemon, group);
     daemon.memory.aim(group)
 }
 

@@ -9,7 +9,7 @@ use gnomon_cycle::staging::MOST_STEPS;
 use gnomon_memory::blocks_of;
 use gnomon_qemu::mapped_files;
 
-use super::{group::Group, groups};
+use super::{group::Group, groups, numa};
 use crate::{
     api::ApiError,
     daemon::{Daemon, records::GroupRecord, vms::VmHandle},
@@ -47,6 +47,7 @@ pub(super) fn bring_back_blocks(daemon: &Arc<Daemon>) -> Result<(), ApiError> {
         memory.open_staging()?;
     }
     let all: Vec<Arc<Group>> = memory.groups.read().values().cloned().collect();
+    all.iter().for_each(|group| numa::settle(daemon, group));
     all.iter().try_for_each(|group| memory.aim(group))
 }
 
@@ -76,6 +77,7 @@ fn look_at(daemon: &Daemon, vm: &VmHandle, name: &str, pid: i32) -> Result<(), A
     if let Some(group) = memory.group_of(name) {
         // How much it may have was not known while it did not run, or not answer.
         group.join(name, groups::most(daemon, name))?;
+        numa::settle(daemon, &group);
     }
     // A QEMU that was started with a block keeps its descriptor, also when its guest has given the block back.
     let mapped = mapped_files(pid)?;
@@ -110,6 +112,7 @@ mod tests {
             reserve: 1 << 28,
             max_age_s: 3600,
             huge_pages: false,
+            numa_node: None,
         };
         // (horizon, step, what is left of the horizon), in seconds
         for (horizon, step, left) in

@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use gnomon_cycle::staging::Mode;
-use gnomon_memory::{Accounts, GroupLimits, PageKind};
+use gnomon_memory::{Accounts, GroupLimits, NumaNode, PageKind};
 use gnomon_terms::Bytes;
 
-use super::{Memory, group::Group};
+use super::{Memory, group::Group, numa};
 use crate::{
     api::{
         ApiError,
-        types::{AccountsView, BelievedView, CreateGroup, DemandView, GroupView, RequestsView, StockView},
+        types::{AccountsView, BelievedView, CreateGroup, DemandView, GroupView, NumaView, RequestsView, StockView},
     },
     daemon::{Daemon, cold_start, records::GroupRecord},
     names,
@@ -28,6 +28,7 @@ pub(super) fn limits(record: &GroupRecord, mode: Mode) -> GroupLimits {
         budget: Bytes(if record.shadowing { record.budget } else { 0 }),
         max_age,
         pages: pages(record),
+        node: record.numa_node.map(NumaNode),
         ..GroupLimits::default()
     }
 }
@@ -44,6 +45,7 @@ pub fn create(daemon: &Arc<Daemon>, ask: &CreateGroup) -> Result<GroupView, ApiE
             "max_age_s is 0: write for how many seconds a size that nobody asks for is kept",
         ));
     }
+    numa::check(ask.numa_node)?;
     let memory = &daemon.memory;
     let record = GroupRecord {
         name: ask.name.clone(),
@@ -54,6 +56,7 @@ pub fn create(daemon: &Arc<Daemon>, ask: &CreateGroup) -> Result<GroupView, ApiE
         reserve: ask.reserve.min(ask.budget),
         max_age_s: ask.max_age_s,
         huge_pages: ask.huge_pages,
+        numa_node: ask.numa_node,
     };
     let group = Arc::new(Group::new(record.clone(), &memory.config, |vm| most(daemon, vm))?);
     let staging = memory.open_staging()?;
@@ -114,6 +117,7 @@ pub(super) fn enter(daemon: &Daemon, group: &Group, vm: &str) -> Result<(), ApiE
         return Ok(());
     }
     group.change(|record| record.members.push(vm.to_string()), |record| memory.records.put_group(record))?;
+    numa::settle(daemon, group);
     before.map_or(Ok(()), |before| memory.part(&before, vm))
 }
 
@@ -246,6 +250,7 @@ fn view(daemon: &Arc<Daemon>, group: &Group) -> Result<GroupView, ApiError> {
             requests: stats.requests,
             hit_bytes: stats.hit.0,
             missed_bytes: stats.missed.0,
+            far_bytes: stats.far.0,
             hit_percent: percent(stats.hit_ratio()),
             idle_bytes: stats.mean_staged().0,
             static_hit_percent: percent(stats.static_hit_ratio()),
@@ -265,6 +270,8 @@ fn view(daemon: &Arc<Daemon>, group: &Group) -> Result<GroupView, ApiError> {
         reserve: record.reserve,
         max_age_s: record.max_age_s,
         huge_pages: record.huge_pages,
+        numa_node: record.numa_node,
+        numa: on_nodes(&staging.by_node(&group.name)),
     })
 }
 
@@ -298,6 +305,10 @@ fn stock(blocks: &[(Bytes, u32)]) -> Vec<StockView> {
     blocks.iter().map(|(size, blocks)| StockView { size: size.0, blocks: *blocks }).collect()
 }
 
+fn on_nodes(nodes: &[(NumaNode, Bytes)]) -> Vec<NumaView> {
+    nodes.iter().map(|(node, bytes)| NumaView { node: node.0, staged: bytes.0 }).collect()
+}
+
 fn places(accounts: &Accounts) -> AccountsView {
     AccountsView {
         created: accounts.created.bytes.0,
@@ -324,6 +335,7 @@ mod tests {
             reserve: 1 << 28,
             max_age_s: 60,
             huge_pages: false,
+            numa_node: Some(1),
         }
     }
 
@@ -332,6 +344,11 @@ mod tests {
         let age = |mode| limits(&record(true), mode).max_age;
         assert_eq!(age(Mode::Cold), Duration::MAX);
         assert_eq!([age(Mode::Forecast), age(Mode::Silent)], [Duration::from_secs(60); 2]);
+    }
+
+    #[test]
+    fn a_groups_wish_for_a_node_reaches_the_staging_area() {
+        assert_eq!(limits(&record(true), Mode::Cold).node, Some(NumaNode(1)));
     }
 
     #[test]

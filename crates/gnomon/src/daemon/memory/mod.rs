@@ -8,6 +8,7 @@
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
 //!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
 //!   turn.rs    one change of a VM at a time
+//!   numa.rs    where guests run, on a host with several NUMA nodes
 //!   found.rs   after a restart: what is staged is at the holder, what is at guests is in their QEMUs
 //! ```
 //! The planner (gnomon-cycle) says how much should be staged and knows no block; the staging area (gnomon-memory) has the
@@ -22,6 +23,7 @@ mod follow;
 mod found;
 mod group;
 pub mod groups;
+mod numa;
 pub mod resize;
 mod turn;
 
@@ -31,7 +33,7 @@ use std::{
     sync::Arc,
 };
 
-use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, Opening, Request, Reserved, Staging};
+use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, NumaNode, Opening, Request, Reserved, Staging};
 use parking_lot::{Mutex, RwLock};
 
 use self::{
@@ -134,14 +136,19 @@ impl Memory {
         groups.values().find(|group| group.has(vm)).cloned()
     }
 
-    /// Staged blocks that serve a VM's request; those that are not made its own go back to the shelf. `None` when nothing is
-    /// staged for it, or something is wrong: then the standard path is there.
-    fn take(&self, vm: &str, request: Request) -> Option<Reserved> {
-        self.take_of(self.group_of(vm)?.as_ref(), vm, request)
+    /// Staged blocks that serve the request of a VM that runs on the node `near`; those that are not made its own go back to
+    /// the shelf. `None` when nothing is staged for it, or something is wrong: then the standard path is there.
+    fn take(&self, vm: &str, request: Request, near: Option<NumaNode>) -> Option<Reserved> {
+        self.take_near(self.group_of(vm)?.as_ref(), vm, request, near)
     }
 
+    /// The same for a VM that does not run yet.
     fn take_of(&self, group: &Group, vm: &str, request: Request) -> Option<Reserved> {
-        match self.staging()?.take(&group.name, request) {
+        self.take_near(group, vm, request, None)
+    }
+
+    fn take_near(&self, group: &Group, vm: &str, request: Request, near: Option<NumaNode>) -> Option<Reserved> {
+        match self.staging()?.take_near(&group.name, request, near) {
             Ok(taken) => Some(taken.reserved),
             Err(error) => {
                 tracing::warn!(vm, %error, "what is staged cannot be used");

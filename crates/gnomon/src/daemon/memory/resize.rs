@@ -22,7 +22,7 @@ use gnomon_qemu::{
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, dimm, elastic, group::Served};
+use super::{Memory, dimm, elastic, group::Served, numa};
 use crate::{
     api::{
         ApiError,
@@ -316,8 +316,9 @@ impl Growth<'_> {
             slots: self.guest.free_slots(),
             step: Bytes(GUEST_BLOCK),
         };
+        let near = numa::of(&self.guest.qemu);
         let decided = Instant::now();
-        let taken = self.memory.take(&self.guest.name, request);
+        let taken = self.memory.take(&self.guest.name, request, near);
         self.change.decided = decided.elapsed();
         let Some(mut reserved) = taken else { return true };
         while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {

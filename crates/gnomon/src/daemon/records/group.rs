@@ -25,6 +25,9 @@ pub struct GroupRecord {
     pub max_age_s: u64,
     /// Its blocks are made of 2 MiB pages.
     pub huge_pages: bool,
+    /// The NUMA node that its blocks are to be on.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
 }
 
 impl Records {
