@@ -27,6 +27,7 @@ mod error;
 mod event;
 mod inventory;
 mod plug;
+mod presence;
 mod tables;
 mod unplug;
 mod virtio;
@@ -36,6 +37,7 @@ pub use event::{DimmAnswer, DimmEvent};
 pub(crate) use inventory::added_memory;
 pub use inventory::{Dimm, HeldMemory, VirtioMem, added, dimms, held_memory, virtio_mem};
 pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
+pub use presence::{Looked, Part, PresenceError, present};
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
 
