@@ -22,11 +22,14 @@ use std::{
     io,
     ops::Range,
     os::{fd::AsFd, unix::fs::FileExt},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use gnomon_terms::{Bytes, ErrorKind, PAGE_SIZE, PageCount, PageRun};
-use rustix::fs::{fstat, major, minor};
+use rustix::{
+    fs::{fstat, major, minor},
+    time::{ClockId, clock_gettime},
+};
 
 use super::tables::{AROUND, HUGE, is_left_out};
 use crate::{
@@ -60,7 +63,7 @@ pub enum Part {
 pub struct Looked {
     /// How much memory was asked about.
     pub memory: Bytes,
-    /// Time, of which nearly all is the processor's.
+    /// The processor's time.
     pub took: Duration,
 }
 
@@ -101,10 +104,15 @@ pub fn present(
     part: Part,
     mut each: impl FnMut(PageRun),
 ) -> Result<Looked, PresenceError> {
-    let begun = Instant::now();
+    let begun = spent();
     let looked = look(pid, memory, part, has_pagemap_scan(), &mut each);
     looked.map_err(|source| PresenceError { pid, source })?;
-    Ok(Looked { memory: memory.size(), took: begun.elapsed() })
+    Ok(Looked { memory: memory.size(), took: spent().saturating_sub(begun) })
+}
+
+/// Processor time of this thread.
+fn spent() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
 }
 
 fn look(pid: i32, memory: &GuestRam, part: Part, by_scan: bool, each: &mut dyn FnMut(PageRun)) -> io::Result<()> {

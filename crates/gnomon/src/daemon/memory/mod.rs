@@ -6,6 +6,7 @@
 //!   elastic.rs the same for a guest with a device that changes its size: nothing can be staged for it
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
 //!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
+//!   heat.rs    where VMs touch their memory: which DIMM is asked back first, and what a group's members have in common
 //!   turn.rs    one change of a VM at a time
 //!   found.rs   after a restart: what is staged is at the holder, what is at guests is in their QEMUs
 //! ```
@@ -20,8 +21,10 @@ mod follow;
 mod found;
 mod group;
 pub mod groups;
+mod heat;
 pub mod resize;
 mod turn;
+mod writes;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -35,6 +38,7 @@ use parking_lot::{Mutex, RwLock};
 use self::{
     follow::Following,
     group::Group,
+    heat::Heats,
     turn::{Turn, Turns},
 };
 use super::{Daemon, records::Records, vms::VmHandle};
@@ -66,6 +70,7 @@ pub struct Memory {
     owing: Mutex<BTreeMap<String, u32>>,
     /// VMs whose memory follows what their guests need.
     following: Mutex<BTreeMap<String, Following>>,
+    heats: Heats,
 }
 
 impl Memory {
@@ -83,6 +88,7 @@ impl Memory {
             turns: Turns::default(),
             owing: Mutex::default(),
             following: Mutex::default(),
+            heats: Heats::default(),
         }
     }
 

@@ -22,7 +22,7 @@ use gnomon_qemu::{
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, elastic, group::Served};
+use super::{Memory, elastic, group::Served, heat};
 use crate::{
     api::{
         ApiError,
@@ -205,10 +205,10 @@ fn grow(memory: &Memory, guest: &Guest, bytes: u64, begun: Instant) -> Result<Ch
     Ok(change)
 }
 
-/// Takes DIMMs away: whole ones, the newest first, never more than asked.
+/// Takes DIMMs away: whole ones, those first that the guest has touched least, never more than asked.
 fn shrink(memory: &Memory, guest: &Guest, bytes: u64) -> Change {
     let mut change = Change::default();
-    for dimm in guest.dimms.iter().rev().filter(|dimm| dimm.hotplugged) {
+    for dimm in heat::by_heat(&guest.qemu, &guest.name, &guest.dimms).into_iter().filter(|dimm| dimm.hotplugged) {
         if dimm.size.0 > bytes.saturating_sub(change.done) {
             continue;
         }
@@ -241,18 +241,23 @@ fn shrink(memory: &Memory, guest: &Guest, bytes: u64) -> Change {
 pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<MemoryView, ApiError> {
     let vm = daemon.vms.get(name)?;
     let guest = Guest::of(&vm);
+    let (heat, touched) = daemon.memory.heats.view(name).unzip();
+    let touched = touched.unwrap_or_default();
     let mut view = MemoryView {
         vm: name.to_string(),
         group: daemon.memory.group_of(name).map(|group| group.name.to_string()),
         auto: daemon.memory.is_auto(name),
         backed: super::demand::backed(&vm).map_or(0, |bytes| bytes.0),
+        heat,
         ..Default::default()
     };
     match guest {
         Ok(guest) => {
             (view.boot, view.now, view.most) = (guest.boot, guest.boot + guest.added(), guest.most);
             view.free_slots = guest.free_slots();
-            let dimm = |dimm: &Dimm| DimmView { id: dimm.id.clone(), size: dimm.size.0 };
+            let percent = |id: &str| Some((touched.get(id)? * 100.0).round() as u32);
+            let dimm =
+                |dimm: &Dimm| DimmView { id: dimm.id.clone(), size: dimm.size.0, touched_percent: percent(&dimm.id) };
             view.dimms = guest.dimms.iter().map(dimm).collect();
         }
         Err(_) => {
@@ -432,6 +437,13 @@ fn block_of(id: &str) -> Option<BlockId> {
     id.strip_prefix(STAGED)?.parse().ok().map(BlockId)
 }
 
+/// The DIMM of which memory is that was made with this name, if it is one of this VM's.
+pub(super) fn dimm_of(memory: &str, vm: &str) -> Option<String> {
+    let block = || Some(format!("{STAGED}{}", memory.strip_prefix("gnomon-block:")?.rsplit_once(':')?.1));
+    let cold = || memory.strip_prefix(vm)?.strip_prefix('-').filter(|id| id.starts_with(COLD)).map(str::to_string);
+    block().or_else(cold)
+}
+
 fn told(name: &str, ask: Ask, change: Change, begun: Instant, vm: &VmHandle) -> Result<MemoryChange, ApiError> {
     let now = Guest::of(vm).map_or(0, |guest| guest.boot + guest.added());
     if change.done == 0
@@ -456,6 +468,21 @@ fn told(name: &str, ask: Ask, change: Change, begun: Instant, vm: &VmHandle) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dimm_is_known_by_the_name_of_its_memory() {
+        let table = [
+            ("gnomon-block:shop:17", Some("staged-17")),
+            ("web-cold-3", Some("cold-3")),
+            ("web", None),
+            ("webs-cold-3", None),
+            ("web-ram", None),
+            ("gnomon-block", None),
+        ];
+        for (memory, dimm) in table {
+            assert_eq!(dimm_of(memory, "web").as_deref(), dimm, "{memory}");
+        }
+    }
 
     #[test]
     fn bytes_that_nobody_has_can_be_asked_for_both_ways() {
