@@ -29,7 +29,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(60);
 /// Looks at 100 VMs may take a hundredth of a core: so a VM rests ten thousand times as long as a look has taken.
 const REST: u32 = 10_000;
-/// Memory up to here is looked at page by page, which takes some ten milliseconds; of more one page in 32 is.
+/// Memory up to here is looked at page by page, which takes up to 50 ms; of more one page in 32 is.
 const WHOLE: Bytes = Bytes(8 << 30);
 /// ε of a group's picture: as of the other numbers of a group that are told.
 const EPSILON: f64 = 1.0;
