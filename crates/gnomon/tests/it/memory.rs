@@ -238,6 +238,11 @@ fn a_guest_is_asked_back_first_what_it_has_touched_least() {
         (of("cold-1")? > 20 && of("cold-2")? < 10 && heat["us_per_gib"].as_f64()? > 0.0).then_some(())
     };
     await_some("what it has touched to be seen", || shop.house.ask(&["vm", "memory", "web"]).to_string(), touched);
+    let spent = |line: &str| line.strip_prefix("gnomon_memory_looks_seconds_total ")?.parse::<f64>().ok();
+    assert!(
+        shop.house.http("/metrics").lines().find_map(spent) > Some(0.0),
+        "it was looked, and that has cost something"
+    );
     shop.resize("web", "--shrink", 256);
     let view = shop.house.ask(&["vm", "memory", "web"]);
     assert_eq!(view["dimms"][0]["id"], "cold-1", "{view}");

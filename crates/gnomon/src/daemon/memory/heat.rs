@@ -38,7 +38,11 @@ const MOST: f64 = 0.9;
 
 /// What is known of all VMs, by name.
 #[derive(Debug, Default)]
-pub(super) struct Heats(Mutex<BTreeMap<String, Known>>);
+pub(super) struct Heats {
+    vms: Mutex<BTreeMap<String, Known>>,
+    /// Processor time of the clock's looks since the daemon started.
+    spent: Mutex<Duration>,
+}
 
 /// What is known of one VM.
 #[derive(Debug)]
@@ -114,7 +118,7 @@ fn pause(took: Duration, step: Duration) -> Duration {
 /// Looks at the VM that is due for longest, of groups for which memory is made ready.
 pub(super) fn look(daemon: &Daemon) {
     let members = daemon.memory.watched();
-    daemon.memory.heats.0.lock().retain(|vm, _| members.contains(vm));
+    daemon.memory.heats.vms.lock().retain(|vm, _| members.contains(vm));
     let running = members.into_iter().filter_map(|vm| Some((daemon.vms.get(&vm).ok()?.qemu()?, vm)));
     let due = |(qemu, vm): (Arc<Qemu>, String)| Some((daemon.memory.heats.due(&qemu, &vm)?, qemu, vm));
     let Some((_, qemu, vm)) = running.filter_map(due).min_by_key(|(since, ..)| *since) else { return };
@@ -122,6 +126,7 @@ pub(super) fn look(daemon: &Daemon) {
         true => None,
         false => sight(&qemu, &vm).inspect_err(|error| tracing::debug!(vm, %error, "where it uses memory")).ok(),
     };
+    *daemon.memory.heats.spent.lock() += sight.as_ref().map_or(Duration::ZERO, |sight| sight.looked.took);
     daemon.memory.heats.with(&qemu, &vm, |known| known.take(sight, daemon.memory.config.step));
 }
 
@@ -173,13 +178,13 @@ impl Heats {
     }
 
     fn is_carried(&self, vm: &str) -> bool {
-        self.0.lock().get(vm).is_some_and(Known::is_carried)
+        self.vms.lock().get(vm).is_some_and(Known::is_carried)
     }
 
     fn with<T>(&self, qemu: &Qemu, vm: &str, deed: impl FnOnce(&mut Known) -> T) -> T {
         let (pid, resolved) = (qemu.record().pid, qemu.record().resolved.as_ref());
         let pages = PageCount(resolved.map_or(0, |resolved| resolved.memory) / gnomon_terms::PAGE_SIZE);
-        let mut all = self.0.lock();
+        let mut all = self.vms.lock();
         let known = all.entry(vm.to_string()).or_insert_with(|| Known::new(pid, pages));
         if known.pid != pid {
             *known = Known::new(pid, pages);
@@ -189,12 +194,12 @@ impl Heats {
 
     /// What is known of a VM, and the share of each of its DIMMs that was touched.
     pub(super) fn view(&self, vm: &str) -> Option<(HeatView, BTreeMap<String, f64>)> {
-        self.0.lock().get(vm).map(|known| (known.view(), known.dimms.clone()))
+        self.vms.lock().get(vm).map(|known| (known.view(), known.dimms.clone()))
     }
 
     /// Where these VMs together use their memory, with noise; of few, nothing.
     pub(super) fn picture(&self, vms: &[String], bits: &mut Bits) -> Option<[f64; RANGES]> {
-        let all = self.0.lock();
+        let all = self.vms.lock();
         let heats: Vec<Heat> = vms.iter().filter_map(|vm| Some(all.get(vm)?.boot.lock().clone())).collect();
         picture(heats.iter().filter(|heat| heat.mean() > 0.0), EPSILON, bits)
     }
@@ -206,6 +211,11 @@ impl Memory {
         let groups = self.groups.read();
         let records = groups.values().map(|group| group.record()).filter(|record| record.shadowing);
         records.flat_map(|record| record.members).collect()
+    }
+
+    /// Processor time that it took to see where guests use memory, since the daemon started.
+    pub fn spent_looking(&self) -> Duration {
+        *self.heats.spent.lock()
     }
 
     /// A tracker that notes what a VM writes, for as long as somebody has it; the same one if nobody wants to know.
