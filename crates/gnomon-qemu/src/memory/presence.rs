@@ -46,6 +46,9 @@ pub const LEFT_OUT_OF: u32 = (HUGE / AROUND) as u32;
 const REGIONS: usize = 1024;
 /// Entries that are read at once: 32 KiB, of 16 MiB of memory.
 const ENTRIES: usize = 4096;
+/// QEMU maps its guest's memory once. A process that has it mapped more often than this is not looked at: it could have us
+/// walk for as long as it likes.
+const MOST_TIMES: u64 = 4;
 /// Of an entry: the page is in the page tables.
 const PRESENT: u64 = 1 << 63;
 
@@ -97,7 +100,7 @@ impl Part {
 
 /// Tells each run of `memory`'s pages that process `pid` has in its page tables, in order within a mapping; a page that it has
 /// mapped twice may be told twice. Blocks for some milliseconds a GiB. An error when it does not have all of that memory
-/// mapped.
+/// mapped, or five times and more.
 pub fn present(
     pid: i32,
     memory: &GuestRam,
@@ -122,6 +125,9 @@ fn look(pid: i32, memory: &GuestRam, part: Part, by_scan: bool, each: &mut dyn F
     let found = windows(&String::from_utf8_lossy(&maps), ram_at, pages);
     if covered(&found, pages) < pages {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it has not mapped all of it"));
+    }
+    if found.iter().map(Window::pages).sum::<u64>() > pages.saturating_mul(MOST_TIMES) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has mapped it too often"));
     }
     let mut walk = Walk { pagemap: File::open(format!("/proc/{pid}/pagemap"))?, by_scan, regions: Vec::new() };
     for window in &found {
@@ -266,6 +272,16 @@ mod tests {
             assert!(pages.abs_diff(wanted) <= AROUND / PAGE_SIZE, "{start:x}: {pages}");
             assert!(pieces.iter().flat_map(|piece| piece.clone().step_by(4096)).all(is_left_out));
         }
+    }
+
+    #[test]
+    fn who_maps_its_memory_again_and_again_is_not_looked_at() {
+        let ram = GuestRam::create("presence-often", Bytes(MIB)).expect("memory");
+        let mut views: Vec<_> = (0..5).map(|_| ram.map().expect("mapped")).collect();
+        let looked = || present(own_pid(), &ram, Part::All, |run| panic!("{run:?}"));
+        assert!(looked().expect_err("five times").to_string().contains("too often"));
+        views.pop();
+        assert_eq!(looked().expect("four times").memory, ram.size());
     }
 
     #[test]

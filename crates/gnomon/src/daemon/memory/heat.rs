@@ -145,12 +145,17 @@ fn sight(qemu: &Qemu, vm: &str) -> Result<Sight, ApiError> {
 /// The share of each DIMM that its guest has touched. The same pages are looked at of all: those that nobody has filled.
 fn touched(qemu: &Qemu, vm: &str) -> Result<(BTreeMap<String, f64>, Looked), ApiError> {
     let (mut dimms, mut cost) = (BTreeMap::new(), Looked::default());
-    for held in held_memory(qemu)? {
+    let most = most_added(qemu);
+    let began_with = qemu.record().ram.as_ref().map(|ram| ram.inode);
+    for held in held_memory(qemu)?.into_iter().filter(|held| Some(held.inode) != began_with) {
         let Some(id) = dimm_of(&held.name, vm) else { continue };
-        let memory = held.open().map_err(ApiError::from)?;
+        // A process may call by these names whatever it likes, but has us look at no more than its guest can have.
+        let Some(memory) = held.open().ok().filter(|memory| memory.size().0 <= most - cost.memory.0) else {
+            continue;
+        };
         let mut heat = Heat::new(memory.pages());
         let part = Part::LeftOut;
-        // A block that it began with, or that it is letting go of, is no DIMM: its share is asked for by nobody.
+        // One that it is letting go of is mapped no more, and asked for by nobody.
         let Ok(looked) = present(qemu.record().pid, &memory, part, |run| heat.note(run, part.stands_for())) else {
             continue;
         };
@@ -158,6 +163,12 @@ fn touched(qemu: &Qemu, vm: &str) -> Result<(BTreeMap<String, f64>, Looked), Api
         cost = Looked { memory: Bytes(cost.memory.0 + looked.memory.0), took: cost.took + looked.took };
     }
     Ok((dimms, cost))
+}
+
+/// Bytes that may be added to a guest.
+fn most_added(qemu: &Qemu) -> u64 {
+    let spec = qemu.record().spec.as_ref();
+    spec.and_then(|spec| Some(spec.max_memory?.saturating_sub(spec.memory))).unwrap_or(0)
 }
 
 /// A guest's DIMMs in the order in which they are asked back: as they are touched now, or the newest first if that cannot be
