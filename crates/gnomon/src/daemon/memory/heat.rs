@@ -15,11 +15,15 @@ use std::{
 };
 
 use gnomon_cycle::staging::{Bits, Heat, RANGES, coldest_first, picture};
-use gnomon_qemu::{Dimm, DirtyTracker, Looked, Part, Qemu, held_memory, present};
+use gnomon_qemu::{Dimm, DirtyTracker, HeldMemory, Looked, Part, Qemu, held_memory, present};
 use gnomon_terms::{Bytes, PageCount};
 use parking_lot::Mutex;
 
-use super::{Memory, resize::dimm_of, writes::Noted};
+use super::{
+    Memory,
+    resize::{dimm_of, is_staged},
+    writes::Noted,
+};
 use crate::{
     api::{ApiError, types::HeatView},
     daemon::Daemon,
@@ -133,21 +137,24 @@ pub(super) fn look(daemon: &Daemon) {
 /// Looks at a QEMU's page tables, for its first memory and each DIMM.
 fn sight(qemu: &Qemu, vm: &str) -> Result<Sight, ApiError> {
     let ram = qemu.open_ram()?.ok_or_else(|| ApiError::refused("its RAM is QEMU's own"))?;
-    let part = if ram.size() > WHOLE { Part::LeftOut } else { Part::All };
+    let held = held_memory(qemu)?;
+    // Of a block that was staged, page tables may be filled beside the guest.
+    let staged = held.iter().any(|held| held.inode == ram.inode() && is_staged(&held.name));
+    let part = if staged || ram.size() > WHOLE { Part::LeftOut } else { Part::All };
     let mut boot = Heat::new(ram.pages());
     let looked = present(qemu.record().pid, &ram, part, |run| boot.note(run, part.stands_for()))
         .map_err(|error| ApiError::of(error.kind(), &error))?;
-    let (dimms, added) = touched(qemu, vm)?;
+    let (dimms, added) = touched(qemu, vm, held);
     let looked = Looked { memory: Bytes(looked.memory.0 + added.memory.0), took: looked.took + added.took };
     Ok(Sight { boot, dimms, looked })
 }
 
 /// The share of each DIMM that its guest has touched. The same pages are looked at of all: those that nobody has filled.
-fn touched(qemu: &Qemu, vm: &str) -> Result<(BTreeMap<String, f64>, Looked), ApiError> {
+fn touched(qemu: &Qemu, vm: &str, held: Vec<HeldMemory>) -> (BTreeMap<String, f64>, Looked) {
     let (mut dimms, mut cost) = (BTreeMap::new(), Looked::default());
     let most = most_added(qemu);
     let began_with = qemu.record().ram.as_ref().map(|ram| ram.inode);
-    for held in held_memory(qemu)?.into_iter().filter(|held| Some(held.inode) != began_with) {
+    for held in held.into_iter().filter(|held| Some(held.inode) != began_with) {
         let Some(id) = dimm_of(&held.name, vm) else { continue };
         // A process may call by these names whatever it likes, but has us look at no more than its guest can have.
         let Some(memory) = held.open().ok().filter(|memory| memory.size().0 <= most - cost.memory.0) else {
@@ -162,7 +169,7 @@ fn touched(qemu: &Qemu, vm: &str) -> Result<(BTreeMap<String, f64>, Looked), Api
         dimms.insert(id, heat.mean());
         cost = Looked { memory: Bytes(cost.memory.0 + looked.memory.0), took: cost.took + looked.took };
     }
-    Ok((dimms, cost))
+    (dimms, cost)
 }
 
 /// Bytes that may be added to a guest.
@@ -174,11 +181,12 @@ fn most_added(qemu: &Qemu) -> u64 {
 /// A guest's DIMMs in the order in which they are asked back: as they are touched now, or the newest first if that cannot be
 /// seen.
 pub(super) fn by_heat<'a>(qemu: &Qemu, vm: &str, dimms: &'a [Dimm]) -> Vec<&'a Dimm> {
-    let seen = touched(qemu, vm).unwrap_or_else(|error| {
-        tracing::debug!(vm, error = error.message, "where it uses its DIMMs");
-        Default::default()
+    let held = held_memory(qemu).unwrap_or_else(|error| {
+        tracing::debug!(vm, %error, "where it uses its DIMMs");
+        Vec::new()
     });
-    let shares: Vec<Option<f64>> = dimms.iter().map(|dimm| seen.0.get(&dimm.id).copied()).collect();
+    let (seen, _) = touched(qemu, vm, held);
+    let shares: Vec<Option<f64>> = dimms.iter().map(|dimm| seen.get(&dimm.id).copied()).collect();
     coldest_first(&shares).into_iter().map(|place| &dimms[place]).collect()
 }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use gnomon_cycle::staging::STEP_PER_FREE;
-use gnomon_memory::{BlockId, Request};
+use gnomon_memory::{BlockId, NAME_PREFIX, Request};
 use gnomon_qemu::{
     Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, VirtioMem, add_dimm, dimms, remove_dimm,
     sweep_backends, virtio_mem,
@@ -437,9 +437,14 @@ fn block_of(id: &str) -> Option<BlockId> {
     id.strip_prefix(STAGED)?.parse().ok().map(BlockId)
 }
 
+/// Whether memory of this name was staged.
+pub(super) fn is_staged(memory: &str) -> bool {
+    memory.starts_with(NAME_PREFIX)
+}
+
 /// The DIMM of which memory is that was made with this name, if it is one of this VM's.
 pub(super) fn dimm_of(memory: &str, vm: &str) -> Option<String> {
-    let block = || Some(format!("{STAGED}{}", memory.strip_prefix("gnomon-block:")?.rsplit_once(':')?.1));
+    let block = || Some(format!("{STAGED}{}", memory.strip_prefix(NAME_PREFIX)?.rsplit_once(':')?.1));
     let cold = || memory.strip_prefix(vm)?.strip_prefix('-').filter(|id| id.starts_with(COLD)).map(str::to_string);
     block().or_else(cold)
 }
