@@ -2,6 +2,8 @@
 //!
 //! Everything is read when it is asked for; nothing is counted twice.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -104,6 +106,13 @@ fn staged(daemon: &Daemon, registry: &mut Registry) {
     let missed = counter(registry, "memory_missed_bytes", "Bytes asked for that were not staged");
     let held = Gauge::<i64>::default();
     registry.register("memory_held_back", "1 while the host has too little memory to stage any", held.clone());
+    let looks = Counter::<f64, AtomicU64>::default();
+    registry.register(
+        "memory_looks_seconds",
+        "Processor time that it took to see where guests use memory",
+        looks.clone(),
+    );
+    looks.inc_by(daemon.memory.spent_looking().as_secs_f64());
     let (figures, held_back) = groups::figures(daemon);
     held.set(i64::from(held_back));
     for figures in figures {

@@ -30,7 +30,7 @@ pub use collector::{KEPT_OF_A_MEMBER, LEAST_MEMBERS, Privacy, Request, Shown, St
 pub use config::{DEFAULT_HORIZON, DEFAULT_STEP, LEAST_STEP, MOST_STEP, StagingConfig, StagingError};
 pub use demand::{SHORT, Said, Seen, demand};
 pub use gnomon_forecast::series::MemberId;
-pub use heat::{Heat, RANGES, picture};
+pub use heat::{Heat, RANGES, coldest_first, picture};
 pub use noise::{Bits, noised};
 pub use planner::GroupPlanner;
 pub use pressure::{Limits, Pressure, STEP_PER_FREE, Verdict};

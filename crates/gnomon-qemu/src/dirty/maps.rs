@@ -26,7 +26,7 @@ pub(crate) struct Window {
     /// The addresses.
     pub(crate) at: Range<u64>,
     /// The page of the RAM at the first of them.
-    pub(super) first: PageNumber,
+    pub(crate) first: PageNumber,
 }
 
 /// A line of `maps`.
@@ -46,7 +46,7 @@ pub(super) struct Mapping<'a> {
 
 impl Window {
     /// How many pages.
-    pub(super) fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         (self.at.end - self.at.start) / PAGE_SIZE
     }
 
@@ -56,7 +56,7 @@ impl Window {
     }
 
     /// Its pages.
-    pub(super) fn run(&self) -> PageRun {
+    pub(crate) fn run(&self) -> PageRun {
         PageRun { start: self.first, len: PageCount(self.pages()) }
     }
 
@@ -66,7 +66,7 @@ impl Window {
     }
 
     /// The page at an address that is within it.
-    pub(super) fn page_at(&self, address: u64) -> PageNumber {
+    pub(crate) fn page_at(&self, address: u64) -> PageNumber {
         PageNumber(self.first.0 + (address - self.at.start) / PAGE_SIZE)
     }
 }
@@ -135,7 +135,7 @@ fn window_of(mapping: &Mapping<'_>, ram: RamAt, pages: u64) -> Option<Window> {
 }
 
 /// How many of the first `pages` pages have a window.
-pub(super) fn covered(windows: &[Window], pages: u64) -> u64 {
+pub(crate) fn covered(windows: &[Window], pages: u64) -> u64 {
     let mut ranges: Vec<(u64, u64)> = windows.iter().map(|w| (w.first.0, w.first.0 + w.pages())).collect();
     ranges.sort_unstable();
     let (mut covered, mut behind) = (0, 0);

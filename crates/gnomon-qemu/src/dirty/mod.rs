@@ -33,7 +33,7 @@ mod probe;
 mod register;
 mod selftest;
 mod soft;
-mod sys;
+pub(crate) mod sys;
 mod target;
 
 use std::{fmt, time::Duration};

@@ -18,13 +18,15 @@ const WP_MATCHING: u64 = 1;
 const CHECK_WPASYNC: u64 = 2;
 /// The page was written since it was protected.
 const PAGE_IS_WRITTEN: u64 = 2;
+/// The page is in the process's page tables.
+const PAGE_IS_PRESENT: u64 = 8;
 
-/// Addresses of pages that have been written, as the kernel tells them.
+/// Addresses of pages that are as was asked for, as the kernel tells them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Region {
-    pub(super) start: u64,
-    pub(super) end: u64,
+pub(crate) struct Region {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
     categories: u64,
 }
 
@@ -80,7 +82,13 @@ unsafe impl Ioctl for Scan<'_> {
 ///
 /// `regions` must not be empty. EPERM when a mapping there is not registered.
 pub(super) fn scan_and_protect(pagemap: &File, at: Range<u64>, regions: &mut [Region]) -> io::Result<(usize, u64)> {
-    scan(pagemap, at, regions, WP_MATCHING | CHECK_WPASYNC)
+    scan(pagemap, at, regions, WP_MATCHING | CHECK_WPASYNC, PAGE_IS_WRITTEN)
+}
+
+/// Tells which pages at these addresses are in the process's page tables; the rest as [`scan_and_protect`]. Changes nothing,
+/// and needs no registration.
+pub(crate) fn scan_present(pagemap: &File, at: Range<u64>, regions: &mut [Region]) -> io::Result<(usize, u64)> {
+    scan(pagemap, at, regions, 0, PAGE_IS_PRESENT)
 }
 
 /// Whether every mapping at these addresses is registered. Changes nothing.
@@ -89,7 +97,7 @@ pub(super) fn is_registered(pagemap: &File, at: Range<u64>) -> io::Result<bool> 
     let mut regions = [Region::default(); 64];
     let mut from = at.start;
     while from < at.end {
-        match scan(pagemap, from..at.end, &mut regions, CHECK_WPASYNC) {
+        match scan(pagemap, from..at.end, &mut regions, CHECK_WPASYNC, PAGE_IS_WRITTEN) {
             Ok((_, end)) if end > from => from = end,
             Ok(_) => break,
             Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => return Ok(false),
@@ -101,11 +109,11 @@ pub(super) fn is_registered(pagemap: &File, at: Range<u64>) -> io::Result<bool> 
 
 /// Whether the kernel knows the call: we ask about an empty range of our own memory.
 pub(crate) fn has_pagemap_scan() -> bool {
-    File::open("/proc/self/pagemap").is_ok_and(|pagemap| scan(&pagemap, 0..0, &mut [], 0).is_ok())
+    File::open("/proc/self/pagemap").is_ok_and(|pagemap| scan(&pagemap, 0..0, &mut [], 0, 0).is_ok())
 }
 
-fn scan(pagemap: &File, at: Range<u64>, regions: &mut [Region], flags: u64) -> io::Result<(usize, u64)> {
-    let mask = if regions.is_empty() { 0 } else { PAGE_IS_WRITTEN };
+/// `mask`: what a page that is told has to be.
+fn scan(pagemap: &File, at: Range<u64>, regions: &mut [Region], flags: u64, mask: u64) -> io::Result<(usize, u64)> {
     let arg = ScanArg {
         size: size_of::<ScanArg>() as u64,
         flags,

@@ -9,9 +9,9 @@ use std::{
 
 use gnomon_qemu::{
     Accel, CaptureOptions, DimmAnswer, DirtyTracker, Filling, GuestMemory, GuestRam, Launch, MemoryDeviceError,
-    NewDimm, OfferedDimm, PortSpec, Qemu, QemuBinary, RamLoan, Resolved, Role, Standby, StateError, TrackTarget,
-    VmSpec, add_dimm, capture, dimms, held_memory, memory_of, remove_dimm, resize_virtio_mem, resolve, resolved_now,
-    sweep_backends, track, virtio_mem,
+    NewDimm, OfferedDimm, Part, PortSpec, Qemu, QemuBinary, RamLoan, Resolved, Role, Standby, StateError,
+    TrackTarget, VmSpec, add_dimm, capture, dimms, held_memory, memory_of, present, remove_dimm, resize_virtio_mem,
+    resolve, resolved_now, sweep_backends, track, virtio_mem,
 };
 use gnomon_terms::{Bytes, ErrorKind, PageNumber, PageSet};
 use serde_json::{Value, json};
@@ -172,6 +172,44 @@ fn linux_takes_a_dimm_uses_it_and_gives_it_back() {
         }
         let error = remove_dimm(&linux.vm, "block-1", LONG).expect_err("it is gone");
         assert!(matches!(error, MemoryDeviceError::NotThere { .. }), "{error}");
+    }
+}
+
+/// Where a guest has touched what it was given is seen in QEMU's page tables: of memory that nobody had mapped, and of memory
+/// that was mapped ahead of it, but for a sample.
+#[test]
+fn which_dimm_a_guest_has_touched_is_seen_from_outside() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
+        let memories = [block("gnomon-block:red:1"), block("gnomon-block:red:2"), block("gnomon-block:red:3")];
+        // The last one is staged: all there, and mapped before the guest hears of it.
+        memories[2].map_writable().expect("mapped").write_at(0, &vec![0; BLOCK.0 as usize]).expect("populated");
+        let fillings = [Filling::Untouched, Filling::Untouched, Filling::Mapped];
+        for ((memory, id), filling) in memories.iter().zip(["block-1", "block-2", "block-3"]).zip(fillings) {
+            add_dimm(&linux.vm, &NewDimm { filling, ..dimm(id, memory) }, LONG).expect("taken");
+        }
+        let pid = linux.vm.record().pid;
+        let shares = |part: Part| {
+            memories.each_ref().map(|memory| {
+                let mut pages = 0;
+                let looked = present(pid, memory, part, |run| pages += run.len.0).expect("looked");
+                assert_eq!(looked.memory, BLOCK);
+                (pages * u64::from(part.stands_for()) * 100 / memory.pages().0) as u32
+            })
+        };
+        assert_eq!(shares(Part::LeftOut), [0; 3], "nobody has touched any of it");
+        let all = shares(Part::All);
+        assert!(all[..2] == [0, 0] && all[2] > 90, "{all:?}");
+        // Linux uses what it has got first.
+        linux.use_up(100);
+        for part in [Part::All, Part::LeftOut] {
+            let [first, second, _] = shares(part);
+            assert!(first > 50 && second < 10, "{part:?}: {first} {second}");
+        }
+        linux.use_up(100);
+        let [first, second, third] = shares(Part::LeftOut);
+        assert!(first > 90 && second > 20 && third < 10, "{first} {second} {third}");
     }
 }
 

@@ -22,8 +22,8 @@ pub use forecast::{
     MovingView, ReadView, TOP, WorthView,
 };
 pub use memory::{
-    AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, GrowBy, MemoryChange, MemoryView,
-    NumaView, RequestsView, ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
+    AccountsView, BelievedView, CreateGroup, DemandView, DimmView, GroupView, GrowBy, HeatView, MemoryChange,
+    MemoryView, NumaView, RequestsView, ResizeMemory, SetHorizon, SetMemoryAuto, StockView,
 };
 pub use nic::{NicView, RunNic};
 pub use protection::{

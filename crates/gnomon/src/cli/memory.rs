@@ -3,7 +3,7 @@
 use gnomon_terms::Bytes;
 
 use super::{Context, Ended, output::facts};
-use crate::api::types::{MemoryChange, MemoryView, ResizeMemory, SetMemoryAuto};
+use crate::api::types::{DimmView, MemoryChange, MemoryView, ResizeMemory, SetMemoryAuto};
 
 /// `gnomon vm memory`
 #[derive(Debug, clap::Args)]
@@ -14,7 +14,7 @@ pub struct MemoryArgs {
     /// Give the guest so much more, in steps of 128 MiB: what is staged for its trust group first
     #[arg(long, value_name = "SIZE")]
     grow: Option<Bytes>,
-    /// Ask the guest to give so much back: whole DIMMs, the newest first, as many as fit
+    /// Ask the guest to give so much back: whole DIMMs, those first that it has touched least, as many as fit
     #[arg(long, value_name = "SIZE")]
     shrink: Option<Bytes>,
     /// Have its memory follow what its guest needs, as the agent in it says (`gnomon vm run --agent`)
@@ -64,8 +64,21 @@ fn words(view: &MemoryView) -> String {
         ("free slots", view.free_slots.to_string()),
         ("by itself", if view.auto { "yes".into() } else { String::new() }),
     ];
-    pairs.extend(view.dimms.iter().map(|dimm| ("added", format!("{} ({})", Bytes(dimm.size), dimm.id))));
+    if let Some(heat) = view.heat.as_ref().filter(|heat| heat.hot > 0) {
+        let said = if heat.from == "writes" { "what it writes" } else { "what it touches" };
+        let took = heat.took_us / 1e3;
+        pairs.push((
+            "used most",
+            format!("{} of 64 parts, for nine tenths of {said} (a look: {took:.1} ms)", heat.hot),
+        ));
+    }
+    pairs.extend(view.dimms.iter().map(|dimm| ("added", added(dimm))));
     facts(&pairs)
+}
+
+fn added(dimm: &DimmView) -> String {
+    let touched = dimm.touched_percent.map_or_else(String::new, |percent| format!(", {percent} % touched"));
+    format!("{} ({}{touched})", Bytes(dimm.size), dimm.id)
 }
 
 fn told(change: &MemoryChange) -> String {

@@ -210,6 +210,45 @@ fn a_guest_grows_from_staged_memory_and_gives_it_back() {
     shop.assert_balanced();
 }
 
+/// The lower slot is not the one to go, nor the higher: it is the DIMM that the guest has touched least of.
+#[test]
+fn a_guest_is_asked_back_first_what_it_has_touched_least() {
+    let shop = Shop::open();
+    let mut linux = shop.boot("web", &["--max-memory", "1280M"]);
+    shop.resize("web", "--grow", 128);
+    shop.house.ask(&["group", "disable", "shop"]);
+    shop.await_staged(0);
+    shop.resize("web", "--grow", 256);
+    linux.grown(384);
+    // Linux uses what it has got first: all of the staged DIMM in slot 0, and half of the other in slot 1.
+    linux.touch(260);
+    linux.ask("drop", "memory");
+    // Only the first one fits. The next takes its slot.
+    shop.shrink("web", 128);
+    shop.resize("web", "--grow", 256);
+    linux.grown(512);
+    shop.house.ask(&["group", "enable", "shop"]);
+    let touched = || {
+        let view = shop.house.ask(&["vm", "memory", "web"]);
+        let dimms = view["dimms"].as_array().expect("DIMMs").iter();
+        let of = |id: &str| dimms.clone().find(|dimm| dimm["id"] == id)?["touched_percent"].as_u64();
+        let heat = &view["heat"];
+        assert!(heat.is_null() || heat["from"] == "page tables", "{view}");
+        (of("cold-1")? > 20 && of("cold-2")? < 10 && heat["us_per_gib"].as_f64()? > 0.0).then_some(())
+    };
+    await_some("what it has touched to be seen", || shop.house.ask(&["vm", "memory", "web"]).to_string(), touched);
+    let spent = |line: &str| line.strip_prefix("gnomon_memory_looks_seconds_total ")?.parse::<f64>().ok();
+    assert!(
+        shop.house.http("/metrics").lines().find_map(spent) > Some(0.0),
+        "it was looked, and that has cost something"
+    );
+    shop.resize("web", "--shrink", 256);
+    let view = shop.house.ask(&["vm", "memory", "web"]);
+    assert_eq!(view["dimms"][0]["id"], "cold-1", "{view}");
+    assert_eq!(shop.house.run(&["vm", "stop", "web", "--force"]).code, 0);
+    shop.assert_balanced();
+}
+
 /// The daemon dies, and finds both again: what is staged at its holder, and what is at a guest in its QEMU.
 #[test]
 fn a_daemon_that_died_finds_staged_and_assigned_blocks_again() {

@@ -276,6 +276,26 @@ fn a_primary_whose_daemon_was_killed_goes_on_protecting() {
     assert!(said.is_sorted_by(|one, next| next - one == 1), "{said:?}");
 }
 
+/// What its checkpoints are made of is noted by the way: nobody looks at its page tables meanwhile.
+#[test]
+fn where_a_protected_guest_writes_is_known_from_its_checkpoints() {
+    let sheltered = Sheltered::boot();
+    let a = &sheltered.pair.a;
+    a.ask(&["group", "create", "shop", "--budget", "64M", "--max-age", "1h"]);
+    a.ask(&["group", "add", "shop", "tiny"]);
+    sheltered.protect();
+    let memory = || a.look("/v1/vms/tiny/memory");
+    let noted = || {
+        let heat = &memory()["heat"];
+        (heat["from"] == "writes" && heat["hot"].as_u64()? > 0).then_some(())
+    };
+    await_some("its writes to be noted", || memory().to_string(), noted);
+    sheltered.await_sealed_count();
+    a.ask(&["vm", "unprotect", "tiny"]);
+    let looked = || (memory()["heat"]["from"] == "page tables").then_some(());
+    await_some("nobody to carry it", || memory().to_string(), looked);
+}
+
 #[test]
 fn a_guest_that_is_not_protected_any_more_leaves_nothing_behind() {
     let mut sheltered = Sheltered::boot_with_disks();

@@ -1,6 +1,6 @@
-//! `bench memory --only replay|overhead`: the planner of gnomon-cycle over recorded demand, and what it costs.
+//! `bench memory --only replay|overhead`: the planner of gnomon-cycle over recorded demand, and what it and its signals cost.
 //!
-//! An example of gnomon-cycle does the measuring; here it is built, run and told. The traces are not in the checkout: they
+//! Examples of gnomon-cycle and gnomon-qemu do the measuring; here they are built, run and told. The traces are not in the checkout: they
 //! are looked for in `../shared/data/memory`, or below where `--data` says, and what is not there is said.
 
 use std::{path::PathBuf, process::Command};
@@ -22,17 +22,25 @@ pub(super) fn rows(args: &Args) -> Result<Value> {
     measure(&words)
 }
 
-/// What planning costs for 100 and for 1,000 simulated VMs.
+/// What planning costs for 100 and for 1,000 simulated VMs, and what it costs to see where a guest uses its memory.
 pub(super) fn overhead(_: &Args) -> Result<Value> {
-    measure(&["overhead".to_owned()])
+    let mut rows = measure(&["overhead".to_owned()])?;
+    let looks = told_by("gnomon-qemu", "looks", &[])?;
+    rows.as_array_mut().into_iter().for_each(|rows| rows.extend(looks.as_array().into_iter().flatten().cloned()));
+    Ok(rows)
 }
 
 fn measure(words: &[String]) -> Result<Value> {
-    let build = ["build", "--release", "--quiet", "--package", "gnomon-cycle", "--example", "memory"];
+    told_by("gnomon-cycle", "memory", words)
+}
+
+/// What an example of a package measures.
+fn told_by(package: &str, example: &str, words: &[String]) -> Result<Value> {
+    let build = ["build", "--release", "--quiet", "--package", package, "--example", example];
     sh::stage("build", || sh::run_aside(sh::cargo().args(build)))?;
     let mut measure = Command::new("nice");
-    measure.args(["-n", "15"]).arg(sh::target().join("release/examples/memory")).args(words);
-    let told = sh::stage(&words[0], || sh::capture(&mut measure))?;
+    measure.args(["-n", "15"]).arg(sh::target().join("release/examples").join(example)).args(words);
+    let told = sh::stage(words.first().map_or(example, |word| word), || sh::capture(&mut measure))?;
     serde_json::from_str(&told).context("what the measurement tells is no JSON")
 }
 

@@ -68,6 +68,10 @@ pub struct GroupView {
     pub requests: RequestsView,
     /// What is expected, and how good that was.
     pub expected: DemandView,
+    /// Where its members use the memory that they began with: in members for each sixty-fourth of it, with noise; nothing of
+    /// fewer than three.
+    #[serde(default)]
+    pub heat: Option<Vec<f64>>,
     /// Why less is staged than is meant to be, when the host has no memory to spare.
     pub held_back: Option<String>,
 }
@@ -222,6 +226,27 @@ pub struct MemoryView {
     pub auto: bool,
     /// What of the memory it started with the host has really given.
     pub backed: u64,
+    /// Where it uses that memory; nothing of a VM for which none is made ready, and before the first look.
+    #[serde(default)]
+    pub heat: Option<HeatView>,
+}
+
+/// Where a VM uses the memory that it began with, and what it cost to know.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HeatView {
+    /// What is counted: `writes`, of a VM that is protected or moved, or `page tables`: pages that were touched for the first
+    /// time.
+    pub from: String,
+    /// Percent of what was counted that each sixty-fourth of the memory has; what is longer ago counts less.
+    pub percent: Vec<f64>,
+    /// The fewest sixty-fourths that have nine tenths of it.
+    pub hot: u32,
+    /// Bytes that the last look at page tables was about, added memory included.
+    pub looked_at: u64,
+    /// Microseconds that it took.
+    pub took_us: f64,
+    /// The same for each GiB.
+    pub us_per_gib: Option<f64>,
 }
 
 /// Memory that was added to a guest.
@@ -231,6 +256,9 @@ pub struct DimmView {
     pub id: String,
     /// Bytes.
     pub size: u64,
+    /// Percent of it that the guest has touched, as of the last look; nothing before that.
+    #[serde(default)]
+    pub touched_percent: Option<u32>,
 }
 
 /// What became of a change of a VM's memory.

@@ -12,7 +12,7 @@ use std::{
 use gnomon_memory::GroupStats;
 use gnomon_terms::Bytes;
 
-use super::{demand, follow::follow, found, group::Group, numa};
+use super::{demand, follow::follow, found, group::Group, heat, numa};
 use crate::{api::ApiError, daemon::Daemon};
 
 /// As often as agents report.
@@ -43,6 +43,7 @@ fn beat(daemon: &Weak<Daemon>, step_ended: &mut Instant) -> bool {
     settle_ended(&daemon);
     daemon.memory.settle_owed(&daemon);
     follow(&daemon);
+    heat::look(&daemon);
     if step_ended.elapsed() >= daemon.memory.config.step {
         *step_ended = Instant::now();
         let groups: Vec<Arc<Group>> = daemon.memory.groups.read().values().cloned().collect();
@@ -73,6 +74,7 @@ fn end_step(daemon: &Daemon, group: &Group) -> Result<(), ApiError> {
     // It could not be opened when the daemon started, perhaps.
     let staging = daemon.memory.open_staging()?;
     let members = group.record().members;
+    group.draw(daemon.memory.heats.picture(&members, &mut random));
     let demands: Vec<(String, Bytes)> =
         members.into_iter().filter_map(|vm| Some((vm.clone(), demand::of(daemon, &vm)?))).collect();
     let stats = staging.stats(&group.name)?;

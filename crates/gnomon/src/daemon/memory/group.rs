@@ -9,7 +9,7 @@ use std::{
 };
 
 use gnomon_cycle::staging::{
-    Aim, GroupPlanner, MemberId, Mode, Request, StagingConfig, StagingError, StepReport, Target,
+    Aim, GroupPlanner, MemberId, Mode, RANGES, Request, StagingConfig, StagingError, StepReport, Target,
 };
 use gnomon_memory::GroupName;
 use gnomon_terms::Bytes;
@@ -30,6 +30,8 @@ pub struct Group {
     record: Mutex<GroupRecord>,
     planner: Mutex<GroupPlanner>,
     open: Mutex<Open>,
+    /// Where its members use their memory: drawn with noise once a step, so that asking again does not wear it off.
+    picture: Mutex<Option<[f64; RANGES]>>,
 }
 
 /// What is not in the planner yet.
@@ -77,7 +79,13 @@ impl Group {
         })?;
         let name = GroupName::new(&record.name)?;
         let members = record.members.clone();
-        let group = Group { name, record: Mutex::new(record), planner: Mutex::new(planner), open: Mutex::default() };
+        let group = Group {
+            name,
+            record: Mutex::new(record),
+            planner: Mutex::new(planner),
+            open: Mutex::default(),
+            picture: Mutex::default(),
+        };
         members.iter().try_for_each(|vm| group.join(vm, most(vm)))?;
         Ok(group)
     }
@@ -166,6 +174,16 @@ impl Group {
             StepReport { demands, requests: std::mem::take(&mut open.requests), idle, late: Bytes(0), unused }
         };
         self.planner.lock().end_step(&report, bits)
+    }
+
+    /// Keeps the picture of a step.
+    pub fn draw(&self, picture: Option<[f64; RANGES]>) {
+        *self.picture.lock() = picture;
+    }
+
+    /// Where its members use their memory, in members for each range; `None` of fewer than three.
+    pub fn picture(&self) -> Option<[f64; RANGES]> {
+        *self.picture.lock()
     }
 
     /// What should be staged now.

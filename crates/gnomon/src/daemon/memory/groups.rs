@@ -260,6 +260,7 @@ fn view(daemon: &Arc<Daemon>, group: &Group) -> Result<GroupView, ApiError> {
             decision_us: decision,
         },
         expected: expected(group),
+        heat: group.picture().map(|picture| picture.map(|members| (members * 10.0).round() / 10.0).to_vec()),
         held_back: staging.held_back().map(|why| why.to_string()),
         target,
         name: record.name,

@@ -7,6 +7,7 @@
 //!   elastic.rs the same for a guest with a device that changes its size: nothing can be staged for it
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
 //!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
+//!   heat.rs    where VMs touch their memory: which DIMM is asked back first, and what a group's members have in common
 //!   turn.rs    one change of a VM at a time
 //!   numa.rs    where guests run, on a host with several NUMA nodes
 //!   found.rs   after a restart: what is staged is at the holder, what is at guests is in their QEMUs
@@ -23,9 +24,11 @@ mod follow;
 mod found;
 mod group;
 pub mod groups;
+mod heat;
 mod numa;
 pub mod resize;
 mod turn;
+mod writes;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -40,6 +43,7 @@ use self::{
     dimm::DimmNames,
     follow::Following,
     group::Group,
+    heat::Heats,
     turn::{Turn, Turns},
 };
 use super::{Daemon, records::Records, vms::VmHandle};
@@ -72,6 +76,7 @@ pub struct Memory {
     owing: Mutex<BTreeMap<String, u32>>,
     /// VMs whose memory follows what their guests need.
     following: Mutex<BTreeMap<String, Following>>,
+    heats: Heats,
 }
 
 impl Memory {
@@ -90,6 +95,7 @@ impl Memory {
             turns: Turns::default(),
             owing: Mutex::default(),
             following: Mutex::default(),
+            heats: Heats::default(),
         }
     }
 

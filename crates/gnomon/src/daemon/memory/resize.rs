@@ -22,7 +22,7 @@ use gnomon_qemu::{
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, dimm, elastic, group::Served, numa};
+use super::{Memory, dimm, elastic, group::Served, heat, numa};
 use crate::{
     api::{
         ApiError,
@@ -201,10 +201,12 @@ fn grow(memory: &Memory, guest: &Guest, bytes: u64, begun: Instant) -> Result<Ch
     Ok(change)
 }
 
-/// Takes DIMMs away: whole ones, the newest first, never more than asked.
+/// Takes DIMMs away: whole ones, those first that the guest has touched least, never more than asked.
 fn shrink(memory: &Memory, guest: &Guest, bytes: u64) -> Change {
     let mut change = Change::default();
-    for dimm in guest.dimms.iter().rev().filter(|dimm| dimm::is_given(&dimm.id)) {
+    for dimm in
+        heat::by_heat(&guest.qemu, &guest.name, &guest.dimms).into_iter().filter(|dimm| dimm::is_given(&dimm.id))
+    {
         if dimm.size.0 > bytes.saturating_sub(change.done) {
             continue;
         }
@@ -237,18 +239,23 @@ fn shrink(memory: &Memory, guest: &Guest, bytes: u64) -> Change {
 pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<MemoryView, ApiError> {
     let vm = daemon.vms.get(name)?;
     let guest = Guest::of(&vm);
+    let (heat, touched) = daemon.memory.heats.view(name).unzip();
+    let touched = touched.unwrap_or_default();
     let mut view = MemoryView {
         vm: name.to_string(),
         group: daemon.memory.group_of(name).map(|group| group.name.to_string()),
         auto: daemon.memory.is_auto(name),
         backed: super::demand::backed(&vm).map_or(0, |bytes| bytes.0),
+        heat,
         ..Default::default()
     };
     match guest {
         Ok(guest) => {
             (view.boot, view.now, view.most) = (guest.boot, guest.boot + guest.added(), guest.most);
             view.free_slots = guest.free_slots();
-            let dimm = |dimm: &Dimm| DimmView { id: dimm.id.clone(), size: dimm.size.0 };
+            let percent = |id: &str| Some((touched.get(id)? * 100.0).round() as u32);
+            let dimm =
+                |dimm: &Dimm| DimmView { id: dimm.id.clone(), size: dimm.size.0, touched_percent: percent(&dimm.id) };
             view.dimms = guest.dimms.iter().map(dimm).collect();
         }
         Err(_) => {

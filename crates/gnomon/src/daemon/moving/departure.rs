@@ -35,10 +35,12 @@ impl SourceMove {
         let qemu = vm.qemu().ok_or_else(|| ended(&vm))?;
         let turn = Arc::clone(&self.sending).lock_owned().await;
         let asked = self.record.ram;
+        let (daemon, name) = (Arc::clone(&self.daemon), vm.record().name);
         let begin = move || {
             // It may stand since it was last sent.
             revive(qemu.qmp())?;
-            ram::begin(asked, &qemu)
+            let (choice, tracker) = ram::begin(asked, &qemu)?;
+            Ok((choice, tracker.map(|tracker| daemon.memory.noting(&qemu, &name, tracker))))
         };
         let (choice, tracker) = blocking(begin).await?;
         tracing::info!(vm = vm.record().name, "its memory goes {choice}");

@@ -160,7 +160,8 @@ impl Primary {
         // What the shadows have said of checkpoints before counts no more: numbers begin anew.
         let records = &self.daemon.records;
         self.shared.family.write(records, |other| other.generation = record.generation + 1)?;
-        Ok((Guest::new(Box::new(hypervisor), tracking.tracker, pace), tracker))
+        let noted = self.daemon.memory.noting(&self.qemu, &record.vm, tracking.tracker);
+        Ok((Guest::new(Box::new(hypervisor), noted, pace), tracker))
     }
 
     /// Its record, as it is now.
