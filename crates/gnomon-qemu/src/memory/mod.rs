@@ -36,6 +36,7 @@ pub use event::{DimmAnswer, DimmEvent};
 pub(crate) use inventory::added_memory;
 pub use inventory::{Dimm, HeldMemory, VirtioMem, added, dimms, held_memory, virtio_mem};
 pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
+pub use tables::PageTables;
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
 

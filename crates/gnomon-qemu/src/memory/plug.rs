@@ -8,7 +8,7 @@ use std::{
 use gnomon_terms::Bytes;
 use serde_json::json;
 
-use super::{DimmAnswer, DimmEvent, GUEST_BLOCK, MemoryDeviceError, await_event, backend_of, tables};
+use super::{DimmAnswer, DimmEvent, GUEST_BLOCK, MemoryDeviceError, PageTables, await_event, backend_of};
 use crate::{
     Qemu,
     qmp::{EventStream, Qmp, QmpError},
@@ -86,7 +86,7 @@ impl OfferedDimm {
         match added {
             Ok(()) => {
                 if dimm.filling == Filling::Mapped
-                    && let Err(error) = tables::fill(qemu.record().pid, dimm.memory, dimm.size)
+                    && let Err(error) = PageTables::of(qemu, dimm.memory, dimm.size).and_then(|tables| tables.fill())
                 {
                     tracing::warn!(id, %error, "its memory is mapped as the guest touches it");
                 }

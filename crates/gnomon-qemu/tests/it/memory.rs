@@ -8,9 +8,9 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, CaptureOptions, DimmAnswer, Filling, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm, PortSpec,
-    Qemu, QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture, dimms, held_memory, remove_dimm,
-    resize_virtio_mem, resolve, sweep_backends, virtio_mem,
+    Accel, CaptureOptions, DimmAnswer, Filling, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm,
+    PageTables, PortSpec, Qemu, QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture, dimms,
+    held_memory, remove_dimm, resize_virtio_mem, resolve, sweep_backends, virtio_mem,
 };
 use gnomon_terms::{Bytes, ErrorKind};
 use serde_json::{Value, json};
@@ -397,4 +397,17 @@ fn a_qemu_that_dies_in_between_is_told_at_once() {
     let error = plugged.taken(2 * LONG).expect_err("it dies");
     assert!(matches!(error, MemoryDeviceError::Ended { .. }), "{error}");
     killer.join().expect("joined").expect("killed");
+}
+
+/// It may end at any time, and nobody holds it: what fills its page tables neither waits nor fills another's.
+#[test]
+fn page_tables_of_a_qemu_that_has_ended_are_not_filled() {
+    let stable = Stable::new();
+    let spec = stable.ticker();
+    let ram = GuestRam::create("ends", Bytes(settled(&spec).memory)).expect("memory");
+    let vm = launch_as(&stable, qemu(), &spec, "ends", Role::Boot, Some(ram.shared()));
+    let tables = PageTables::of(&vm, ram.as_fd(), ram.size()).expect("it lives");
+    tables.fill().expect("filled");
+    vm.kill().expect("killed");
+    assert!(tables.fill().is_err(), "whose page tables are these?");
 }
