@@ -297,6 +297,28 @@ fn a_guest_without_virtio_mem_is_told_so() {
     assert!(matches!(error, MemoryDeviceError::NotThere { .. }), "{error}");
 }
 
+/// Linux never does: when it fails to add memory it says so in its log, and to ACPI that all is well.
+#[test]
+fn a_guest_that_declines_a_dimm_gives_it_back() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let spec = stable.decliner();
+        let spec = VmSpec { max_memory: Some(spec.memory + BLOCK.0), memory_slots: 1, ..spec };
+        let vm = launch(&stable, qemu, &spec);
+        let memory = block("gnomon-block:red:1");
+        // Once more in the same slot: nothing of the first one is in its way.
+        for _ in 0..2 {
+            let error = add_dimm(&vm, &dimm("block-1", &memory), LONG).expect_err("it says no");
+            let said = matches!(&error, MemoryDeviceError::Declined { answer: DimmAnswer::Declined(1), .. });
+            assert!(said && error.stays() && error.kind() == ErrorKind::Refused, "{error}");
+            assert_eq!(ids(&vm), ["block-1"], "it is QEMU's until the guest lets go of it");
+            remove_dimm(&vm, "block-1", LONG).expect("it has no use for it");
+            assert_eq!(ids(&vm), Vec::<String>::new());
+            closes(&vm, &memory);
+        }
+    }
+}
+
 /// A boot sector never hears of a DIMM. It is QEMU's all the same, and takes a slot.
 #[test]
 fn a_guest_that_knows_no_dimms_never_answers() {

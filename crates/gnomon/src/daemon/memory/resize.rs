@@ -327,15 +327,14 @@ impl Growth<'_> {
         while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {
             let (size, id) = (block.size(), format!("{STAGED}{}", block.id().0));
             let added = self.add(&id, &block, size, Filling::Mapped);
-            let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
-            if !self.settle(added, size, &id) {
-                match stays {
-                    true => self.memory.owes(&self.guest.name),
-                    false => self.memory.returned(block.id()),
+            match self.settle(added, size, &id) {
+                Fate::Taken => self.change.staged += size.0,
+                Fate::Stays => return false,
+                Fate::Gone => {
+                    self.memory.returned(block.id());
+                    return false;
                 }
-                return false;
             }
-            self.change.staged += size.0;
         }
         true
     }
@@ -357,27 +356,39 @@ impl Growth<'_> {
         }
     }
 
-    /// Notes how a DIMM ended; false when the guest has not taken it.
-    fn settle(&mut self, added: Result<(), MemoryDeviceError>, size: Bytes, id: &str) -> bool {
-        match added {
-            Ok(()) => {
-                self.change.done += size.0;
-                self.change.dimms += 1;
-                self.left -= size.0;
-                true
-            }
-            Err(error) => {
-                self.change.why = Some(error.to_string());
-                // One that the guest declined would hold a slot for nothing.
-                if matches!(error, MemoryDeviceError::Declined { .. })
-                    && remove_dimm(&self.guest.qemu, id, PATIENCE).is_ok()
-                {
-                    self.memory.let_go(id);
-                }
-                false
-            }
+    /// Notes how it went with a DIMM. One that the guest declined would hold a slot for nothing: it is taken away again.
+    fn settle(&mut self, added: Result<(), MemoryDeviceError>, size: Bytes, id: &str) -> Fate {
+        let Err(error) = added else {
+            self.change.done += size.0;
+            self.change.dimms += 1;
+            self.left -= size.0;
+            return Fate::Taken;
+        };
+        let declined = matches!(error, MemoryDeviceError::Declined { .. });
+        let removed = declined.then(|| remove_dimm(&self.guest.qemu, id, PATIENCE));
+        let (fate, why) = match removed {
+            Some(Ok(())) => (Fate::Gone, format!("{error}: this was done")),
+            Some(Err(kept)) => (Fate::Stays, format!("{error}: {kept}")),
+            None if error.stays() => (Fate::Stays, error.to_string()),
+            None => (Fate::Gone, error.to_string()),
+        };
+        self.change.why = Some(why);
+        if fate == Fate::Stays {
+            self.memory.owes(&self.guest.name);
         }
+        fate
     }
+}
+
+/// What has become of a DIMM that was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The guest has it.
+    Taken,
+    /// Nobody has it.
+    Gone,
+    /// QEMU has it, or may have it yet, and the guest does not use it.
+    Stays,
 }
 
 impl Memory {
