@@ -59,6 +59,9 @@ pub(crate) const VIRTIO_MEM_BACKEND: &str = "vmem0-ram";
 /// What the backends of DIMMs end with: the DIMM's own name comes before.
 const BACKEND_SUFFIX: &str = "-dimm";
 
+/// What a descriptor is given to QEMU for that is to become a DIMM's memory.
+const FD_PURPOSE: &str = "gnomon-dimm";
+
 fn backend_of(id: &str) -> String {
     format!("{id}{BACKEND_SUFFIX}")
 }

@@ -8,7 +8,7 @@ use std::{
 use gnomon_terms::Bytes;
 use serde_json::json;
 
-use super::{DimmAnswer, DimmEvent, GUEST_BLOCK, MemoryDeviceError, PageTables, await_event, backend_of};
+use super::{DimmAnswer, DimmEvent, FD_PURPOSE, GUEST_BLOCK, MemoryDeviceError, PageTables, await_event, backend_of};
 use crate::{
     Qemu,
     qmp::{EventStream, Qmp, QmpError},
@@ -73,7 +73,7 @@ impl OfferedDimm {
     pub fn new(qemu: &Qemu, dimm: &NewDimm<'_>) -> Result<OfferedDimm, MemoryDeviceError> {
         check(dimm)?;
         let qmp = qemu.qmp().clone();
-        let (set, fd) = qmp.add_fd_anywhere(dimm.memory.as_fd())?;
+        let (set, fd) = qmp.add_fd_anywhere(dimm.memory.as_fd(), FD_PURPOSE)?;
         // QEMU opens a backend's file by itself, which knows nothing of /dev/fdset; its own descriptors it can open.
         let arguments = json!({
             "qom-type": "memory-backend-file", "id": backend_of(dimm.id), "size": dimm.size.0,

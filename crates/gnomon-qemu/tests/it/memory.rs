@@ -359,6 +359,28 @@ fn a_guest_gets_all_that_its_description_allows_and_no_more() {
     }
 }
 
+/// It was given while QEMU did not answer: nobody has heard in which set it is.
+#[test]
+fn memory_that_never_became_a_dimms_is_closed() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let vm = launch(&stable, qemu, &sector(&stable, 1, 1));
+        let memory = block("gnomon-block:red:1");
+        let give = |opaque: &str| {
+            let given = vm.qmp().execute_with_fd("add-fd", json!({ "opaque": opaque }), memory.as_fd(), LONG);
+            given.expect("given")["fdset-id"].as_u64().expect("a number")
+        };
+        let other = give("somebody's");
+        assert_eq!(sweep_backends(&vm).expect("swept"), Vec::<String>::new());
+        assert!(holds(&vm, &memory), "it was given for something else");
+        vm.qmp().remove_fd(other).expect("taken back");
+        give("gnomon-dimm");
+        assert!(holds(&vm, &memory));
+        assert_eq!(sweep_backends(&vm).expect("swept"), Vec::<String>::new());
+        closes(&vm, &memory);
+    }
+}
+
 /// What carries a guest carries what it began with. A device that could have memory and has none is no hindrance.
 #[test]
 fn a_guest_with_added_memory_is_not_captured() {

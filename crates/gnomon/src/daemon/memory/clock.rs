@@ -12,7 +12,7 @@ use std::{
 use gnomon_memory::GroupStats;
 use gnomon_terms::Bytes;
 
-use super::{demand, follow::follow, found, group::Group};
+use super::{demand, follow::follow, found, group::Group, resize::settle_owed};
 use crate::{api::ApiError, daemon::Daemon};
 
 /// As often as agents report.
@@ -41,7 +41,7 @@ fn beat(daemon: &Weak<Daemon>, step_ended: &mut Instant) -> bool {
     let Some(daemon) = daemon.upgrade() else { return false };
     found::look_at_guests(&daemon);
     settle_ended(&daemon);
-    daemon.memory.settle_owed(&daemon);
+    settle_owed(&daemon);
     follow(&daemon);
     if step_ended.elapsed() >= daemon.memory.config.step {
         *step_ended = Instant::now();
@@ -73,8 +73,9 @@ fn end_step(daemon: &Daemon, group: &Group) -> Result<(), ApiError> {
     // It could not be opened when the daemon started, perhaps.
     let staging = daemon.memory.open_staging()?;
     let members = group.record().members;
+    let added = daemon.memory.ask(daemon, members, demand::added).into_iter();
     let demands: Vec<(String, Bytes)> =
-        members.into_iter().filter_map(|vm| Some((vm.clone(), demand::of(daemon, &vm)?))).collect();
+        added.filter_map(|(vm, added)| demand::of(daemon, &vm, added).map(|demand| (vm, demand))).collect();
     let stats = staging.stats(&group.name)?;
     group.end_step(&demands, stats.staged_now, unused(&stats), &mut random);
     daemon.memory.aim(group)

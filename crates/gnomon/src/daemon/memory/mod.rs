@@ -7,11 +7,13 @@
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
 //!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
 //!   turn.rs    one change of a VM at a time
+//!   asking.rs  questions to many QEMUs, so that one that hangs holds up nobody
 //!   found.rs   after a restart: what is staged is at the holder, what is at guests is in their QEMUs
 //! ```
 //! The planner (gnomon-cycle) says how much should be staged and knows no block; the staging area (gnomon-memory) has the
 //! blocks and knows no forecast. Only here do they meet.
 
+mod asking;
 mod boot;
 mod clock;
 pub mod demand;
@@ -30,9 +32,11 @@ use std::{
 };
 
 use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, Opening, Request, Reserved, Staging};
+use gnomon_qemu::Qemu;
 use parking_lot::{Mutex, RwLock};
 
 use self::{
+    asking::Asking,
     follow::Following,
     group::Group,
     turn::{Turn, Turns},
@@ -66,6 +70,7 @@ pub struct Memory {
     owing: Mutex<BTreeMap<String, u32>>,
     /// VMs whose memory follows what their guests need.
     following: Mutex<BTreeMap<String, Following>>,
+    asking: Asking,
 }
 
 impl Memory {
@@ -83,6 +88,7 @@ impl Memory {
             turns: Turns::default(),
             owing: Mutex::default(),
             following: Mutex::default(),
+            asking: Asking::default(),
         }
     }
 
@@ -121,6 +127,18 @@ impl Memory {
     /// Whether a VM has ended for certain: no QEMU of it lives, nor is one about to take over.
     fn is_over(&self, daemon: &Daemon, vm: &str) -> bool {
         daemon.vms.is_free(vm) && !daemon.updates.is_under_way(vm)
+    }
+
+    /// Asks the QEMUs of these VMs, and tells what those that run have answered.
+    fn ask<T: Send + 'static>(
+        &self,
+        daemon: &Daemon,
+        vms: Vec<String>,
+        question: fn(&Arc<Qemu>) -> Option<T>,
+    ) -> Vec<(String, T)> {
+        let running = vms.into_iter().filter_map(|vm| daemon.vms.get(&vm).ok()?.qemu().map(|qemu| (vm, qemu)));
+        let answers = self.asking.all(running, question);
+        answers.into_iter().filter_map(|(vm, answer)| Some((vm, answer?))).collect()
     }
 
     /// The trust group of a VM.

@@ -11,6 +11,7 @@
 use std::{
     os::fd::AsFd,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -399,13 +400,18 @@ impl Memory {
         }
     }
 
-    /// Takes back what a guest has let go of while nobody waited. Only while nobody else changes its memory.
-    fn sweep(&self, vm: &str, qemu: &Qemu) {
-        let swept = sweep_backends(qemu).unwrap_or_else(|error| {
-            tracing::debug!(vm, %error, "what it has let go of is not known");
-            Vec::new()
-        });
-        swept.iter().for_each(|id| self.let_go(id));
+    /// Takes back what a guest has let go of while nobody waited, and what its QEMU never got. Only while nobody else changes its
+    /// memory. False when its monitor does not answer.
+    fn sweep(&self, vm: &str, qemu: &Qemu) -> bool {
+        match sweep_backends(qemu) {
+            Ok(swept) => swept.iter().for_each(|id| self.let_go(id)),
+            Err(error) => {
+                tracing::debug!(vm, %error, "what it has let go of is not known");
+                return false;
+            }
+        }
+        self.take_back_what_it_never_got(vm, qemu);
+        true
     }
 
     /// A VM's guest may let go of memory, or turn out to have none, while nobody waits.
@@ -413,23 +419,28 @@ impl Memory {
         self.owing.lock().insert(vm.to_string(), LOOKS);
     }
 
-    /// Looks whether guests of which an answer is owed have let go of memory since.
-    pub(super) fn settle_owed(&self, daemon: &Daemon) {
-        let owing: Vec<String> = self.owing.lock().keys().cloned().collect();
-        for vm in owing {
-            let Some(_turn) = self.turns.glance(&vm) else { continue };
-            let qemu = daemon.vms.get(&vm).ok().and_then(|vm| vm.qemu());
-            let mut owing = self.owing.lock();
-            let left = owing.get(&vm).map_or(0, |looks| looks.saturating_sub(1));
-            match qemu.filter(|_| left > 0) {
-                Some(qemu) => {
-                    owing.insert(vm.clone(), left);
-                    drop(owing);
-                    self.sweep(&vm, &qemu);
-                }
-                None => drop(owing.remove(&vm)),
-            }
+    /// Looks at one VM of which an answer is owed. A monitor that does not answer is asked for as long as its QEMU lives.
+    fn settle(&self, daemon: &Daemon, vm: &str) {
+        // Nobody's turn, nor that of an earlier look at it that still waits.
+        let Some(_turn) = self.turns.glance(vm) else { return };
+        let qemu = daemon.vms.get(vm).ok().and_then(|vm| vm.qemu());
+        let answered = qemu.as_ref().map(|qemu| self.sweep(vm, qemu));
+        let mut owing = self.owing.lock();
+        let Some(left) = owing.get_mut(vm) else { return };
+        *left = left.saturating_sub(u32::from(answered == Some(true)));
+        if answered.is_none() || *left == 0 {
+            owing.remove(vm);
         }
+    }
+}
+
+/// Looks whether guests of which an answer is owed have let go of memory since, each on a thread of its own: a monitor that
+/// hangs holds up nobody.
+pub(super) fn settle_owed(daemon: &Arc<Daemon>) {
+    let owing: Vec<String> = daemon.memory.owing.lock().keys().cloned().collect();
+    for vm in owing {
+        let daemon = Arc::clone(daemon);
+        thread::spawn(move || daemon.memory.settle(&daemon, &vm));
     }
 }
 
