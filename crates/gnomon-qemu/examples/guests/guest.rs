@@ -2,12 +2,13 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use gnomon_qemu::{Accel, Launch, PortSpec, Qemu, QemuBinary, RamLoan, Role, VmSpec, find_qemu, resolve};
+use gnomon_qemu::{Accel, Launch, PageTables, PortSpec, Qemu, QemuBinary, RamLoan, Role, VmSpec, find_qemu, resolve};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -55,11 +56,15 @@ impl Guest {
             role: Role::Boot,
             ram: Some(RamLoan { populate: way.populates(), ..ram.shared() }),
         })?;
+        let maps = (way == Way::Staged).then(|| PageTables::of(&vm, ram.as_fd(), ram.size())).transpose()?;
+        let maps = maps.map(|tables| thread::spawn(move || tables.fill()));
         let stream = UnixStream::connect(&socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut guest = Guest { vm, port: BufReader::new(stream), _folder: folder };
         guest.hear("ready")?;
-        Ok((guest, begun.elapsed()))
+        let took = begun.elapsed();
+        maps.map_or(Ok(Ok(())), JoinHandle::join).map_err(|_| "the filling of page tables ended")??;
+        Ok((guest, took))
     }
 
     /// Has it do something, and hears how that went.

@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How the memory comes to be there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Populated and zeroed before anybody asked; QEMU's page tables are filled.
+    /// Populated and zeroed before anybody asked; QEMU's page tables are filled, beside the guest that boots from it.
     Staged,
     /// Populated as well; the page tables are filled as the guest touches it.
     Unmapped,
@@ -65,7 +65,7 @@ impl Way {
 
     /// Whether the QEMU of a boot is told to have all of it there at once.
     fn populates(self) -> bool {
-        matches!(self, Way::Staged | Way::Prealloc)
+        self == Way::Prealloc
     }
 }
 

@@ -17,7 +17,8 @@
 //!
 //! A guest takes DIMMs as its kernel is set: Linux adds the memory and uses it once it is online, by itself with
 //! `memhp_default_state=online_movable` on its command line, which also lets it give them back. That it has taken a DIMM does
-//! not say that it uses it: set otherwise it leaves the memory alone. And it describes each new page in memory that it has,
+//! not say that it uses it: set otherwise it leaves the memory alone, and a Linux that fails to add memory says so in its log,
+//! and to ACPI that it has taken it. And it describes each new page in memory that it has,
 //! 64 bytes for 4 KiB: a DIMM that is too large for that can bring it to a standstill (a Linux 6.1 with 36 MiB to spare took
 //! 8 GiB and was not heard of again), so whoever adds looks at what the guest has first.
 //!
@@ -39,6 +40,7 @@ pub(crate) use inventory::{AddedMemory, added_memory};
 pub use inventory::{Dimm, HeldMemory, VirtioMem, added, dimms, held_memory, virtio_mem};
 pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
 pub use presence::{Looked, Part, PresenceError, present};
+pub use tables::PageTables;
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
 pub use whole::{mapped_files, memory_of, resolved_now};
@@ -60,6 +62,9 @@ pub(crate) const VIRTIO_MEM_BACKEND: &str = "vmem0-ram";
 
 /// What the backends of DIMMs end with: the DIMM's own name comes before.
 const BACKEND_SUFFIX: &str = "-dimm";
+
+/// What a descriptor is given to QEMU for that is to become a DIMM's memory.
+const FD_PURPOSE: &str = "gnomon-dimm";
 
 /// The longest name of a DIMM.
 pub(crate) const MAX_NAME: usize = 64;

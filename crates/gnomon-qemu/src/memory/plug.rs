@@ -9,7 +9,8 @@ use gnomon_terms::Bytes;
 use serde_json::json;
 
 use super::{
-    DimmAnswer, DimmEvent, GUEST_BLOCK, MAX_NAME, MemoryDeviceError, await_event, backend_of, is_name, tables,
+    DimmAnswer, DimmEvent, FD_PURPOSE, GUEST_BLOCK, MAX_NAME, MemoryDeviceError, PageTables, await_event, backend_of,
+    is_name,
 };
 use crate::{
     Qemu,
@@ -72,7 +73,7 @@ impl OfferedDimm {
     pub fn new(qemu: &Qemu, dimm: &NewDimm<'_>) -> Result<OfferedDimm, MemoryDeviceError> {
         check(dimm)?;
         let qmp = qemu.qmp().clone();
-        let (set, fd) = qmp.add_fd_anywhere(dimm.memory.as_fd())?;
+        let (set, fd) = qmp.add_fd_anywhere(dimm.memory.as_fd(), FD_PURPOSE)?;
         // QEMU opens a backend's file by itself, which knows nothing of /dev/fdset; its own descriptors it can open.
         let arguments = json!({
             "qom-type": "memory-backend-file", "id": backend_of(dimm.id), "size": dimm.size.0,
@@ -85,7 +86,7 @@ impl OfferedDimm {
         match added {
             Ok(()) => {
                 if dimm.filling == Filling::Mapped
-                    && let Err(error) = tables::fill(qemu.record().pid, dimm.memory, dimm.size)
+                    && let Err(error) = PageTables::of(qemu, dimm.memory, dimm.size).and_then(|tables| tables.fill())
                 {
                     tracing::warn!(id, %error, "its memory is mapped as the guest touches it");
                 }

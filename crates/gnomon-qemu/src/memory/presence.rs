@@ -209,6 +209,8 @@ impl Walk {
 mod tests {
     use gnomon_terms::PageSet;
 
+    use super::super::PageTables;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -246,7 +248,7 @@ mod tests {
         let view = ram.map_writable().expect("mapped");
         let file = File::options().write(true).open(format!("/proc/self/fd/{}", raw(&ram))).expect("opened");
         file.write_all_at(&vec![7; 32 << 20], 0).expect("allocated");
-        super::super::tables::fill(own_pid(), ram.as_fd(), ram.size()).expect("filled");
+        PageTables::of_process(own_pid(), ram.as_fd(), ram.size()).and_then(|tables| tables.fill()).expect("filled");
         let seen = |part| seen(&ram, part, has_pagemap_scan());
         let all = seen(Part::All).count().0;
         assert!(all > 7000 && all <= 8192 / 32 * 31, "{all} of 8192 pages");

@@ -4,22 +4,26 @@
 //! of a disk or a card waits for that, 0.3 to 0.8 s for 1 GiB. A byte that is read through `/proc/PID/mem` is a page fault in
 //! that process which takes no lock of QEMU's, and for a read the kernel fills in the neighbours that are there as well.
 //!
+//! Nothing is ever written, so whoever uses the memory meanwhile may: a guest that boots from it, and a tracker of written
+//! pages, for which a page that is only there now is none that was written. Of memory that somebody has punched in the
+//! meantime one page in sixteen is allocated again.
+//!
 //! Source: proc_pid_mem(5); Linux `mm/memory.c`, `do_fault_around`: 64 KiB around the fault, shared memory writable.
 
 use std::{
     fs::{self, File},
     io,
     iter::once,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::BorrowedFd, unix::fs::FileExt},
 };
 
 use gnomon_terms::{Bytes, PAGE_SIZE};
 use rustix::fs::{fstat, major, minor};
 
-use crate::dirty::maps::{RamAt, windows};
+use crate::{
+    Qemu,
+    dirty::maps::{RamAt, Window, windows},
+};
 
 /// What one fault fills, at multiples of itself: `fault_around_bytes`, which nobody changes. Where it is less, the guest's
 /// own touches fill the rest.
@@ -34,29 +38,58 @@ pub(super) fn is_left_out(address: u64) -> bool {
     address % HUGE >= HUGE - AROUND
 }
 
-/// Has process `pid` map 31 of 32 pages that are allocated of the `size` bytes of `memory`, wherever it has it. Blocks for some
-/// 200 ms a GiB. A process that does not have it, or none, is an error or nothing at all.
-pub(super) fn fill(pid: i32, memory: BorrowedFd<'_>, size: Bytes) -> io::Result<()> {
-    let stat = fstat(memory.as_fd())?;
-    let device = (major(stat.st_dev), minor(stat.st_dev));
-    let maps = fs::read(format!("/proc/{pid}/maps"))?;
-    let process = File::open(format!("/proc/{pid}/mem"))?;
-    let found =
-        windows(&String::from_utf8_lossy(&maps), RamAt::File { device, inode: stat.st_ino }, size.0 / PAGE_SIZE);
-    for window in found {
-        let last = window.at.end - 1;
-        let faults = window.at.step_by(AROUND as usize).chain(once(last));
-        for address in faults.filter(|address| !is_left_out(*address)) {
-            process.read_exact_at(&mut [0], address)?;
-        }
+/// Page tables of a QEMU for some memory of its. Holds neither the memory nor the process.
+#[derive(Debug)]
+pub struct PageTables {
+    process: File,
+    windows: Vec<Window>,
+}
+
+impl PageTables {
+    /// Finds where a QEMU has the first `size` bytes of `memory`, a memfd. A QEMU that does not have it has no such tables,
+    /// and nothing is to be filled; one that has ended is an error.
+    pub fn of(qemu: &Qemu, memory: BorrowedFd<'_>, size: Bytes) -> io::Result<PageTables> {
+        PageTables::of_process(qemu.record().pid, memory, size)
     }
-    Ok(())
+
+    pub(super) fn of_process(pid: i32, memory: BorrowedFd<'_>, size: Bytes) -> io::Result<PageTables> {
+        let stat = fstat(memory)?;
+        let ram = RamAt::File { device: (major(stat.st_dev), minor(stat.st_dev)), inode: stat.st_ino };
+        let maps = fs::read(format!("/proc/{pid}/maps"))?;
+        // It is this process for as long as it is open, whoever gets its number.
+        let process = File::open(format!("/proc/{pid}/mem"))?;
+        Ok(PageTables { process, windows: windows(&String::from_utf8_lossy(&maps), ram, size.0 / PAGE_SIZE) })
+    }
+
+    /// Has 31 of 32 pages mapped of those that are allocated. Blocks for some 200 ms a GiB, in steps of 64 KiB that hold up nobody; an
+    /// error when the process has ended. May be called again.
+    pub fn fill(&self) -> io::Result<()> {
+        for window in &self.windows {
+            let last = window.at.end - 1;
+            let faults = window.at.clone().step_by(AROUND as usize).chain(once(last));
+            for address in faults.filter(|address| !is_left_out(*address)) {
+                self.process.read_exact_at(&mut [0], address)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        os::fd::AsFd,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
     use super::*;
     use crate::ram::GuestRam;
+
+    fn ours(ram: &GuestRam) -> PageTables {
+        let pid = i32::try_from(std::process::id()).expect("a process");
+        PageTables::of_process(pid, ram.as_fd(), ram.size()).expect("we live")
+    }
 
     /// KiB of a memfd's name that this process has in its page tables.
     fn mapped(name: &str) -> u64 {
@@ -71,11 +104,10 @@ mod tests {
         let ram = GuestRam::create("tables-test", Bytes(8 << 20)).expect("memory");
         let file = File::options().write(true).open(format!("/proc/self/fd/{}", raw(&ram))).expect("opened");
         file.write_all_at(&vec![7; 8 << 20], 0).expect("allocated");
-        let pid = i32::try_from(std::process::id()).expect("a process");
-        fill(pid, ram.as_fd(), ram.size()).expect("nobody has it, and nothing is to be done");
+        ours(&ram).fill().expect("nobody has it, and nothing is to be done");
         let view = ram.map().expect("mapped");
         let before = mapped("tables-test");
-        fill(pid, ram.as_fd(), ram.size()).expect("filled");
+        ours(&ram).fill().expect("filled");
         // The kernel leaves out a page that somebody has locked just then.
         assert!(before < 1 << 10 && mapped("tables-test") > 7 << 10, "{before} {}", mapped("tables-test"));
         drop(view);
@@ -86,8 +118,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_meanwhile_stays() {
+        let ram = GuestRam::create("tables-written", Bytes(8 << 20)).expect("memory");
+        let writer = ram.map_writable().expect("mapped");
+        let tables = ours(&ram);
+        let done = AtomicBool::new(false);
+        let words = (0..ram.size().0).step_by(8);
+        thread::scope(|scope| {
+            let fills = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    tables.fill().expect("filled");
+                }
+            });
+            words.clone().for_each(|at| writer.write_at(at, &at.to_le_bytes()).expect("written"));
+            done.store(true, Ordering::Relaxed);
+            fills.join().expect("it filled");
+        });
+        let mut read = [0; 8];
+        for at in words {
+            writer.view().read_at(at, &mut read).expect("read");
+            assert_eq!(u64::from_le_bytes(read), at);
+        }
+    }
+
+    #[test]
     fn a_process_that_is_none_is_an_error() {
         let ram = GuestRam::create("tables-none", Bytes(1 << 20)).expect("memory");
-        assert!(fill(-1, ram.as_fd(), ram.size()).is_err());
+        assert!(PageTables::of_process(-1, ram.as_fd(), ram.size()).is_err());
     }
 }

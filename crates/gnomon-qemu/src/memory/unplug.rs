@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use super::{BACKEND_SUFFIX, DimmAnswer, DimmEvent, MemoryDeviceError, await_event, backend_of, dimms};
+use super::{BACKEND_SUFFIX, DimmAnswer, DimmEvent, FD_PURPOSE, MemoryDeviceError, await_event, backend_of, dimms};
 use crate::{Qemu, qmp::QmpError};
 
 /// Asks the guest for a DIMM, awaits that it lets go for up to `patience`, and has QEMU close the memory. After an error
@@ -39,8 +39,10 @@ fn forget(qemu: &Qemu, id: &str) -> Result<(), MemoryDeviceError> {
 }
 
 /// Has QEMU close the memory of every DIMM that is none (any more): offered by a daemon that ended before it plugged it,
-/// or let go of while nobody waited. Says which. Nothing may be added meanwhile.
+/// or let go of while nobody waited. Says which. Memory that QEMU was given while it did not answer, and that never came to
+/// be a DIMM's, is closed as well. Nothing may be added meanwhile.
 pub fn sweep_backends(qemu: &Qemu) -> Result<Vec<String>, MemoryDeviceError> {
+    qemu.qmp().query_fd_sets(FD_PURPOSE)?.into_iter().try_for_each(|set| qemu.qmp().remove_fd(set))?;
     let backends = qemu.qmp().query_memdev()?;
     let plugged: HashSet<String> = dimms(qemu)?.into_iter().map(|dimm| dimm.id).collect();
     let ids = backends.iter().filter_map(|backend| backend.id.as_deref()?.strip_suffix(BACKEND_SUFFIX));

@@ -104,12 +104,21 @@ impl Qmp {
         self.execute_with_fd("add-fd", json!({ "fdset-id": set }), fd, ANSWER_TIMEOUT).map(drop)
     }
 
-    /// Gives QEMU a descriptor in a set of its choice: which set, and the number that the descriptor has in QEMU.
-    pub(crate) fn add_fd_anywhere(&self, fd: BorrowedFd<'_>) -> Result<(u64, i32), QmpError> {
-        let answer = self.execute_with_fd("add-fd", json!({}), fd, ANSWER_TIMEOUT)?;
+    /// Gives QEMU a descriptor in a set of its choice: which set, and the number that the descriptor has in QEMU. By `purpose`
+    /// it is found again ([`Qmp::query_fd_sets`]) if the answer never comes.
+    pub(crate) fn add_fd_anywhere(&self, fd: BorrowedFd<'_>, purpose: &str) -> Result<(u64, i32), QmpError> {
+        let answer = self.execute_with_fd("add-fd", json!({ "opaque": purpose }), fd, ANSWER_TIMEOUT)?;
         let number = |name: &str| answer.get(name).and_then(Value::as_u64);
         let inside = number("fd").and_then(|fd| i32::try_from(fd).ok());
         number("fdset-id").zip(inside).ok_or_else(|| unexpected("add-fd", &answer))
+    }
+
+    /// The sets of descriptors that were given to QEMU for a `purpose` and not taken back.
+    pub(crate) fn query_fd_sets(&self, purpose: &str) -> Result<Vec<u64>, QmpError> {
+        let answer = self.ask("query-fdsets", json!({}))?;
+        let sets = answer.as_array().ok_or_else(|| unexpected("query-fdsets", &answer))?;
+        let is_for = |set: &&Value| set["fds"].as_array().into_iter().flatten().any(|fd| fd["opaque"] == purpose);
+        Ok(sets.iter().filter(is_for).filter_map(|set| set["fdset-id"].as_u64()).collect())
     }
 
     /// Takes a set of descriptors back. What QEMU has open of it stays open; while the guest stands, QEMU may only note

@@ -48,6 +48,22 @@ const TICKER: [u8; 135] = [
     0xba, 0xf8, 0x03, 0x88, 0xe0, 0xee, 0xc3,             // mov dx, 0x3f8; mov al, ah; out dx, al; ret
 ];
 
+/// A boot sector that hears of a DIMM in slot 0 and says no, by the registers through which ACPI's methods answer: it
+/// declines with status 1 (failure), and lets go of the DIMM when it is asked to.
+///
+/// Source: QEMU documentation, `docs/specs/acpi_mem_hotplug`; ACPI 6.5, tables 6.56 and 6.57.
+#[rustfmt::skip]
+const DECLINER: [u8; 48] = [
+    0xfb, 0xf4, 0x66, 0x31, 0xc0,                         // sti; again: hlt; xor eax, eax
+    0xba, 0x00, 0x0a, 0x66, 0xef,                         // mov dx, 0xa00; out dx, eax (slot 0)
+    0xba, 0x14, 0x0a, 0xec,                               // mov dx, 0xa14; in al, dx (what there is)
+    0xa8, 0x02, 0x75, 0x09, 0xa8, 0x04, 0x74, 0xeb,       // test al, 2; jnz added; test al, 4; jz again
+    0xb0, 0x08, 0xee, 0xeb, 0xe6,                         // mov al, 8; out dx, al (let go); jmp again
+    0xb0, 0x02, 0xee, 0xba, 0x04, 0x0a,                   // added: mov al, 2; out dx, al (heard); mov dx, 0xa04
+    0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, 0x66, 0xef,       // mov eax, 1; out dx, eax (device check)
+    0xba, 0x08, 0x0a, 0x66, 0xef, 0xeb, 0xd1,             // mov dx, 0xa08; out dx, eax (failure); jmp again
+];
+
 /// RAM of the test guests: small, so that moving it is quick.
 const MEMORY: u64 = 16 << 20;
 
@@ -99,13 +115,22 @@ impl Stable {
 
     /// The description of a guest that ticks, from a disk of its own kind.
     pub fn ticker(&self) -> VmSpec {
-        let disk = self.path.join("ticker.img");
+        self.sector("ticker", &TICKER)
+    }
+
+    /// The description of a guest that declines DIMMs.
+    pub fn decliner(&self) -> VmSpec {
+        self.sector("decliner", &DECLINER)
+    }
+
+    fn sector(&self, name: &str, code: &[u8]) -> VmSpec {
+        let disk = self.path.join(format!("{name}.img"));
         let mut image = vec![0u8; 1 << 20];
-        image[..TICKER.len()].copy_from_slice(&TICKER);
+        image[..code.len()].copy_from_slice(code);
         image[510..512].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&disk, image).expect("written");
         let disk = DiskSpec { read_only: true, ..DiskSpec::raw_file("boot", &disk) };
-        VmSpec { accel: Accel::Tcg, disks: vec![disk], ..VmSpec::new("ticker", MEMORY) }
+        VmSpec { accel: Accel::Tcg, disks: vec![disk], ..VmSpec::new(name, MEMORY) }
     }
 
     pub fn launch(&self, name: &str, spec: &VmSpec, role: Role) -> Qemu {

@@ -9,7 +9,7 @@ use std::{
 
 use gnomon_qemu::{
     Accel, CaptureOptions, DimmAnswer, DirtyTracker, Filling, GuestMemory, GuestRam, Launch, MemoryDeviceError,
-    NewDimm, OfferedDimm, Part, PortSpec, Qemu, QemuBinary, RamLoan, Resolved, Role, Standby, StateError,
+    NewDimm, OfferedDimm, PageTables, Part, PortSpec, Qemu, QemuBinary, RamLoan, Resolved, Role, Standby, StateError,
     TrackTarget, VmSpec, add_dimm, capture, dimms, held_memory, memory_of, present, remove_dimm, resize_virtio_mem,
     resolve, resolved_now, sweep_backends, track, virtio_mem,
 };
@@ -336,6 +336,28 @@ fn a_guest_without_virtio_mem_is_told_so() {
     assert!(matches!(error, MemoryDeviceError::NotThere { .. }), "{error}");
 }
 
+/// Linux never does: when it fails to add memory it says so in its log, and to ACPI that all is well.
+#[test]
+fn a_guest_that_declines_a_dimm_gives_it_back() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let spec = stable.decliner();
+        let spec = VmSpec { max_memory: Some(spec.memory + BLOCK.0), memory_slots: 1, ..spec };
+        let vm = launch(&stable, qemu, &spec);
+        let memory = block("gnomon-block:red:1");
+        // Once more in the same slot: nothing of the first one is in its way.
+        for _ in 0..2 {
+            let error = add_dimm(&vm, &dimm("block-1", &memory), LONG).expect_err("it says no");
+            let said = matches!(&error, MemoryDeviceError::Declined { answer: DimmAnswer::Declined(1), .. });
+            assert!(said && error.stays() && error.kind() == ErrorKind::Refused, "{error}");
+            assert_eq!(ids(&vm), ["block-1"], "it is QEMU's until the guest lets go of it");
+            remove_dimm(&vm, "block-1", LONG).expect("it has no use for it");
+            assert_eq!(ids(&vm), Vec::<String>::new());
+            closes(&vm, &memory);
+        }
+    }
+}
+
 /// A boot sector never hears of a DIMM. It is QEMU's all the same, and takes a slot.
 #[test]
 fn a_guest_that_knows_no_dimms_never_answers() {
@@ -373,6 +395,28 @@ fn a_guest_gets_all_that_its_description_allows_and_no_more() {
         assert!(matches!(error, MemoryDeviceError::NoSpace { .. }), "{error}");
         closes(&vm, &blocks[3]);
         assert_eq!(ids(&vm), ["a", "b", "c"]);
+    }
+}
+
+/// It was given while QEMU did not answer: nobody has heard in which set it is.
+#[test]
+fn memory_that_never_became_a_dimms_is_closed() {
+    for qemu in qemus() {
+        let stable = Stable::new();
+        let vm = launch(&stable, qemu, &sector(&stable, 1, 1));
+        let memory = block("gnomon-block:red:1");
+        let give = |opaque: &str| {
+            let given = vm.qmp().execute_with_fd("add-fd", json!({ "opaque": opaque }), memory.as_fd(), LONG);
+            given.expect("given")["fdset-id"].as_u64().expect("a number")
+        };
+        let other = give("somebody's");
+        assert_eq!(sweep_backends(&vm).expect("swept"), Vec::<String>::new());
+        assert!(holds(&vm, &memory), "it was given for something else");
+        vm.qmp().remove_fd(other).expect("taken back");
+        give("gnomon-dimm");
+        assert!(holds(&vm, &memory));
+        assert_eq!(sweep_backends(&vm).expect("swept"), Vec::<String>::new());
+        closes(&vm, &memory);
     }
 }
 
@@ -512,4 +556,17 @@ fn a_qemu_that_dies_in_between_is_told_at_once() {
     let error = plugged.taken(2 * LONG).expect_err("it dies");
     assert!(matches!(error, MemoryDeviceError::Ended { .. }), "{error}");
     killer.join().expect("joined").expect("killed");
+}
+
+/// It may end at any time, and nobody holds it: what fills its page tables neither waits nor fills another's.
+#[test]
+fn page_tables_of_a_qemu_that_has_ended_are_not_filled() {
+    let stable = Stable::new();
+    let spec = stable.ticker();
+    let ram = GuestRam::create("ends", Bytes(settled(&spec).memory)).expect("memory");
+    let vm = launch_as(&stable, qemu(), &spec, "ends", Role::Boot, Some(ram.shared()));
+    let tables = PageTables::of(&vm, ram.as_fd(), ram.size()).expect("it lives");
+    tables.fill().expect("filled");
+    vm.kill().expect("killed");
+    assert!(tables.fill().is_err(), "whose page tables are these?");
 }

@@ -14,8 +14,8 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, Accelerator, DirtyTracker, DiskSpec, GuestRam, HostFacts, KvmNode, Launch, PortSpec, Qemu, Resolved, Role,
-    TrackTarget, TrackerFacts, TrackerTier, VmPaths, VmSpec, boot_sector, resolve, self_test,
+    Accel, Accelerator, DirtyTracker, DiskSpec, GuestRam, HostFacts, KvmNode, Launch, PageTables, PortSpec, Qemu,
+    Resolved, Role, TrackTarget, TrackerFacts, TrackerTier, VmPaths, VmSpec, boot_sector, resolve, self_test,
 };
 use gnomon_terms::{Bytes, PAGE_SIZE, PageNumber, PageSet};
 use rustix::fd::AsFd;
@@ -237,6 +237,35 @@ fn linux_under_tcg() {
         hold_to_the_truth(&mut writer, tier, 200);
         drop(report);
     }
+}
+
+/// Page tables are filled beside a guest that boots, and somebody may begin to protect it meanwhile.
+#[test]
+fn pages_that_are_only_mapped_are_not_reported_and_those_that_are_written_are() {
+    for tier in tiers() {
+        let stable = Stable::new();
+        let mut writer = Writer::sector(&stable, Accelerator::Tcg);
+        writer.write(8);
+        let mut tracker = tier.start(&writer.target()).expect("this host has the tier");
+        writer.vm.qmp().stop().expect("stands");
+        let mut shadow = Shadow::new(tracker.as_mut());
+        let tables = PageTables::of(&writer.vm, writer.ram.as_fd(), writer.ram.size()).expect("it lives");
+        let before = mapped(&writer.vm);
+        tables.fill().expect("filled");
+        let after = mapped(&writer.vm);
+        assert!(after > before, "{tier}: {before} KiB were mapped, and {after} are");
+        assert_eq!(shadow.follow(tracker.as_mut()), 0, "{tier}: nobody has written");
+        drop(tracker);
+        hold_to_the_truth(&mut writer, tier, 8);
+    }
+}
+
+/// KiB that a QEMU has in its page tables of its guest's RAM.
+fn mapped(vm: &Qemu) -> u64 {
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", vm.record().pid)).expect("it lives");
+    let of_it = smaps.lines().skip_while(|line| !line.contains("memfd:sector"));
+    let rss = of_it.skip(1).find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"));
+    rss.expect("it has the RAM").trim().parse().expect("a number")
 }
 
 /// What `gnomon doctor` runs: the same verdict, from the program itself.

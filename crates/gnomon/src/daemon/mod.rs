@@ -26,6 +26,7 @@ pub mod updating;
 pub mod vitals;
 pub mod vms;
 pub mod watcher;
+mod web;
 
 use std::{
     collections::BTreeMap,

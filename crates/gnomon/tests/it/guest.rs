@@ -79,6 +79,46 @@ pub fn ticker() -> Vec<u8> {
     kernel
 }
 
+/// A [`ticker`] that answers, between two counts, a DIMM in slot 0 with this status of ACPI's (0: it takes it, 1: it does not),
+/// and lets go of it when it is asked to.
+///
+/// Source: QEMU documentation, `docs/specs/acpi_mem_hotplug`; ACPI 6.5, tables 6.56 and 6.57.
+pub fn ticker_with_dimms(status: u8) -> Vec<u8> {
+    let mut kernel = ticker();
+    // In place of its jump back.
+    let at = 0x200 + TICKER.len() - 2;
+    kernel[at..at + DIMMS.len()].copy_from_slice(&DIMMS);
+    kernel[at + STATUS] = status;
+    kernel
+}
+
+/// Where the status is in [`DIMMS`].
+const STATUS: usize = 43;
+
+const DIMMS: [u8; 48] = [
+    0x66, 0x31, 0xc0, // xor eax, eax
+    0xba, 0x00, 0x0a, // mov dx, 0xa00
+    0x66, 0xef, // out dx, eax (slot 0)
+    0xba, 0x14, 0x0a, // mov dx, 0xa14
+    0xec, // in al, dx (what there is)
+    0xa8, 0x02, // test al, 2
+    0x75, 0x09, // jnz added
+    0xa8, 0x04, // test al, 4
+    0x74, 0xd2, // jz again
+    0xb0, 0x08, // mov al, 8
+    0xee, // out dx, al (let go)
+    0xeb, 0xcd, // jmp again
+    0xb0, 0x02, // added: mov al, 2
+    0xee, // out dx, al (heard)
+    0xba, 0x04, 0x0a, // mov dx, 0xa04
+    0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
+    0x66, 0xef, // out dx, eax (device check)
+    0xba, 0x08, 0x0a, // mov dx, 0xa08
+    0xb0, 0x00, // mov al, the status
+    0x66, 0xef, // out dx, eax
+    0xeb, 0xb6, // jmp again
+];
+
 const TICKER: [u8; 40] = [
     0xfb, // sti
     0x31, 0xc0, // xor ax, ax

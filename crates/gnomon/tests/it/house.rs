@@ -108,7 +108,6 @@ impl House {
     }
 
     /// Adds to its configuration; it is read when the daemon starts.
-    #[cfg(feature = "etcd")]
     pub fn configure(&self, more: &str) {
         let text = fs::read_to_string(self.config()).expect("a configuration") + more;
         fs::write(self.config(), text).expect("a configuration");

@@ -19,6 +19,7 @@ mod house;
 mod imports;
 mod kills;
 mod memory;
+mod memory_days;
 mod moves;
 mod nbd_tls;
 mod nics;

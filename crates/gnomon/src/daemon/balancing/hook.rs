@@ -3,14 +3,14 @@
 use std::{io, process::Stdio, time::Duration};
 
 use http_body_util::Full;
-use hyper::{Request, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use tokio::{io::AsyncWriteExt, net::TcpStream, process::Command, time};
+use hyper::{Request, body::Bytes};
+use tokio::{io::AsyncWriteExt, process::Command, time};
 
 use super::BalanceError;
 use crate::{
     api::types::EventView,
     config::{Hook, HookTo},
+    daemon::web,
 };
 
 /// How often an event is told before it is given up, and how long to wait in between: a listener that restarts is back
@@ -64,19 +64,12 @@ async fn run(to: &HookTo, program: &std::path::Path, body: &[u8]) -> Result<(), 
 
 /// Posts the event; a status of 2xx is heard.
 async fn post(to: &HookTo, host: &str, path: &str, body: &[u8]) -> Result<(), BalanceError> {
-    let stream = TcpStream::connect(host).await.map_err(|source| to.unreachable(source))?;
-    let broken = |error: hyper::Error| to.unreachable(io::Error::other(error));
-    let (mut http, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    tokio::spawn(connection);
-    let request = Request::post(path)
-        .header("host", host)
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::copy_from_slice(body)))
-        .map_err(|error| to.refused(error.to_string()))?;
-    let answer = http.send_request(request).await.map_err(broken)?;
-    match answer.status().is_success() {
+    let request = Request::post(path).header("content-type", "application/json");
+    let asked = web::ask(host, request, Full::new(Bytes::copy_from_slice(body)));
+    let status = asked.await.map_err(|source| to.unreachable(source))?.status();
+    match status.is_success() {
         true => Ok(()),
-        false => Err(to.refused(answer.status().to_string())),
+        false => Err(to.refused(status.to_string())),
     }
 }
 

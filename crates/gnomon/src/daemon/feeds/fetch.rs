@@ -11,13 +11,15 @@ use std::{
 };
 
 use gnomon_forecast::location::MAX_FEED_BYTES;
-use http_body_util::{BodyExt, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
+use hyper::Request;
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::{io::AsyncReadExt, net::TcpStream, process::Command, time};
+use tokio::{io::AsyncReadExt, process::Command, time};
 
-use crate::config::{FeedConfig, FeedSource};
+use crate::{
+    config::{FeedConfig, FeedSource},
+    daemon::web,
+};
 
 /// One byte more than a feed may have: whoever has that many has too many, and no more of it is read.
 const MOST: usize = MAX_FEED_BYTES + 1;
@@ -32,7 +34,7 @@ pub enum FetchError {
     #[error("it is no regular file")]
     NoFile,
     #[error("the server cannot be asked: {0}")]
-    Unreachable(#[from] hyper::Error),
+    Unreachable(#[source] io::Error),
     #[error("the server answered {0}")]
     Refused(hyper::StatusCode),
     #[error("the command ended with {0}")]
@@ -68,33 +70,11 @@ fn read(path: &Path) -> Result<Vec<u8>, FetchError> {
 }
 
 async fn get(host: &str, path: &str) -> Result<Vec<u8>, FetchError> {
-    let stream = TcpStream::connect(host).await?;
-    let (mut http, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the request's end: a server that hangs keeps no connection of ours.
-    let _connection = Aborted(tokio::spawn(connection).abort_handle());
-    let request = Request::get(path).header("host", host).body(Empty::<Bytes>::new());
-    let answer = http.send_request(request.map_err(io::Error::other)?).await?;
-    if !answer.status().is_success() {
-        return Err(FetchError::Refused(answer.status()));
-    }
-    let (mut body, mut text) = (answer.into_body(), Vec::new());
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            text.extend_from_slice(&data[..data.len().min(MOST - text.len())]);
-        }
-        if text.len() == MOST {
-            break;
-        }
-    }
-    Ok(text)
-}
-
-/// A task that ends with its owner.
-struct Aborted(tokio::task::AbortHandle);
-
-impl Drop for Aborted {
-    fn drop(&mut self) {
-        self.0.abort();
+    let asked = web::ask(host, Request::get(path), Empty::new());
+    let answer = asked.await.map_err(FetchError::Unreachable)?;
+    match answer.status().is_success() {
+        true => Ok(answer.text(MOST).await?),
+        false => Err(FetchError::Refused(answer.status())),
     }
 }
 

@@ -1,12 +1,13 @@
 //! A VM that starts: in its trust group, from memory that is staged if there is a block of just its size.
 //!
 //! A start that is refused changes nothing: the VM joins its group when it runs, the block that was taken for it goes back
-//! to the host, and disks that had begun with what others of the group have learned know nothing again.
+//! to the host, and disks that had begun with what others of the group have learned know nothing again. Its QEMU's page
+//! tables are filled while its firmware runs, so that the guest does not do it one fault at a time.
 
-use std::{os::fd::AsFd, sync::Arc, time::Instant};
+use std::{os::fd::AsFd, sync::Arc, thread, time::Instant};
 
 use gnomon_memory::{Block, Request};
-use gnomon_qemu::GuestRam;
+use gnomon_qemu::{GuestRam, PageTables};
 use gnomon_terms::Bytes;
 
 use super::{
@@ -54,6 +55,9 @@ pub fn run(daemon: &Arc<Daemon>, request: &RunVm) -> Result<VmView, ApiError> {
     }
     match (&started, staged) {
         (Ok(view), staged) => {
+            if let Some(block) = &staged {
+                map(daemon, name, block);
+            }
             if let Some(group) = &group {
                 runs(daemon, group, view, staged.as_deref(), begun);
             }
@@ -73,6 +77,18 @@ fn runs(daemon: &Arc<Daemon>, group: &Group, view: &VmView, staged: Option<&Bloc
     let hit = staged.map_or(Bytes(0), Block::size);
     let (size, whole) = (Bytes(view.memory), !group.is_huge());
     group.note(&Served { vm: &view.name, size, whole, hit, took: begun.elapsed() });
+}
+
+/// Has its QEMU map what is staged, beside the guest that boots. It is a help: what is not mapped is as the guest touches it.
+fn map(daemon: &Daemon, vm: &str, block: &Block) {
+    let Some(qemu) = daemon.vms.get(vm).ok().and_then(|vm| vm.qemu()) else { return };
+    let (tables, vm) = (PageTables::of(&qemu, block.as_fd(), block.size()), vm.to_string());
+    // It has neither the block nor the QEMU: whoever ends them waits for nothing here.
+    thread::spawn(move || {
+        if let Err(error) = tables.and_then(|tables| tables.fill()) {
+            tracing::warn!(vm, %error, "its memory is mapped as the guest touches it");
+        }
+    });
 }
 
 impl Memory {

@@ -12,7 +12,7 @@ use std::{
 use gnomon_memory::GroupStats;
 use gnomon_terms::Bytes;
 
-use super::{demand, follow::follow, found, group::Group, heat, numa};
+use super::{demand, follow::follow, found, group::Group, heat, numa, resize::settle_owed};
 use crate::{api::ApiError, daemon::Daemon};
 
 /// As often as agents report.
@@ -41,7 +41,7 @@ fn beat(daemon: &Weak<Daemon>, step_ended: &mut Instant) -> bool {
     let Some(daemon) = daemon.upgrade() else { return false };
     found::look_at_guests(&daemon);
     settle_ended(&daemon);
-    daemon.memory.settle_owed(&daemon);
+    settle_owed(&daemon);
     follow(&daemon);
     heat::look(&daemon);
     if step_ended.elapsed() >= daemon.memory.config.step {
@@ -75,8 +75,9 @@ fn end_step(daemon: &Daemon, group: &Group) -> Result<(), ApiError> {
     let staging = daemon.memory.open_staging()?;
     let members = group.record().members;
     group.draw(daemon.memory.heats.picture(&members, &mut random));
+    let added = daemon.memory.ask(daemon, members, demand::added).into_iter();
     let demands: Vec<(String, Bytes)> =
-        members.into_iter().filter_map(|vm| Some((vm.clone(), demand::of(daemon, &vm)?))).collect();
+        added.filter_map(|(vm, added)| demand::of(daemon, &vm, added).map(|demand| (vm, demand))).collect();
     let stats = staging.stats(&group.name)?;
     group.end_step(&demands, stats.staged_now, unused(&stats), &mut random);
     numa::settle(daemon, group);

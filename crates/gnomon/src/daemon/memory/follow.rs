@@ -98,15 +98,15 @@ impl Memory {
         }
     }
 
-    /// What is to be done about the VMs that follow. Their QEMUs are asked, and nobody waits for that but the clock.
+    /// What is to be done about the VMs that follow. Their QEMUs are asked, all at once.
     fn verdicts(&self, daemon: &Daemon) -> Vec<(String, Verdict)> {
-        let names: Vec<String> = self.following.lock().keys().cloned().collect();
-        let verdict = |name: String| {
-            let look = look(daemon, &name)?;
+        let names = self.following.lock().keys().cloned().collect();
+        let verdict = |(name, added): (String, u64)| {
+            let look = look(daemon, &name, added)?;
             let verdict = self.following.lock().get_mut(&name)?.verdict(Instant::now(), &look);
             (verdict != Verdict::Stay).then_some((name, verdict))
         };
-        names.into_iter().filter_map(verdict).collect()
+        self.ask(daemon, names, demand::added).into_iter().filter_map(verdict).collect()
     }
 
     fn followed(&self, vm: &str, changed: Result<MemoryChange, ApiError>) {
@@ -120,10 +120,10 @@ impl Memory {
     }
 }
 
-fn look(daemon: &Daemon, name: &str) -> Option<Look> {
+fn look(daemon: &Daemon, name: &str, added: u64) -> Option<Look> {
     let view = daemon.vitals.agent(name).filter(|_| daemon.vitals.beats(name))?;
     let qemu = daemon.vms.get(name).ok()?.qemu()?;
-    let (given, most) = (demand::given(&qemu)?, qemu.record().spec.as_ref()?.max_memory?);
+    let (given, most) = (demand::with(&qemu, added)?, qemu.record().spec.as_ref()?.max_memory?);
     let boot = qemu.record().resolved.as_ref()?.memory;
     let limits = Limits { least: Bytes(boot), most: Bytes(most), step: STEP };
     Some(Look { said: demand::said(&view), given, limits })

@@ -3,13 +3,13 @@
 //! Nothing is on record but the groups. The holder's blocks are found by the staging area; a guest's are memfds that its
 //! QEMU has open, and say by their names whose they were.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use gnomon_cycle::staging::MOST_STEPS;
-use gnomon_memory::blocks_of;
-use gnomon_qemu::mapped_files;
+use gnomon_memory::{BlockId, NAME_PREFIX, blocks_of};
+use gnomon_qemu::{Qemu, mapped_files};
 
-use super::{group::Group, groups, numa};
+use super::{Memory, group::Group, groups, numa};
 use crate::{
     api::ApiError,
     daemon::{Daemon, records::GroupRecord, vms::VmHandle},
@@ -94,12 +94,78 @@ fn look_at(daemon: &Daemon, vm: &VmHandle, name: &str, pid: i32) -> Result<(), A
     Ok(())
 }
 
+impl Memory {
+    /// Gives back to the host what is a VM's on the books and its QEMU has not: its monitor went silent before it was given a
+    /// block, or a daemon did not see the end of a change. The caller has its turn, and a monitor that has just answered: what
+    /// was asked of it before is done.
+    pub(super) fn take_back_what_it_never_got(&self, vm: &str, qemu: &Qemu) {
+        let assigned = self.staging().map(|staging| staging.assigned_to(vm)).unwrap_or_default();
+        if assigned.is_empty() {
+            return;
+        }
+        let names = match names_in(qemu.record().pid) {
+            Ok(names) => names,
+            Err(error) => return tracing::debug!(vm, %error, "what it has is not known"),
+        };
+        for (id, size) in assigned.into_iter().filter(|(id, _)| !is_held(&names, *id)) {
+            tracing::info!(vm, block = id.0, %size, "it never got this block, or has closed it");
+            self.returned(id);
+        }
+    }
+}
+
+/// What a process has mapped and open, a line each. What vanishes while we look is none of it; anything else that cannot be
+/// looked at is an error, for what is not in here is taken for nobody's.
+fn names_in(pid: i32) -> io::Result<String> {
+    let mut names = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    if names.is_empty() {
+        // It has ended, or is about to: that is for whoever waits for its end.
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        match fs::read_link(entry?.path()) {
+            Ok(to) => names = names + "\n" + &to.to_string_lossy(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(names)
+}
+
+/// Whether one of these names is a block's.
+fn is_held(names: &str, block: BlockId) -> bool {
+    let end = format!(":{} (deleted)", block.0);
+    names.lines().any(|name| name.contains(NAME_PREFIX) && name.ends_with(&end))
+}
+
 #[cfg(test)]
 mod tests {
+    use gnomon_memory::{Block, GroupName, PageKind};
     use gnomon_terms::Bytes;
 
     use super::*;
     use crate::config::MemoryConfig;
+
+    #[test]
+    fn a_block_is_held_by_whoever_has_it_open_or_mapped() {
+        let names = "7f31c0000000-7f31d0000000 rw-s 00000000 00:01 3082   /memfd:gnomon-block:shop:17 (deleted)\n\
+                     7f3200000000-7f3210000000 rw-s 00000000 00:01 3083   /memfd:web-cold:3 (deleted)\n\
+                     /memfd:gnomon-block:shop:4 (deleted)\nsocket:[5]\n/dev/kvm";
+        for (block, held) in [(17, true), (4, true), (7, false), (3, false), (5, false), (41, false)] {
+            assert_eq!(is_held(names, BlockId(block)), held, "{block}");
+        }
+    }
+
+    #[test]
+    fn a_block_is_seen_in_a_process_for_as_long_as_it_has_it() {
+        let own = i32::try_from(std::process::id()).expect("a process");
+        let (group, id) = (GroupName::new("shop").expect("a name"), BlockId(u64::MAX));
+        let block = Block::create(&group, id, Bytes(128 << 20), PageKind::Small).expect("made");
+        assert!(is_held(&names_in(own).expect("looked"), id));
+        drop(block);
+        assert!(!is_held(&names_in(own).expect("looked"), id));
+        assert!(names_in(-1).is_err(), "of no process it is not known what it has");
+    }
 
     #[test]
     fn a_group_outlives_a_change_of_the_steps_length() {

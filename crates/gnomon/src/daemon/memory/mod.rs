@@ -10,11 +10,13 @@
 //!   heat.rs    where VMs touch their memory: which DIMM is asked back first, and what a group's members have in common
 //!   turn.rs    one change of a VM at a time
 //!   numa.rs    where guests run, on a host with several NUMA nodes
+//!   asking.rs  questions to many QEMUs, so that one that hangs holds up nobody
 //!   found.rs   after a restart: what is staged is at the holder, what is at guests is in their QEMUs
 //! ```
 //! The planner (gnomon-cycle) says how much should be staged and knows no block; the staging area (gnomon-memory) has the
 //! blocks and knows no forecast. Only here do they meet.
 
+mod asking;
 mod boot;
 mod clock;
 pub mod demand;
@@ -37,9 +39,11 @@ use std::{
 };
 
 use gnomon_memory::{Block, BlockId, HolderCommand, HostLimits, NumaNode, Opening, Request, Reserved, Staging};
+use gnomon_qemu::Qemu;
 use parking_lot::{Mutex, RwLock};
 
 use self::{
+    asking::Asking,
     dimm::DimmNames,
     follow::Following,
     group::Group,
@@ -77,6 +81,7 @@ pub struct Memory {
     /// VMs whose memory follows what their guests need.
     following: Mutex<BTreeMap<String, Following>>,
     heats: Heats,
+    asking: Asking,
 }
 
 impl Memory {
@@ -96,6 +101,7 @@ impl Memory {
             owing: Mutex::default(),
             following: Mutex::default(),
             heats: Heats::default(),
+            asking: Asking::default(),
         }
     }
 
@@ -134,6 +140,18 @@ impl Memory {
     /// Whether a VM has ended for certain: no QEMU of it lives, nor is one about to take over.
     fn is_over(&self, daemon: &Daemon, vm: &str) -> bool {
         daemon.vms.is_free(vm) && !daemon.updates.is_under_way(vm)
+    }
+
+    /// Asks the QEMUs of these VMs, and tells what those that run have answered.
+    fn ask<T: Send + 'static>(
+        &self,
+        daemon: &Daemon,
+        vms: Vec<String>,
+        question: fn(&Arc<Qemu>) -> Option<T>,
+    ) -> Vec<(String, T)> {
+        let running = vms.into_iter().filter_map(|vm| daemon.vms.get(&vm).ok()?.qemu().map(|qemu| (vm, qemu)));
+        let answers = self.asking.all(running, question);
+        answers.into_iter().filter_map(|(vm, answer)| Some((vm, answer?))).collect()
     }
 
     /// The trust group of a VM.

@@ -11,6 +11,7 @@
 use std::{
     os::fd::AsFd,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -331,15 +332,14 @@ impl Growth<'_> {
         while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {
             let (size, id) = (block.size(), self.memory.dimm_names.staged(block.id()));
             let added = self.add(&id, &block, size, Filling::Mapped);
-            let stays = added.as_ref().is_err_and(MemoryDeviceError::stays);
-            if !self.settle(added, size, &id) {
-                match stays {
-                    true => self.memory.owes(&self.guest.name),
-                    false => self.memory.returned(block.id()),
+            match self.settle(added, size, &id) {
+                Fate::Taken => self.change.staged += size.0,
+                Fate::Stays => return false,
+                Fate::Gone => {
+                    self.memory.returned(block.id());
+                    return false;
                 }
-                return false;
             }
-            self.change.staged += size.0;
         }
         true
     }
@@ -361,37 +361,54 @@ impl Growth<'_> {
         }
     }
 
-    /// Notes how a DIMM ended; false when the guest has not taken it.
-    fn settle(&mut self, added: Result<(), MemoryDeviceError>, size: Bytes, id: &str) -> bool {
-        match added {
-            Ok(()) => {
-                self.change.done += size.0;
-                self.change.dimms += 1;
-                self.left -= size.0;
-                true
-            }
-            Err(error) => {
-                self.change.why = Some(error.to_string());
-                // One that the guest declined would hold a slot for nothing.
-                if matches!(error, MemoryDeviceError::Declined { .. })
-                    && remove_dimm(&self.guest.qemu, id, PATIENCE).is_ok()
-                {
-                    self.memory.let_go(&self.guest.name, id);
-                }
-                false
-            }
+    /// Notes how it went with a DIMM. One that the guest declined would hold a slot for nothing: it is taken away again.
+    fn settle(&mut self, added: Result<(), MemoryDeviceError>, size: Bytes, id: &str) -> Fate {
+        let Err(error) = added else {
+            self.change.done += size.0;
+            self.change.dimms += 1;
+            self.left -= size.0;
+            return Fate::Taken;
+        };
+        let declined = matches!(error, MemoryDeviceError::Declined { .. });
+        let removed = declined.then(|| remove_dimm(&self.guest.qemu, id, PATIENCE));
+        let (fate, why) = match removed {
+            Some(Ok(())) => (Fate::Gone, format!("{error}: this was done")),
+            Some(Err(kept)) => (Fate::Stays, format!("{error}: {kept}")),
+            None if error.stays() => (Fate::Stays, error.to_string()),
+            None => (Fate::Gone, error.to_string()),
+        };
+        self.change.why = Some(why);
+        if fate == Fate::Stays {
+            self.memory.owes(&self.guest.name);
         }
+        fate
     }
 }
 
+/// What has become of a DIMM that was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The guest has it.
+    Taken,
+    /// Nobody has it.
+    Gone,
+    /// QEMU has it, or may have it yet, and the guest does not use it.
+    Stays,
+}
+
 impl Memory {
-    /// Takes back what a guest has let go of while nobody waited. Only while nobody else changes its memory.
-    fn sweep(&self, vm: &str, qemu: &Qemu) {
-        let swept = sweep_backends(qemu).unwrap_or_else(|error| {
-            tracing::debug!(vm, %error, "what it has let go of is not known");
-            Vec::new()
-        });
-        swept.iter().for_each(|id| self.let_go(vm, id));
+    /// Takes back what a guest has let go of while nobody waited, and what its QEMU never got. Only while nobody else changes its
+    /// memory. False when its monitor does not answer.
+    fn sweep(&self, vm: &str, qemu: &Qemu) -> bool {
+        match sweep_backends(qemu) {
+            Ok(swept) => swept.iter().for_each(|id| self.let_go(vm, id)),
+            Err(error) => {
+                tracing::debug!(vm, %error, "what it has let go of is not known");
+                return false;
+            }
+        }
+        self.take_back_what_it_never_got(vm, qemu);
+        true
     }
 
     /// A VM's guest may let go of memory, or turn out to have none, while nobody waits.
@@ -399,23 +416,28 @@ impl Memory {
         self.owing.lock().insert(vm.to_string(), LOOKS);
     }
 
-    /// Looks whether guests of which an answer is owed have let go of memory since.
-    pub(super) fn settle_owed(&self, daemon: &Daemon) {
-        let owing: Vec<String> = self.owing.lock().keys().cloned().collect();
-        for vm in owing {
-            let Some(_turn) = self.turns.glance(&vm) else { continue };
-            let qemu = daemon.vms.get(&vm).ok().and_then(|vm| vm.qemu());
-            let mut owing = self.owing.lock();
-            let left = owing.get(&vm).map_or(0, |looks| looks.saturating_sub(1));
-            match qemu.filter(|_| left > 0) {
-                Some(qemu) => {
-                    owing.insert(vm.clone(), left);
-                    drop(owing);
-                    self.sweep(&vm, &qemu);
-                }
-                None => drop(owing.remove(&vm)),
-            }
+    /// Looks at one VM of which an answer is owed. A monitor that does not answer is asked for as long as its QEMU lives.
+    fn settle(&self, daemon: &Daemon, vm: &str) {
+        // Nobody's turn, nor that of an earlier look at it that still waits.
+        let Some(_turn) = self.turns.glance(vm) else { return };
+        let qemu = daemon.vms.get(vm).ok().and_then(|vm| vm.qemu());
+        let answered = qemu.as_ref().map(|qemu| self.sweep(vm, qemu));
+        let mut owing = self.owing.lock();
+        let Some(left) = owing.get_mut(vm) else { return };
+        *left = left.saturating_sub(u32::from(answered == Some(true)));
+        if answered.is_none() || *left == 0 {
+            owing.remove(vm);
         }
+    }
+}
+
+/// Looks whether guests of which an answer is owed have let go of memory since, each on a thread of its own: a monitor that
+/// hangs holds up nobody.
+pub(super) fn settle_owed(daemon: &Arc<Daemon>) {
+    let owing: Vec<String> = daemon.memory.owing.lock().keys().cloned().collect();
+    for vm in owing {
+        let daemon = Arc::clone(daemon);
+        thread::spawn(move || daemon.memory.settle(&daemon, &vm));
     }
 }
 

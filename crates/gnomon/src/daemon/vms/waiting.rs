@@ -8,6 +8,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use gnomon_memory::{Gauge, ProcGauge};
 use gnomon_qemu::{Launch, ProcessError, Qemu, QemuRecord, RamLoan, Resolved, Role, RunState, VmPaths, VmSpec};
 use gnomon_terms::Bytes;
 
@@ -65,7 +66,7 @@ impl Vms {
 
     /// Refuses a guest for which there is no memory here, or whose machine this host's QEMU does not know.
     pub fn refuse_unless_it_fits(&self, resolved: &Resolved) -> Result<(), ApiError> {
-        let free = free_memory();
+        let free = ProcGauge.read().ok().map(|memory| memory.available.0);
         if free.is_some_and(|free| resolved.whole_memory().saturating_add(SPARE_MEMORY) > free) {
             return Err(ApiError::refused(format!(
                 "the guest has {} of memory, and {} are free here",
@@ -209,37 +210,5 @@ impl Vms {
             qmp: qemu.as_ref().map(|qemu| qemu.qmp.display().to_string()).unwrap_or_default(),
             ..VmView::default()
         }
-    }
-}
-
-/// Memory that the kernel says could be used without swapping, bytes.
-///
-/// Source: proc_meminfo(5), `MemAvailable`.
-fn free_memory() -> Option<u64> {
-    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn free_memory_is_read_as_the_kernel_writes_it() {
-        let table = [
-            ("MemTotal:  100 kB\nMemAvailable:    24 kB\n", Some(24 << 10)),
-            ("MemAvailable: 24\n", None),
-            ("MemAvailable: x kB\n", None),
-            ("", None),
-        ];
-        for (text, expected) in table {
-            assert_eq!(available(text), expected, "{text:?}");
-        }
-        assert!(free_memory().is_some_and(|free| free > 0), "this kernel tells");
     }
 }
