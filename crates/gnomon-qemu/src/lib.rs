@@ -43,8 +43,9 @@ pub use guest_agent::{
 pub use kvm::{KVM_CPU, KvmProof, PROOF_TIMEOUT, prove_kvm, prove_with_kernel};
 pub use memory::{
     Dimm, DimmAnswer, DimmEvent, Filling, GUEST_BLOCK, HeldMemory, Looked, MemoryDeviceError, NewDimm, OfferedDimm,
-    PageTables, Part, PluggedDimm, PresenceError, VirtioMem, add_dimm, added as added_memory, dimms, held_memory,
-    mapped_files, memory_of, present, remove_dimm, resize_virtio_mem, resolved_now, sweep_backends, virtio_mem,
+    PageTables, Part, PluggedDimm, PresenceError, VirtioMem, add_dimm, added as added_memory, dimms, guest_step,
+    held_memory, mapped_files, memory_of, present, remove_dimm, resize_virtio_mem, resolved_now, sweep_backends,
+    virtio_mem,
 };
 pub use migrate::{
     Canceller, DEFAULT_DOWNTIME, Incoming, IncomingFrom, MigrateError, Outgoing, OutgoingOptions, Stage, Switched,

@@ -29,6 +29,7 @@ mod event;
 mod inventory;
 mod plug;
 mod presence;
+mod step;
 mod tables;
 mod unplug;
 mod virtio;
@@ -40,6 +41,7 @@ pub(crate) use inventory::{AddedMemory, added_memory};
 pub use inventory::{Dimm, HeldMemory, VirtioMem, added, dimms, held_memory, virtio_mem};
 pub use plug::{Filling, NewDimm, OfferedDimm, PluggedDimm, add_dimm};
 pub use presence::{Looked, Part, PresenceError, present};
+pub use step::guest_step;
 pub use tables::PageTables;
 pub use unplug::{remove_dimm, sweep_backends};
 pub use virtio::resize_virtio_mem;
@@ -49,7 +51,7 @@ use std::time::Duration;
 
 use crate::qmp::{EventError, EventStream, QmpEvent};
 
-/// What a guest adds and gives back at least, and in steps of: the memory block of Linux on x86-64 with less than 64 GiB.
+/// What a guest adds and gives back at least: the memory block of Linux on x86-64. For one of 64 GiB and more see [`guest_step`].
 ///
 /// Source: Linux `Documentation/admin-guide/mm/memory-hotplug.rst`, "Memory hotplug granularity".
 pub const GUEST_BLOCK: u64 = 128 << 20;

@@ -4,6 +4,7 @@
 //!   clock.rs   once a second: who has ended, who is short; each step: demands ─► planner ─► target ─► staging area
 //!   dimm.rs    what DIMMs are called, and which block that means
 //!   resize.rs  a running guest's request ─► staged blocks, then the standard path
+//!   growth.rs  DIMM by DIMM, what is staged first
 //!   elastic.rs the same for a guest with a device that changes its size: nothing can be staged for it
 //!   boot.rs    a VM that starts ─► one staged block of its size, if there is one
 //!   follow.rs  a guest that says it is short ─► a request, at most one at a time, and rarer when it does not take it
@@ -26,6 +27,7 @@ mod follow;
 mod found;
 mod group;
 pub mod groups;
+mod growth;
 mod heat;
 mod numa;
 pub mod resize;

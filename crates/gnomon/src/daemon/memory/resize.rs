@@ -9,21 +9,18 @@
 //! back to the shelf. A DIMM is whole or not there: what a guest does not take is taken away again.
 
 use std::{
-    os::fd::AsFd,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use gnomon_cycle::staging::STEP_PER_FREE;
-use gnomon_memory::Request;
 use gnomon_qemu::{
-    Dimm, Filling, GUEST_BLOCK, GuestRam, MemoryDeviceError, NewDimm, Qemu, VirtioMem, add_dimm, dimms, remove_dimm,
-    sweep_backends, virtio_mem,
+    Dimm, MemoryDeviceError, Qemu, VirtioMem, dimms, guest_step, remove_dimm, sweep_backends, virtio_mem,
 };
 use gnomon_terms::Bytes;
 
-use super::{Memory, dimm, elastic, group::Served, heat, numa};
+use super::{Memory, dimm, elastic, group::Served, growth::Growth, heat};
 use crate::{
     api::{
         ApiError,
@@ -40,12 +37,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const LOOKS: u32 = 600;
 
 /// A guest that can be given memory, and what it has.
-struct Guest {
-    qemu: Arc<Qemu>,
-    name: String,
+pub(super) struct Guest {
+    pub qemu: Arc<Qemu>,
+    pub name: String,
     most: u64,
     boot: u64,
     slots: u32,
+    /// What it takes at least, and in multiples of, in bytes.
+    pub step: u64,
     dimms: Vec<Dimm>,
     /// Instead of DIMMs.
     device: Option<VirtioMem>,
@@ -73,7 +72,8 @@ impl Guest {
         let most = resolved.memory + grows_to.saturating_sub(spec.memory);
         let dimms = dimms(&qemu)?;
         let device = spec.virtio_mem.map(|_| virtio_mem(&qemu)).transpose()?;
-        Ok(Guest { name, most, boot: resolved.memory, slots: spec.memory_slots, dimms, device, qemu })
+        let step = guest_step(&resolved);
+        Ok(Guest { name, most, boot: resolved.memory, slots: spec.memory_slots, step, dimms, device, qemu })
     }
 
     fn added(&self) -> u64 {
@@ -81,18 +81,19 @@ impl Guest {
         device + self.dimms.iter().map(|dimm| dimm.size.0).sum::<u64>()
     }
 
-    fn free_slots(&self) -> u32 {
+    /// DIMMs that can be added yet.
+    pub fn free_slots(&self) -> u32 {
         self.slots.saturating_sub(u32::try_from(self.dimms.len()).unwrap_or(u32::MAX))
     }
 
-    /// What it may still be given: whole blocks.
+    /// What it may still be given: whole steps.
     fn room(&self) -> u64 {
         let room = self.most.saturating_sub(self.boot).saturating_sub(self.added());
-        room - room % GUEST_BLOCK
+        room - room % self.step
     }
 
     /// A number that none of its DIMMs has.
-    fn free_number(&self) -> u64 {
+    pub fn free_number(&self) -> u64 {
         let numbers = self.dimms.iter().filter_map(|dimm| dimm::number_of(&dimm.id));
         numbers.max().map_or(1, |newest| newest.saturating_add(1))
     }
@@ -171,7 +172,7 @@ pub fn change(daemon: &Arc<Daemon>, name: &str, ask: Ask) -> Result<MemoryChange
     refuse_if_bound(daemon, &vm)?;
     let guest = Guest::of(&vm)?;
     if let Ask::More(bytes) = ask {
-        refuse_if_it_cannot_take(daemon, name, bytes)?;
+        refuse_if_it_cannot_take(daemon, &guest, bytes)?;
     }
     let change = match (ask, &guest.device) {
         (_, Some(device)) => elastic::resize(&guest.qemu, name, device, ask)?,
@@ -185,16 +186,19 @@ pub fn change(daemon: &Arc<Daemon>, name: &str, ask: Ask) -> Result<MemoryChange
 fn grow(memory: &Memory, guest: &Guest, bytes: u64, begun: Instant) -> Result<Change, ApiError> {
     let name = &guest.name;
     let fits = |wanted: &u64| (1..=guest.room()).contains(wanted);
-    let wanted = bytes.checked_next_multiple_of(GUEST_BLOCK).filter(fits).ok_or_else(|| {
+    let wanted = bytes.checked_next_multiple_of(guest.step).filter(fits).ok_or_else(|| {
         let room = Bytes(guest.room());
-        ApiError::refused(format!("VM '{name}' can be given {room} more, and {} was asked for", Bytes(bytes)))
-            .then("ask for less, or start it with a larger --max-memory")
+        let (step, bytes) = (Bytes(guest.step), Bytes(bytes));
+        ApiError::refused(format!(
+            "VM '{name}' can be given {room} more, in steps of {step}, and {bytes} was asked for"
+        ))
+        .then("ask for less, or start it with a larger --max-memory")
     })?;
     if guest.free_slots() == 0 {
         return Err(ApiError::refused(format!("all {} memory slots of VM '{name}' are taken", guest.slots))
             .then("shrink it first: smaller DIMMs make room for larger ones"));
     }
-    let change = Growth { memory, guest, left: wanted, change: Change::default() }.run();
+    let change = Growth::of(memory, guest, wanted).run();
     if let Some(group) = memory.group_of(name) {
         let (size, hit) = (Bytes(wanted), Bytes(change.staged));
         group.note(&Served { vm: name, size, whole: false, hit, took: begun.elapsed() });
@@ -271,16 +275,20 @@ pub fn look(daemon: &Arc<Daemon>, name: &str) -> Result<MemoryView, ApiError> {
 
 /// Refuses more than a guest has the memory to describe: a Linux that is given too much at once stands, perhaps for good. Only
 /// the agent in it can tell.
-fn refuse_if_it_cannot_take(daemon: &Daemon, name: &str, wanted: u64) -> Result<(), ApiError> {
+fn refuse_if_it_cannot_take(daemon: &Daemon, guest: &Guest, wanted: u64) -> Result<(), ApiError> {
+    let (name, wanted) = (&guest.name, wanted.checked_next_multiple_of(guest.step).unwrap_or(wanted));
     let heard = daemon.vitals.agent(name).filter(|_| daemon.vitals.beats(name));
     let Some(free) = heard.map(|view| view.memory_free) else { return Ok(()) };
     let takes = free.saturating_mul(STEP_PER_FREE);
     if wanted <= takes {
         return Ok(());
     }
-    let (wanted, free, takes) = (Bytes(wanted), Bytes(free), Bytes(takes - takes % GUEST_BLOCK));
-    Err(ApiError::refused(format!("VM '{name}' has {free} free, too little to take {wanted} at once"))
-        .then(format!("give it {takes} at most, and the rest when it has that")))
+    let (wanted, free, takes) = (Bytes(wanted), Bytes(free), Bytes(takes - takes % guest.step));
+    let refused = ApiError::refused(format!("VM '{name}' has {free} free, too little to take {wanted} at once"));
+    Err(match takes {
+        Bytes(0) => refused.then("free some of its memory first, in it: its kernel needs some to take more"),
+        _ => refused.then(format!("give it {takes} at most, and the rest when it has that")),
+    })
 }
 
 /// Refuses what would change a guest's memory under somebody who carries it elsewhere.
@@ -298,108 +306,10 @@ fn refuse_if_bound(daemon: &Arc<Daemon>, vm: &VmHandle) -> Result<(), ApiError> 
         .then("ask again when that is over"))
 }
 
-/// A guest that is being given memory.
-struct Growth<'a> {
-    memory: &'a Memory,
-    guest: &'a Guest,
-    left: u64,
-    change: Change,
-}
-
-impl Growth<'_> {
-    fn run(mut self) -> Change {
-        // What a daemon left that ended in the middle of this would be in the way.
-        self.memory.sweep(&self.guest.name, &self.guest.qemu);
-        if self.add_staged() && self.left > 0 {
-            self.add_cold();
-        }
-        self.change
-    }
-
-    /// What is staged first. A guest that does not take one is not given the next, which stays on the shelf; false then.
-    fn add_staged(&mut self) -> bool {
-        let request = Request {
-            bytes: Bytes(self.left),
-            whole: false,
-            slots: self.guest.free_slots(),
-            step: Bytes(GUEST_BLOCK),
-        };
-        let near = numa::of(&self.guest.qemu);
-        let decided = Instant::now();
-        let taken = self.memory.take(&self.guest.name, request, near);
-        self.change.decided = decided.elapsed();
-        let Some(mut reserved) = taken else { return true };
-        while let Some(block) = self.memory.assign(&mut reserved, &self.guest.name) {
-            let (size, id) = (block.size(), self.memory.dimm_names.staged(block.id()));
-            let added = self.add(&id, &block, size, Filling::Mapped);
-            match self.settle(added, size, &id) {
-                Fate::Taken => self.change.staged += size.0,
-                Fate::Stays => return false,
-                Fate::Gone => {
-                    self.memory.returned(block.id());
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    fn add(&self, id: &str, memory: &impl AsFd, size: Bytes, filling: Filling) -> Result<(), MemoryDeviceError> {
-        let dimm = NewDimm { id, memory: memory.as_fd(), size, filling };
-        add_dimm(&self.guest.qemu, &dimm, PATIENCE)
-    }
-
-    /// The standard path: memory that the host gives as it is touched.
-    fn add_cold(&mut self) {
-        let (size, id) = (Bytes(self.left), dimm::cold(self.guest.free_number()));
-        match GuestRam::create(&format!("{}-{id}", self.guest.name), size) {
-            Ok(ram) => {
-                let added = self.add(&id, &ram, size, Filling::Untouched);
-                self.settle(added, size, &id);
-            }
-            Err(error) => self.change.why = Some(error.to_string()),
-        }
-    }
-
-    /// Notes how it went with a DIMM. One that the guest declined would hold a slot for nothing: it is taken away again.
-    fn settle(&mut self, added: Result<(), MemoryDeviceError>, size: Bytes, id: &str) -> Fate {
-        let Err(error) = added else {
-            self.change.done += size.0;
-            self.change.dimms += 1;
-            self.left -= size.0;
-            return Fate::Taken;
-        };
-        let declined = matches!(error, MemoryDeviceError::Declined { .. });
-        let removed = declined.then(|| remove_dimm(&self.guest.qemu, id, PATIENCE));
-        let (fate, why) = match removed {
-            Some(Ok(())) => (Fate::Gone, format!("{error}: this was done")),
-            Some(Err(kept)) => (Fate::Stays, format!("{error}: {kept}")),
-            None if error.stays() => (Fate::Stays, error.to_string()),
-            None => (Fate::Gone, error.to_string()),
-        };
-        self.change.why = Some(why);
-        if fate == Fate::Stays {
-            self.memory.owes(&self.guest.name);
-        }
-        fate
-    }
-}
-
-/// What has become of a DIMM that was added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// The guest has it.
-    Taken,
-    /// Nobody has it.
-    Gone,
-    /// QEMU has it, or may have it yet, and the guest does not use it.
-    Stays,
-}
-
 impl Memory {
     /// Takes back what a guest has let go of while nobody waited, and what its QEMU never got. Only while nobody else changes its
     /// memory. False when its monitor does not answer.
-    fn sweep(&self, vm: &str, qemu: &Qemu) -> bool {
+    pub(super) fn sweep(&self, vm: &str, qemu: &Qemu) -> bool {
         match sweep_backends(qemu) {
             Ok(swept) => swept.iter().for_each(|id| self.let_go(vm, id)),
             Err(error) => {
