@@ -10,8 +10,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration, time::Instant};
 
 use anyhow::Result;
 use gnomon_forecast::location::{
-    BayesForecaster, BothForecaster, LastPlaceForecaster, LocationBlend, LocationForecaster, LocationScore,
-    MAX_PLACES, MarkovForecaster, Moment, PopularForecaster, RecentForecaster, RecurrentForecaster, Region, Visit,
+    LocationBlend, LocationForecaster, LocationScore, MAX_PLACES, Moment, Region, Visit, models,
 };
 use serde_json::{Value, json};
 
@@ -162,17 +161,8 @@ fn beliefs(feed: &str, blend: &LocationBlend) -> Value {
 /// What each model costs, by itself, in the mean of all visits: microseconds to take one in (learning included) and to be
 /// asked, and bytes of state in the end.
 fn costs(visits: &[(Visit, bool)], places: usize) -> Vec<Value> {
-    let models: [Box<dyn LocationForecaster>; 8] = [
-        Box::new(LastPlaceForecaster::default()),
-        Box::new(PopularForecaster::default()),
-        Box::new(RecentForecaster::default()),
-        Box::new(MarkovForecaster::default()),
-        Box::new(BayesForecaster::default()),
-        Box::new(BothForecaster::default()),
-        Box::new(RecurrentForecaster::default()),
-        Box::new(LocationBlend::default()),
-    ];
-    models.into_iter().map(|mut model| cost(&mut *model, visits, places)).collect()
+    let alone = models().into_iter().map(|mut model| cost(&mut *model, visits, places));
+    alone.chain([cost(&mut LocationBlend::default(), visits, places)]).collect()
 }
 
 fn cost(model: &mut dyn LocationForecaster, visits: &[(Visit, bool)], places: usize) -> Value {

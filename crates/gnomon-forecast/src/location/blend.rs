@@ -61,8 +61,8 @@ pub struct LocationBlend {
     own: LocationScore,
 }
 
-/// All models, nothing learned yet.
-pub(super) fn models() -> [Box<dyn LocationForecaster + Send>; N] {
+/// All models that are blended, nothing learned yet.
+pub fn models() -> [Box<dyn LocationForecaster + Send>; N] {
     [
         Box::new(LastPlaceForecaster::default()),
         Box::new(PopularForecaster::default()),

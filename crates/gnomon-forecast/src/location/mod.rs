@@ -27,7 +27,7 @@ mod sharpness;
 mod who;
 
 pub use bayes::BayesForecaster;
-pub use blend::{LocationBlend, LocationExpert};
+pub use blend::{LocationBlend, LocationExpert, models};
 pub use both::BothForecaster;
 pub use chances::Chances;
 pub use feed::{Feed, FeedError, Known, MAX_FEED_BYTES, MAX_FEED_ROWS, MAX_SYMBOLS};
