@@ -35,7 +35,8 @@ impl Mapping {
         Ok(Mapping { base, size })
     }
 
-    /// Has its pages allocated on a node from now on, or on others when that has none: whoever maps the memfd, and whenever.
+    /// Has its pages allocated on a node from now on, or on others when that has none: of pages of 4 KiB whoever maps the memfd,
+    /// and whenever; of large ones through this mapping.
     /// Not so that others are never taken (`MPOL_BIND`): a node that becomes full meanwhile would have the kernel end some
     /// process there, with memory free elsewhere.
     pub(super) fn prefer(&self, node: NumaNode) -> io::Result<()> {

@@ -111,15 +111,27 @@ impl Block {
         Ok(Block { file, group: group.clone(), id, size, pages, inode })
     }
 
-    /// Allocates all of it, `step` bytes at a time (rounded up to pages). `go_on` is asked before each step. Blocks for
-    /// about a second per GiB of 4 KiB pages, and for one step after `go_on` has said no.
+    /// Allocates all of it, `step` bytes at a time (rounded up to pages), on the node `near` as far as that has pages free.
+    /// `go_on` is asked before each step. Blocks for about a second per GiB of 4 KiB pages, and for one step after `go_on`
+    /// has said no. A block of 4 KiB pages keeps to its node: a page that its guest gives back and takes again is from there.
     ///
     /// Refused with [`BlockError::NoHugePages`] when the host has not enough of them free. After an error the block is
     /// to be released.
-    pub fn populate(&self, step: Bytes, go_on: &mut dyn FnMut() -> bool) -> Result<Populated, BlockError> {
+    pub fn populate(
+        &self,
+        near: Option<NumaNode>,
+        step: Bytes,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Populated, BlockError> {
         let page = self.pages.size().0;
         let step = step.0.clamp(page, self.size.0).next_multiple_of(page);
         let mapping = Mapping::over(self.file.as_fd(), self.size).map_err(|e| self.refusal("map", e))?;
+        // Of large pages the policy is the mapping's, and goes with it.
+        if let Some(node) = near
+            && let Err(error) = mapping.prefer(node)
+        {
+            tracing::info!(%node, %error, "a block is staged wherever the kernel has it");
+        }
         let mut at = 0;
         while at < self.size.0 {
             if !go_on() {
@@ -130,13 +142,6 @@ impl Block {
             at += length;
         }
         Ok(Populated::Whole)
-    }
-
-    /// Has it allocated on a node, as far as that has pages free: to be said before it is populated. The policy is the
-    /// block's own, so that a page that a guest gives back and takes again comes from there as well.
-    pub fn prefer(&self, node: NumaNode) -> Result<(), BlockError> {
-        let mapping = Mapping::over(self.file.as_fd(), self.size).map_err(|e| self.refusal("map", e))?;
-        mapping.prefer(node).map_err(|source| BlockError::Kernel { what: "bind", size: self.size, source })
     }
 
     /// The node that it is on, by a sample of its pages: more than half of them are there. `None` when they are spread, or

@@ -18,7 +18,7 @@ fn block(id: u64) -> Block {
 
 fn whole(id: u64) -> Block {
     let block = block(id);
-    assert_eq!(block.populate(POPULATE_STEP, &mut || true).expect("populated"), Populated::Whole);
+    assert_eq!(block.populate(None, POPULATE_STEP, &mut || true).expect("populated"), Populated::Whole);
     block
 }
 
@@ -63,7 +63,7 @@ fn population_stops_between_two_steps() {
         steps <= 3
     };
     let step = Bytes(256 << 10);
-    assert_eq!(block.populate(step, &mut go_on).expect("populated"), Populated::GivenUp);
+    assert_eq!(block.populate(None, step, &mut go_on).expect("populated"), Populated::GivenUp);
     assert_eq!(block.allocated().expect("told"), Bytes(3 * step.0));
     assert!(!block.is_whole());
 }
@@ -72,7 +72,7 @@ fn population_stops_between_two_steps() {
 fn steps_of_any_size_populate_all_of_it() {
     for step in [0, 1, 4096, 5000, SIZE.0 - 1, u64::MAX] {
         let block = Block::create(&group(), BlockId(4), Bytes(64 << 10), PageKind::Small).expect("made");
-        assert_eq!(block.populate(Bytes(step), &mut || true).expect("populated"), Populated::Whole);
+        assert_eq!(block.populate(None, Bytes(step), &mut || true).expect("populated"), Populated::Whole);
         assert!(block.is_whole(), "{step}");
     }
 }
@@ -127,7 +127,7 @@ fn a_process_that_is_not_there_is_told() {
 fn a_host_without_enough_large_pages_refuses_and_says_how_to_reserve() {
     // More than any host that runs this test has free: 1 TiB.
     let block = Block::create(&group(), BlockId(9), LARGEST_BLOCK, PageKind::Huge);
-    let error = block.and_then(|block| block.populate(POPULATE_STEP, &mut || false)).expect_err("too few");
+    let error = block.and_then(|block| block.populate(None, POPULATE_STEP, &mut || false)).expect_err("too few");
     assert!(matches!(error, BlockError::NoHugePages { needed: 524_288, .. }), "{error}");
     assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
 }

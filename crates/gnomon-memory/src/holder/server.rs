@@ -324,7 +324,7 @@ mod tests {
     fn keep_one(daemon: &OwnedFd) {
         let group = GroupName::new("web").expect("a name");
         let block = Block::create(&group, BlockId(1), Bytes(1 << 20), PageKind::Small).expect("made");
-        block.populate(Bytes(1 << 20), &mut || true).expect("populated");
+        block.populate(None, Bytes(1 << 20), &mut || true).expect("populated");
         assert_eq!(ask(daemon, Request::Keep(BlockId(1)), Some(&block)), Some(Answer::Done(1)));
     }
 

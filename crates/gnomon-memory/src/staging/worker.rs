@@ -177,8 +177,7 @@ impl Worker<'_> {
         let began = Instant::now();
         set_priority(self.nice + NICER);
         let populated = Block::create(&job.group, job.id, job.size, job.pages).map(Arc::new).and_then(|block| {
-            bind(&block, job.node);
-            let populated = block.populate(POPULATE_STEP, &mut || self.may_go_on(&job));
+            let populated = block.populate(job.node, POPULATE_STEP, &mut || self.may_go_on(&job));
             Ok((block, populated?))
         });
         set_priority(self.nice);
@@ -230,15 +229,6 @@ impl Worker<'_> {
             books.pool.released(job.id)
         });
         log_imbalance(released);
-    }
-}
-
-/// Has a block allocated on a node, where one was chosen. Where that is not allowed it is staged all the same.
-fn bind(block: &Block, node: Option<NumaNode>) {
-    if let Some(node) = node
-        && let Err(error) = block.prefer(node)
-    {
-        tracing::info!(%node, %error, "a block is staged wherever the kernel has it");
     }
 }
 

@@ -74,7 +74,7 @@ fn large_pages_are_staged_as_far_as_they_are_reserved() {
     assert!(staging.wait_until(PATIENCE, |accounts| accounts.host.staged.blocks == 2));
     assert_eq!((free(), staging.accounts().host.created.blocks), (0, 2), "the third is not begun");
     let full = Block::create(&web(), BlockId(1), size, PageKind::Huge).expect("made");
-    let error = full.populate(size, &mut || true).expect_err("all are in use");
+    let error = full.populate(None, size, &mut || true).expect_err("all are in use");
     assert!(matches!(error, BlockError::NoHugePages { needed: 2, free: 0 }), "{error}");
     drop(full);
 

@@ -46,8 +46,7 @@ fn memory_of(node: NumaNode) -> NumaMemory {
 /// A block that is staged on a node by hand.
 fn block_on(node: NumaNode, id: u64, size: Bytes, pages: PageKind) -> Block {
     let block = Block::create(&web(), BlockId(id), size, pages).expect("made");
-    block.prefer(node).expect("bound");
-    block.populate(POPULATE_STEP, &mut || true).expect("populated");
+    block.populate(Some(node), POPULATE_STEP, &mut || true).expect("populated");
     block
 }
 

@@ -241,7 +241,7 @@ fn strangers_get_nothing_from_the_holder() {
     assert_eq!(say(&socket, &keep(7), &[]), strange, "no descriptor");
     assert_eq!(say(&socket, &keep(7), &[file.as_fd()]), strange, "no block");
     assert_eq!(say(&socket, &keep(7), &[loose.as_fd()]), strange, "not whole");
-    loose.populate(MIB, &mut || true).expect("populated");
+    loose.populate(None, MIB, &mut || true).expect("populated");
     assert_eq!(say(&socket, &keep(8), &[loose.as_fd()]), strange, "another name");
     assert_eq!(say(&socket, &keep(7), &[loose.as_fd(), file.as_fd()]), strange, "two descriptors");
     assert_eq!(say(&socket, &keep(7), &[loose.as_fd()]), done);

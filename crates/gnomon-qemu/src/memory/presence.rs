@@ -57,7 +57,7 @@ const PRESENT: u64 = 1 << 63;
 pub enum Part {
     /// All of them.
     All,
-    /// One in [`LEFT_OUT_OF`]: those that filling leaves out. Of memory that was not filled they are as good a sample.
+    /// Those that filling leaves out, each of which [stands for](Part::stands_for) some others. Of memory that was not filled they are as good a sample.
     LeftOut,
 }
 
