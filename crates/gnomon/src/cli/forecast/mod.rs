@@ -29,9 +29,9 @@ pub enum Command {
                             late: the last text holds until it is too old. wrong: unknown until a good one comes.")]
     Feeds,
     /// Replay a recording through the real loop and compare every predictor with address order and the oracle
-    #[command(after_help = "Examples:\n  gnomon forecast replay --trace web.csv.zst\n  \
-                            gnomon forecast replay --trace web.csv.zst --model web.safetensors\n  \
-                            gnomon forecast replay --trace disk.vscsi --budget 10% --pull 4x --allocated touched --json\n\n\
+    #[command(after_help = "Examples:\n  gnomon forecast replay web.csv.zst\n  \
+                            gnomon forecast replay web.csv.zst --model web.safetensors\n  \
+                            gnomon forecast replay disk.vscsi --budget 10% --pull 4x --allocated touched --json\n\n\
                             stalled: share of the reads after the switch that would have waited.\n\
                             gap closed: 0 is address order, 1 is the oracle, which has seen the future.")]
     Replay(replay::Args),

@@ -23,8 +23,11 @@ use crate::{api::ApiError, trace};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A recording, in any format that `gnomon trace convert` reads; compressed when it ends in .zst
-    #[arg(long)]
-    trace: PathBuf,
+    #[arg(value_name = "TRACE", required_unless_present = "named")]
+    trace: Option<PathBuf>,
+    /// The recording, by its name
+    #[arg(long = "trace", id = "named", value_name = "TRACE", conflicts_with = "trace")]
+    named: Option<PathBuf>,
     #[command(flatten)]
     knowledge: KnowledgeArgs,
     /// What is copied before the switch, as a share of what is allocated
@@ -103,13 +106,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Ended {
     };
     let options =
         ReplayOptions { budget_percent: args.budget, rate: args.pull, allocation, ..ReplayOptions::default() };
+    let file = args.trace.as_ref().or(args.named.as_ref());
+    let file = file.ok_or_else(|| ApiError::usage("which recording? Name its file"))?;
     let known = args.knowledge.load()?;
-    let results =
-        replay_knowing(&trace::load(&args.trace)?, &options, &known, &mut thought).map_err(ApiError::from)?;
+    let results = replay_knowing(&trace::load(file)?, &options, &known, &mut thought).map_err(ApiError::from)?;
     if let Some(file) = &args.plot {
         std::fs::write(file, picture(&results)).map_err(ApiError::from)?;
     }
-    let told = tell(&args.trace, &options, &known, &results)?;
+    let told = tell(file, &options, &known, &results)?;
     context.output.result(&told, words);
     Ok(())
 }
