@@ -16,6 +16,8 @@ use crate::{config::Config, daemon};
                         [link] listen, pki, rate; [[peer]] name, address; [store] shared, lease, ca,\n\
                         certificate, key (files, for an etcd with TLS); [volume] dir, nbd_socket, nbd_tcp, nbd_pki;\n\
                         [forecast] model (a file of `gnomon forecast train`), learn (true: go on learning);\n\
+                        [memory] budget, floor (sizes: what is staged at most, what stays available), step (seconds\n\
+                        between two plans); [[feed]] name, one of file, url and command, every, patience, oldest, edges;\n\
                         [[balancer]] vm, haproxy, server, address (a table: node = \"host:port\");\n\
                         [[hook]] url or command, vm (none: all).")]
 pub struct Args {
