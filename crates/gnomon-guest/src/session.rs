@@ -151,8 +151,8 @@ impl<W: Write> Session<W> {
     }
 }
 
-/// Reads commands from `port` on a thread of their own; lines that `parse` does not know are left out. The host end may close and open again: a guest that was moved
-/// has a new host.
+/// Reads commands from `port` on a thread of their own; lines that `parse` does not know are left out. The host end may close
+/// and open again: a guest that was moved has a new host.
 pub fn listen<C: Send + 'static>(
     port: impl Read + Send + 'static,
     parse: fn(&str) -> Option<C>,

@@ -75,8 +75,8 @@ impl SnapshotError {
     }
 }
 
-/// Copies the guest of `qemu`, whose makeup is `made_of`. `at_rest` runs while it stands, with its disks at rest. Takes as long as its RAM takes to
-/// copy; the guest stands for some milliseconds of it, if `tracker` follows a guest that runs.
+/// Copies the guest of `qemu`, whose makeup is `made_of`. `at_rest` runs while it stands, with its disks at rest. Takes as
+/// long as its memory takes to copy; the guest stands for some milliseconds of it, if `tracker` follows a guest that runs.
 pub fn snapshot<T>(
     qemu: &Qemu,
     made_of: Resolved,

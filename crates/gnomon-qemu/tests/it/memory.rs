@@ -8,10 +8,11 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, CaptureOptions, DimmAnswer, DirtyTracker, Filling, GuestMemory, GuestRam, Launch, MemoryDeviceError,
-    NewDimm, OfferedDimm, PageTables, Part, PortSpec, Qemu, QemuBinary, RamLoan, Resolved, Role, Standby, StateError,
-    TrackTarget, VmSpec, add_dimm, capture, dimms, guest_step, held_memory, memory_of, present, remove_dimm,
-    resize_virtio_mem, resolve, resolved_now, sweep_backends, track, virtio_mem,
+    Accel, CaptureOptions, DimmAnswer, DirtyTracker, Filling, GuestMemory, GuestRam, Incoming, IncomingFrom, Launch,
+    MemoryDeviceError, NewDimm, OfferedDimm, Outgoing, OutgoingOptions, PageTables, Part, PortSpec, Qemu, QemuBinary,
+    RamLoan, Resolved, Role, Standby, StateError, TrackTarget, VmSpec, add_dimm, capture, dimms, guest_step,
+    held_memory, memory_of, present, remove_dimm, resize_virtio_mem, resolve, resolved_now, sweep_backends, track,
+    virtio_mem,
 };
 use gnomon_terms::{Bytes, ErrorKind, PageNumber, PageSet};
 use serde_json::{Value, json};
@@ -490,6 +491,47 @@ fn a_guest_goes_on_in_another_qemu_with_what_it_was_given() {
         add_dimm(&linux.vm, &dimm("third", &blocks[0]), LONG).expect("taken");
         linux.use_up(320);
     }
+}
+
+/// By QEMU's own migration, of a release that loses no pages of it under TCG.
+#[test]
+fn a_guest_is_migrated_with_what_it_was_given() {
+    let (stable, qemu) = (Stable::new(), newer_qemu());
+    let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
+    let blocks = ["gone", "first", "second"].map(block);
+    for (id, memory) in ["gone", "first", "second"].into_iter().zip(&blocks) {
+        add_dimm(&linux.vm, &dimm(id, memory), LONG).expect("taken");
+    }
+    remove_dimm(&linux.vm, "gone", LONG).expect("given back");
+    linux.use_up(320);
+    let made_of = resolved_now(&linux.vm).expect("told").expect("ours");
+    let mut spec = linux.vm.record().spec.clone().expect("ours");
+    spec.ports[0].socket = stable.path().join("next.sock");
+    let (dir, host_args) = (stable.home("next"), qemu.host_args());
+    let launch = Launch {
+        qemu: &qemu.path,
+        host_args: &host_args,
+        spec: &spec,
+        resolved: &made_of,
+        dir: &dir,
+        role: Role::Incoming,
+        ram: None,
+    };
+    let next = Qemu::launch(&launch).expect("QEMU starts");
+    let port = UnixStream::connect(&spec.ports[0].socket).expect("it listens");
+    port.set_read_timeout(Some(2 * LONG)).expect("set");
+    let (out, into) = UnixStream::pair().expect("a pair");
+    let mut incoming = Incoming::start(next.qmp(), IncomingFrom::Stream(into.into()), false).expect("waits");
+    let mut outgoing = Outgoing::start(linux.vm.qmp(), out.into(), &OutgoingOptions::default()).expect("starts");
+    assert!(outgoing.await_standing(LONG).expect("no failure"), "it never stood");
+    outgoing.switch(LONG).expect("switched");
+    assert!(incoming.await_running(LONG).expect("no failure"), "it never ran");
+    linux.vm.kill().expect("killed");
+    let mut linux = Linux { vm: next, port: BufReader::new(port), ..linux };
+    assert_eq!(linux.ask("check", "checked")["wrong"], 0);
+    linux.ask("drop", "memory");
+    remove_dimm(&linux.vm, "first", LONG).expect("given back");
+    assert_eq!((linux.more(), ids(&linux.vm)), (128, vec!["second".to_string()]));
 }
 
 /// The memory of a guest that stands, in memory of its own.

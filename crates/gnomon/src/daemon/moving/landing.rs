@@ -150,6 +150,7 @@ fn add(daemon: &Daemon, record: LandingRecord) -> Arc<Landing> {
 
 impl Landing {
     fn start(self: &Arc<Landing>, daemon: &Daemon, spec: VmSpec, resolved: Resolved) -> Result<Outcome, ApiError> {
+        resolved.check(&spec)?;
         let memory = GuestMemory::create(&self.record.vm, &resolved)?;
         let qemu = Arc::new(daemon.vms.launch_waiting(spec, resolved, self.record.token, memory.shared())?);
         let writer: Arc<RamWriter> = Arc::new(memory.map_writable()?);

@@ -433,6 +433,7 @@ impl Keeping {
 
     /// Makes memory, and a QEMU that waits on it.
     fn start(&self, daemon: &Arc<Daemon>, wanted: &Wanted) -> Result<Engine, ApiError> {
+        wanted.resolved.check(&wanted.spec)?;
         let memory = GuestMemory::create(&self.record.vm, &wanted.resolved)?;
         let (spec, resolved) = (wanted.spec.clone(), wanted.resolved.clone());
         let qemu = daemon.vms.launch_waiting(spec.clone(), resolved.clone(), self.record.token, memory.shared())?;
