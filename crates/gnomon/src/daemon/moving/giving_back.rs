@@ -32,7 +32,7 @@ use crate::{
         Daemon,
         keeper::VolumeHandle,
         records::{HandoverRecord, StandingRecord},
-        vms::makeup::built,
+        vms::makeup::{built, refuse_if_qemu_loses_pages},
     },
 };
 
@@ -224,6 +224,8 @@ impl GivingBack {
     /// How a guest of this node is built; `None` when it does not run.
     pub fn built(&self, daemon: &Arc<Daemon>, vm: &str) -> Result<Option<Built>, ApiError> {
         let Some(qemu) = daemon.vms.get(vm).ok().and_then(|vm| vm.qemu()) else { return Ok(None) };
+        // It would come back by QEMU's own migration: better refused while nothing has been given.
+        refuse_if_qemu_loses_pages(&qemu)?;
         let (spec, resolved) = built(&qemu)?;
         Ok(Some(Built { spec, resolved }))
     }
