@@ -1,5 +1,6 @@
 //! The crate against real QEMU processes.
 
+mod carried;
 mod disk;
 mod doctor;
 mod guests;

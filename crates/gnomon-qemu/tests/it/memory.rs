@@ -8,13 +8,12 @@ use std::{
 };
 
 use gnomon_qemu::{
-    Accel, CaptureOptions, DimmAnswer, DirtyTracker, Filling, GuestMemory, GuestRam, Incoming, IncomingFrom, Launch,
-    MemoryDeviceError, NewDimm, OfferedDimm, Outgoing, OutgoingOptions, PageTables, Part, PortSpec, Qemu, QemuBinary,
-    RamLoan, Resolved, Role, Standby, StateError, TrackTarget, VmSpec, add_dimm, capture, dimms, guest_step,
-    held_memory, memory_of, present, remove_dimm, resize_virtio_mem, resolve, resolved_now, sweep_backends, track,
+    Accel, CaptureOptions, DimmAnswer, Filling, GuestRam, Launch, MemoryDeviceError, NewDimm, OfferedDimm,
+    PageTables, Part, PortSpec, Qemu, QemuBinary, RamLoan, Role, Standby, StateError, VmSpec, add_dimm, capture,
+    dimms, guest_step, held_memory, present, remove_dimm, resize_virtio_mem, resolve, resolved_now, sweep_backends,
     virtio_mem,
 };
-use gnomon_terms::{Bytes, ErrorKind, PageNumber, PageSet};
+use gnomon_terms::{Bytes, ErrorKind};
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,7 +29,7 @@ const SHORT: Duration = Duration::from_secs(2);
 /// For a guest that may have to try again: virtio-mem in Linux rests for 50 s after a page that could not be moved.
 const TRIES: Duration = Duration::from_secs(300);
 
-fn qemus() -> [&'static QemuBinary; 2] {
+pub fn qemus() -> [&'static QemuBinary; 2] {
     [qemu(), newer_qemu()]
 }
 
@@ -59,15 +58,15 @@ fn sector(stable: &Stable, blocks: u64, slots: u32) -> VmSpec {
     VmSpec { max_memory: Some(spec.memory + blocks * BLOCK.0), memory_slots: slots, ..spec }
 }
 
-fn block(name: &str) -> GuestRam {
+pub fn block(name: &str) -> GuestRam {
     GuestRam::create(name, BLOCK).expect("memory")
 }
 
-fn dimm<'a>(id: &'a str, memory: &'a GuestRam) -> NewDimm<'a> {
+pub fn dimm<'a>(id: &'a str, memory: &'a GuestRam) -> NewDimm<'a> {
     NewDimm { id, memory: memory.as_fd(), size: memory.size(), filling: Filling::Allocated }
 }
 
-fn ids(vm: &Qemu) -> Vec<String> {
+pub fn ids(vm: &Qemu) -> Vec<String> {
     dimms(vm).expect("told").into_iter().map(|dimm| dimm.id).collect()
 }
 
@@ -86,15 +85,15 @@ fn closes(vm: &Qemu, memory: &GuestRam) {
 }
 
 /// A Linux that takes and gives back memory as it is told, with 256 MiB from the start and 512 MiB to come.
-struct Linux {
-    vm: Qemu,
-    port: BufReader<UnixStream>,
+pub struct Linux {
+    pub vm: Qemu,
+    pub port: BufReader<UnixStream>,
     /// KiB, from the start.
-    began_with: u64,
+    pub began_with: u64,
 }
 
 impl Linux {
-    fn spec(stable: &Stable, online: &str) -> VmSpec {
+    pub fn spec(stable: &Stable, online: &str) -> VmSpec {
         let (kernel, initrd, _) = linux_image().expect("a Linux guest in the cache: `cargo xtask guest` makes it");
         VmSpec {
             accel: Accel::Tcg,
@@ -107,7 +106,7 @@ impl Linux {
         }
     }
 
-    fn boot(stable: &Stable, qemu: &QemuBinary, spec: &VmSpec) -> Linux {
+    pub fn boot(stable: &Stable, qemu: &QemuBinary, spec: &VmSpec) -> Linux {
         let vm = launch(stable, qemu, spec);
         let stream = UnixStream::connect(&spec.ports[0].socket).expect("it listens");
         stream.set_read_timeout(Some(2 * LONG)).expect("set");
@@ -127,19 +126,19 @@ impl Linux {
         said
     }
 
-    fn ask(&mut self, command: &str, kind: &str) -> Value {
+    pub fn ask(&mut self, command: &str, kind: &str) -> Value {
         writeln!(self.port.get_mut(), "{command}").expect("written");
         self.hear(kind)
     }
 
     /// MiB that it has in all, more than from the start.
-    fn more(&mut self) -> u64 {
+    pub fn more(&mut self) -> u64 {
         let total = self.ask("look", "memory")["total_kib"].as_u64().expect("a number");
         total.checked_sub(self.began_with).expect("not less than from the start") >> 10
     }
 
     /// Takes `mib` more and proves that it is memory.
-    fn use_up(&mut self, mib: u64) {
+    pub fn use_up(&mut self, mib: u64) {
         let burst = self.ask(&format!("touch {mib}"), "touched");
         assert_eq!(burst["mib"], mib, "{burst}");
         assert_eq!(self.ask("check", "checked")["wrong"], 0);
@@ -435,120 +434,6 @@ fn memory_that_never_became_a_dimms_is_closed() {
         assert_eq!(sweep_backends(&vm).expect("swept"), Vec::<String>::new());
         closes(&vm, &memory);
     }
-}
-
-/// On the same memory, and on a copy of it. One that was given back before leaves a slot free and a gap in addresses.
-#[test]
-fn a_guest_goes_on_in_another_qemu_with_what_it_was_given() {
-    for (qemu, is_copied) in qemus().into_iter().zip([false, true]) {
-        let stable = Stable::new();
-        let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
-        let blocks = ["gone", "first", "second"].map(block);
-        for (id, memory) in ["gone", "first", "second"].into_iter().zip(&blocks) {
-            add_dimm(&linux.vm, &dimm(id, memory), LONG).expect("taken");
-        }
-        remove_dimm(&linux.vm, "gone", LONG).expect("given back");
-        linux.use_up(320);
-
-        let made_of = resolved_now(&linux.vm).expect("told").expect("ours");
-        assert_eq!(
-            made_of.dimms.iter().map(|dimm| (dimm.id.as_str(), dimm.slot)).collect::<Vec<_>>(),
-            [("first", 1), ("second", 2)]
-        );
-        let memory = memory_of(&linux.vm, &made_of).expect("found").expect("ours");
-        let inodes = |parts: &[GuestRam]| parts.iter().map(GuestRam::inode).collect::<Vec<_>>();
-        assert_eq!(inodes(&memory.parts()[1..]), inodes(&blocks[1..]));
-        let target = TrackTarget::of_memory(linux.vm.record().pid, &memory).expect("mapped");
-        let tracker = is_copied.then(|| track(&target).expect("followed").tracker);
-        let frozen = capture(&linux.vm, &CaptureOptions::of(&made_of)).expect("captured");
-        let memory = tracker.map_or(memory, |mut tracker| copied(&mut *tracker, &made_of));
-
-        let mut spec = linux.vm.record().spec.clone().expect("ours");
-        spec.ports[0].socket = stable.path().join("next.sock");
-        let launch = Launch {
-            qemu: &qemu.path,
-            host_args: &qemu.host_args(),
-            spec: &spec,
-            resolved: &made_of,
-            dir: &stable.home("next"),
-            role: Role::IncomingPaused,
-            ram: Some(memory.shared()),
-        };
-        let next = Qemu::launch(&launch).expect("QEMU starts");
-        let port = UnixStream::connect(&spec.ports[0].socket).expect("it listens");
-        let blob = frozen.hand_over();
-        Standby::new(&next).expect("ready").load(&blob, LONG).expect("loaded").run(LONG).expect("runs");
-        linux.vm.kill().expect("killed");
-        port.set_read_timeout(Some(2 * LONG)).expect("set");
-        let mut linux = Linux { vm: next, port: BufReader::new(port), ..linux };
-        assert_eq!(linux.ask("check", "checked")["wrong"], 0, "{}", qemu.version);
-        assert_eq!(resolved_now(&linux.vm).expect("told"), Some(made_of));
-
-        // It gives back what it brought along, and gets more.
-        linux.ask("drop", "memory");
-        remove_dimm(&linux.vm, "second", LONG).expect("given back");
-        assert_eq!((linux.more(), ids(&linux.vm)), (128, vec!["first".to_string()]));
-        add_dimm(&linux.vm, &dimm("third", &blocks[0]), LONG).expect("taken");
-        linux.use_up(320);
-    }
-}
-
-/// By QEMU's own migration, of a release that loses no pages of it under TCG.
-#[test]
-fn a_guest_is_migrated_with_what_it_was_given() {
-    let (stable, qemu) = (Stable::new(), newer_qemu());
-    let mut linux = Linux::boot(&stable, qemu, &Linux::spec(&stable, "online_movable"));
-    let blocks = ["gone", "first", "second"].map(block);
-    for (id, memory) in ["gone", "first", "second"].into_iter().zip(&blocks) {
-        add_dimm(&linux.vm, &dimm(id, memory), LONG).expect("taken");
-    }
-    remove_dimm(&linux.vm, "gone", LONG).expect("given back");
-    linux.use_up(320);
-    let made_of = resolved_now(&linux.vm).expect("told").expect("ours");
-    let mut spec = linux.vm.record().spec.clone().expect("ours");
-    spec.ports[0].socket = stable.path().join("next.sock");
-    let (dir, host_args) = (stable.home("next"), qemu.host_args());
-    let launch = Launch {
-        qemu: &qemu.path,
-        host_args: &host_args,
-        spec: &spec,
-        resolved: &made_of,
-        dir: &dir,
-        role: Role::Incoming,
-        ram: None,
-    };
-    let next = Qemu::launch(&launch).expect("QEMU starts");
-    let port = UnixStream::connect(&spec.ports[0].socket).expect("it listens");
-    port.set_read_timeout(Some(2 * LONG)).expect("set");
-    let (out, into) = UnixStream::pair().expect("a pair");
-    let mut incoming = Incoming::start(next.qmp(), IncomingFrom::Stream(into.into()), false).expect("waits");
-    let mut outgoing = Outgoing::start(linux.vm.qmp(), out.into(), &OutgoingOptions::default()).expect("starts");
-    assert!(outgoing.await_standing(LONG).expect("no failure"), "it never stood");
-    outgoing.switch(LONG).expect("switched");
-    assert!(incoming.await_running(LONG).expect("no failure"), "it never ran");
-    linux.vm.kill().expect("killed");
-    let mut linux = Linux { vm: next, port: BufReader::new(port), ..linux };
-    assert_eq!(linux.ask("check", "checked")["wrong"], 0);
-    linux.ask("drop", "memory");
-    remove_dimm(&linux.vm, "first", LONG).expect("given back");
-    assert_eq!((linux.more(), ids(&linux.vm)), (128, vec!["second".to_string()]));
-}
-
-/// The memory of a guest that stands, in memory of its own.
-fn copied(tracker: &mut dyn DirtyTracker, made_of: &Resolved) -> GuestMemory {
-    let copy = GuestMemory::create("copy", made_of).expect("memory");
-    let (writer, mut dirty) = (copy.map_writable().expect("mapped"), PageSet::new());
-    tracker.scan(&mut dirty).expect("scanned");
-    assert_eq!(dirty.count(), copy.pages(), "the first scan tells of all");
-    // Runs that cross the borders of its parts.
-    let mut bytes = vec![0; 24 << 20];
-    for start in (0..copy.pages().0).step_by(bytes.len() / 4096) {
-        let count = (copy.pages().0 - start).min(bytes.len() as u64 / 4096);
-        let bytes = &mut bytes[..count as usize * 4096];
-        tracker.read(PageNumber(start), bytes).expect("read");
-        writer.write_at(start * 4096, bytes).expect("within");
-    }
-    copy
 }
 
 /// What carries a guest says what it carries. A device that could have memory and has none is no hindrance.
